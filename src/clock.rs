@@ -1,0 +1,17 @@
+//! The wall clock. Nothing else in the crate asks what time it is: decisions take the time as an
+//! argument, so that a test can run a year in a millisecond.
+
+use time::OffsetDateTime;
+
+/// The current wall-clock time, in UTC.
+pub fn now() -> OffsetDateTime {
+    OffsetDateTime::now_utc()
+}
+
+/// `at` in RFC 3339, to the second, for messages and JSON.
+pub fn rfc3339(at: OffsetDateTime) -> String {
+    let seconds = at.replace_nanosecond(0).unwrap_or(at);
+    seconds
+        .format(&time::format_description::well_known::Rfc3339)
+        .unwrap_or_else(|_| at.unix_timestamp().to_string())
+}

@@ -1,0 +1,187 @@
+//! The configuration: what it can say, as types that hold only valid values. [`Config::parse`] is
+//! the only way to get one from text.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use crate::certificate::name::Name;
+
+/// A whole, valid configuration. Paths are absolute or relative to the working directory: the
+/// parser has already resolved them against the file they stood in.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// The file it came from; `None` when it was made from command-line arguments.
+    pub path: Option<PathBuf>,
+    pub server: Server,
+    pub certificates: Certificates,
+    pub acme: Acme,
+    pub sites: Vec<Site>,
+}
+
+/// `[server]`: where to listen and how to run.
+#[derive(Clone, Debug)]
+pub struct Server {
+    /// Plain HTTP: ACME challenges, redirects, and sites with `tls = "off"`.
+    pub http_listen: Vec<SocketAddr>,
+    pub https_listen: Vec<SocketAddr>,
+    pub admin_listen: AdminListen,
+    pub state_dir: PathBuf,
+    /// Worker threads; 0 means one per core.
+    pub threads: usize,
+    /// How long a drain may take before what is left is cut off.
+    pub grace_period: Duration,
+}
+
+/// Where the admin API listens.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum AdminListen {
+    /// A loopback address.
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    Off,
+}
+
+/// `[certificates]`: certificates that somebody else writes.
+#[derive(Clone, Debug)]
+pub struct Certificates {
+    /// Drop folders, searched to a depth of 3; pairs are found by content.
+    pub directories: Vec<PathBuf>,
+    pub poll_interval: Duration,
+    /// File events on top of the poll.
+    pub watch: bool,
+    /// The name whose certificate is served to clients without SNI or with an unknown one.
+    pub default: Option<Name>,
+    pub files: Vec<CertificateFiles>,
+}
+
+/// `[[certificates.files]]`: one explicit pair. Both paths are the same for a combined file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct CertificateFiles {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
+/// `[acme]`: the certificate authorities, in the order in which they are tried. Never empty.
+#[derive(Clone, Debug)]
+pub struct Acme {
+    pub authorities: Vec<CertificateAuthority>,
+}
+
+/// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
+/// what it does not set from `[acme]` (except `external_account` and `profile`, which belong to
+/// one CA alone).
+#[derive(Clone, Debug)]
+pub struct CertificateAuthority {
+    /// The directory URL (RFC 8555 section 7.1.1).
+    pub directory: String,
+    pub email: Option<String>,
+    /// PEM file with extra trust anchors for the CA's own HTTPS.
+    pub ca_certificate: Option<PathBuf>,
+    /// Challenge types to use, in order of preference. Never empty.
+    pub challenges: Vec<ChallengeType>,
+    pub key_type: KeyType,
+    /// The CA's certificate profile; the CA's own default if `None`.
+    pub profile: Option<String>,
+    /// External account binding (RFC 8555 section 7.3.4).
+    pub external_account: Option<ExternalAccount>,
+}
+
+/// Key identifier and MAC key that bind an ACME account to one that exists elsewhere.
+#[derive(Clone)]
+pub struct ExternalAccount {
+    pub kid: String,
+    /// The decoded MAC key. Secret.
+    pub hmac_key: Vec<u8>,
+}
+
+impl std::fmt::Debug for ExternalAccount {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("ExternalAccount")
+            .field("kid", &self.kid)
+            .finish_non_exhaustive()
+    }
+}
+
+/// How control over a name is shown to the CA.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum ChallengeType {
+    /// RFC 8737.
+    TlsAlpn01,
+    /// RFC 8555 section 8.3.
+    Http01,
+}
+
+/// The kind of key that a certificate is ordered for.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum KeyType {
+    #[default]
+    P256,
+    P384,
+    Rsa2048,
+    Rsa3072,
+    Rsa4096,
+}
+
+/// `[[sites]]`: some hosts and where their requests go.
+#[derive(Clone, Debug)]
+pub struct Site {
+    /// Exact names, wildcards or IP addresses; never empty, unique over all sites.
+    pub hosts: Vec<Name>,
+    pub tls: TlsMode,
+    pub certificate_per: CertificatePer,
+    /// In order of specificity: the first that matches wins. Never empty; where the site has
+    /// `upstreams` of its own, they are the last route, `/*`.
+    pub routes: Vec<Route>,
+}
+
+/// Where a site's certificate comes from.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TlsMode {
+    /// Files that cover the name if there are any, else the internal CA for names that no public
+    /// CA can issue for, else ACME.
+    #[default]
+    Auto,
+    Acme,
+    Internal,
+    /// Files alone: nothing is ever ordered.
+    Files,
+    /// Plain HTTP on `http_listen`, no redirect.
+    Off,
+}
+
+/// Whether the hosts of one site share a certificate.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum CertificatePer {
+    #[default]
+    Host,
+    Site,
+}
+
+/// Requests whose path matches go to these upstreams.
+#[derive(Clone, Debug)]
+pub struct Route {
+    pub path: PathPattern,
+    /// Tried in turn. Never empty.
+    pub upstreams: Vec<Upstream>,
+}
+
+/// A path to match: `/api/v1` matches that path alone, `/api/*` everything below `/api/` and
+/// `/api` itself, `/*` everything.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum PathPattern {
+    Exact(String),
+    /// The text before the `*`, with its trailing slash: `/api/` or `/`.
+    Prefix(String),
+}
+
+/// Where a request is sent.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub enum Upstream {
+    /// `host:port`, `https://host:port`; the host is a name or an address.
+    Tcp { host: String, port: u16, tls: bool },
+    /// `unix:/path`.
+    Unix(PathBuf),
+    /// `respond:TEXT`: a fixed 200 with this text, for trying things out.
+    Respond(String),
+}
