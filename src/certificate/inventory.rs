@@ -276,9 +276,9 @@ impl Inventory {
             .map(|(_, live)| live.clone());
         let file_valid_until = candidates
             .iter()
-            .filter(|(id, entry)| id.source.is_external() && entry.on_disk)
+            .filter(|(_, entry)| entry.on_disk)
             .filter_map(|(_, entry)| entry.live.as_ref())
-            .filter(|live| live.key.is_valid_at(now))
+            .filter(|live| live.source.is_external() && live.key.is_valid_at(now))
             .map(|live| live.key.not_after())
             .max();
         Some(Choice {

@@ -3,8 +3,13 @@
 
 pub mod certified_key;
 pub mod credential;
+pub mod folder;
+pub mod generations;
 pub mod inventory;
 pub mod material;
 pub mod name;
 pub mod observe;
+pub mod reloader;
 pub mod table;
+pub mod unit;
+pub mod watcher;
