@@ -6,7 +6,8 @@ SHELL := /bin/sh
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
-export PATH := $(HOME)/go/bin:$(HOME)/.cargo/bin:$(PATH):/usr/local/go/bin:/usr/sbin
+export GOBIN := $(or $(GOBIN),$(HOME)/go/bin)
+export PATH := $(GOBIN):$(HOME)/.cargo/bin:$(PATH):/usr/local/go/bin:/usr/sbin
 
 help: ## print what each target does
 	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16

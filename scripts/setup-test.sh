@@ -76,9 +76,8 @@ EOF
 
 install_programs
 # Where `go install` puts its programs comes first, before an older Pebble of the system.
-if command -v go >/dev/null 2>&1; then
-    PATH="$(go env GOPATH)/bin:$PATH"
-fi
+export GOBIN="${GOBIN:-$HOME/go/bin}"
+PATH="$GOBIN:$PATH"
 if has_pebble; then
     :
 elif ! has_go; then
