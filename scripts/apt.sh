@@ -1,4 +1,4 @@
-# Sourced by the setup scripts: collects what is missing, then installs it in one go.
+# Sourced by the setup scripts: collects what is missing, then installs it by apt in one go.
 # shellcheck shell=sh
 
 MISSING_PACKAGES=""
@@ -7,6 +7,11 @@ MISSING_PACKAGES=""
 need() {
     echo "missing: $1 ($2)"
     MISSING_PACKAGES="$MISSING_PACKAGES $1"
+}
+
+# at_least HAVE WANT: compares dotted version numbers.
+at_least() {
+    [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
 }
 
 # as_root COMMAND...: runs it as root, through sudo if this is another user.

@@ -20,11 +20,6 @@ has_libclang() {
     return 1
 }
 
-# at_least HAVE WANT: compares dotted version numbers.
-at_least() {
-    [ "$(printf '%s\n%s\n' "$2" "$1" | sort -V | head -n 1)" = "$2" ]
-}
-
 check_rust() {
     if ! command -v cargo >/dev/null 2>&1; then
         echo "error: cargo is not installed; get Rust $RUST_NEEDED or newer from https://rustup.rs" >&2
@@ -44,5 +39,8 @@ command -v cc >/dev/null 2>&1 || need gcc "the C compiler for AWS-LC, and Rust's
 command -v make >/dev/null 2>&1 || need make "cmake writes makefiles for it"
 command -v git >/dev/null 2>&1 || need git "BoringSSL's build script patches its sources with it"
 command -v pkg-config >/dev/null 2>&1 || need pkg-config "build scripts look for system libraries with it"
+if command -v apt-get >/dev/null 2>&1 && [ ! -e /etc/ssl/certs/ca-certificates.crt ]; then
+    need ca-certificates "cargo and go check the registries' HTTPS with it"
+fi
 has_libclang || need libclang-dev "bindgen reads BoringSSL's headers with it"
 install_missing

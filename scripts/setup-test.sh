@@ -48,11 +48,20 @@ has_pebble() {
         && grep -aq alreadyReplaced "$pebble"
 }
 
-# has_go: Go 1.21 is the first that fetches the newer toolchain a module asks for by itself.
+# Pebble wants Go 1.24; from 1.21 on Go fetches the toolchain that a module asks for by itself.
+GO_NEEDED=1.21
+
 has_go() {
-    command -v go >/dev/null 2>&1 || return 1
-    go_found=$(go env GOVERSION | sed 's/^go//')
-    [ "$(printf '1.21\n%s\n' "$go_found" | sort -V | head -n 1)" = 1.21 ]
+    command -v go >/dev/null 2>&1 && at_least "$(go env GOVERSION | sed 's/^go//')" "$GO_NEEDED"
+}
+
+# Debian 13 and Ubuntu 24.04 have a Go that is new enough, Debian 12 does not.
+install_go() {
+    command -v apt-cache >/dev/null 2>&1 || return 1
+    candidate=$(apt-cache policy golang-go | sed -n 's/^ *Candidate: *\([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
+    [ -n "$candidate" ] && at_least "$candidate" "$GO_NEEDED" || return 1
+    need golang-go "builds Pebble, the ACME server for the tests"
+    install_missing
 }
 
 install_pebble() {
@@ -66,7 +75,7 @@ without_pebble() {
     cat >&2 <<EOF
 
 *********************************************************************************************
-*  No Pebble: $1
+*  No Pebble $PEBBLE_VERSION: $1
 *  The tests against a real ACME server are left out; ACME is then proven against the
 *  scripted CA of the tests alone. For all of them: install Go 1.24 or newer, run this again.
 *********************************************************************************************
@@ -80,8 +89,8 @@ export GOBIN="${GOBIN:-$HOME/go/bin}"
 PATH="$GOBIN:$PATH"
 if has_pebble; then
     :
-elif ! has_go; then
-    without_pebble "it is not installed, and Go 1.24 or newer, which builds it, is not there"
+elif ! has_go && ! install_go; then
+    without_pebble "it is not here, and neither is a Go that can build it"
 elif ! install_pebble || ! has_pebble; then
-    without_pebble "go install failed, see above"
+    without_pebble "building it with go install failed, see above"
 fi
