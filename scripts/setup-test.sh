@@ -41,13 +41,6 @@ install_programs() {
     fi
 }
 
-# has_pebble: whether a Pebble with renewal information (ARI), profiles and alreadyReplaced is
-# there. A binary that `go install` made does not know its own version, so its text is asked.
-has_pebble() {
-    pebble=$(command -v pebble) && command -v pebble-challtestsrv >/dev/null 2>&1 \
-        && grep -aq alreadyReplaced "$pebble"
-}
-
 # Pebble wants Go 1.24; from 1.21 on Go fetches the toolchain that a module asks for by itself.
 GO_NEEDED=1.21
 
@@ -87,10 +80,10 @@ install_programs
 # Where `go install` puts its programs comes first, before an older Pebble of the system.
 export GOBIN="${GOBIN:-$HOME/go/bin}"
 PATH="$GOBIN:$PATH"
-if has_pebble; then
+if scripts/has-pebble.sh; then
     :
 elif ! has_go && ! install_go; then
     without_pebble "it is not here, and neither is a Go that can build it"
-elif ! install_pebble || ! has_pebble; then
+elif ! install_pebble || ! scripts/has-pebble.sh; then
     without_pebble "building it with go install failed, see above"
 fi
