@@ -6,6 +6,7 @@ pub mod atomic;
 pub mod generation;
 pub mod leaf;
 mod lock;
+pub mod private_key;
 
 use std::fs;
 use std::io;
