@@ -90,7 +90,12 @@ async fn serve(
 
     let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
     let https_port = Arc::new(AtomicU16::new(bound.https_port().unwrap_or(443)));
-    let proxy = Proxy::new(routing.clone(), challenges.clone(), metrics.clone(), https_port);
+    let proxy = Proxy::new(
+        routing.clone(),
+        challenges.clone(),
+        metrics.clone(),
+        https_port,
+    );
     let service = Arc::new(Service {
         app: Arc::new(http_proxy(proxy, threads)),
         tls: tls::acceptor(reloader.table().clone(), challenges)?,
@@ -141,8 +146,14 @@ fn start_listeners(
     service: &Arc<Service<HttpProxy<Proxy>>>,
     api: Api,
 ) -> Result<(), AppError> {
-    let plain = bound.http.into_iter().map(|listener| (listener, Protocol::Http));
-    let tls = bound.https.into_iter().map(|listener| (listener, Protocol::Https));
+    let plain = bound
+        .http
+        .into_iter()
+        .map(|listener| (listener, Protocol::Http));
+    let tls = bound
+        .https
+        .into_iter()
+        .map(|listener| (listener, Protocol::Https));
     for (listener, protocol) in plain.chain(tls) {
         let listener = TcpListener::from_std(listener)?;
         tokio::spawn(accept_loop(listener, protocol, service.clone()));
@@ -161,7 +172,9 @@ fn start_listeners(
 fn sources(config: &Config, state: &StateDir) -> Sources {
     let pairs = config.certificates.files.iter();
     Sources {
-        pairs: pairs.map(|pair| (pair.certificate.clone(), pair.private_key.clone())).collect(),
+        pairs: pairs
+            .map(|pair| (pair.certificate.clone(), pair.private_key.clone()))
+            .collect(),
         folders: config.certificates.directories.clone(),
         generations: Some(state.certificates_dir()),
         default_name: config.certificates.default.clone(),
@@ -195,19 +208,29 @@ fn coverage(table: &TableReader, name: &Name) -> Coverage {
     let live = table.load();
     Coverage {
         loaded: table.is_loaded(),
-        file_valid_until: live.covering(name).filter_map(|choice| choice.file_valid_until).max(),
+        file_valid_until: live
+            .covering(name)
+            .filter_map(|choice| choice.file_valid_until)
+            .max(),
     }
 }
 
 impl Bound {
     fn bind(config: &Config) -> Result<Bound, AppError> {
         let bind_all = |addresses: &[SocketAddr]| {
-            addresses.iter().map(|address| sockets::bind(*address)).collect::<Result<Vec<_>, _>>()
+            addresses
+                .iter()
+                .map(|address| sockets::bind(*address))
+                .collect::<Result<Vec<_>, _>>()
         };
         let wants_tls = config.sites.iter().any(|site| site.tls != TlsMode::Off);
         Ok(Bound {
             http: bind_all(&config.server.http_listen)?,
-            https: if wants_tls { bind_all(&config.server.https_listen)? } else { Vec::new() },
+            https: if wants_tls {
+                bind_all(&config.server.https_listen)?
+            } else {
+                Vec::new()
+            },
             admin: AdminListener::bind(&config.server.admin_listen)?,
         })
     }

@@ -53,7 +53,10 @@ impl Api {
                 None => not_found(path),
             },
             _ => {
-                let mut answer = error(StatusCode::METHOD_NOT_ALLOWED, "only GET and POST are known");
+                let mut answer = error(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "only GET and POST are known",
+                );
                 let allowed = http::HeaderValue::from_static("GET, HEAD, POST");
                 answer.headers_mut().insert(ALLOW, allowed);
                 answer
@@ -76,8 +79,15 @@ impl Api {
         let report = self.reloader.report();
         let sites = status::sites(&self.config, &self.reloader.table().load(), now);
         let reasons = status::unready_reasons(&sites, &report, now);
-        let code = if reasons.is_empty() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE };
-        json_answer(code, &json!({ "ready": reasons.is_empty(), "reasons": reasons }))
+        let code = if reasons.is_empty() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        json_answer(
+            code,
+            &json!({ "ready": reasons.is_empty(), "reasons": reasons }),
+        )
     }
 
     fn status(&self) -> Status {
@@ -96,7 +106,8 @@ impl Api {
 
     fn render_metrics(&self) -> String {
         let report = self.reloader.report();
-        self.metrics.set_certificates(&report, &self.worker.status());
+        self.metrics
+            .set_certificates(&report, &self.worker.status());
         self.metrics.render()
     }
 
@@ -112,7 +123,11 @@ impl Api {
             return error(StatusCode::BAD_REQUEST, &format!("{name:?} is not a name"));
         };
         let if_due = query.is_some_and(|query| query.split('&').any(|pair| pair == "if_due=true"));
-        let mode = if if_due { RenewMode::IfDue } else { RenewMode::Force };
+        let mode = if if_due {
+            RenewMode::IfDue
+        } else {
+            RenewMode::Force
+        };
         match self.worker.renew(name, mode).await {
             Ok(decision) => json_answer(StatusCode::ACCEPTED, &decision),
             Err(reason) => error(StatusCode::NOT_FOUND, &reason.to_string()),

@@ -26,7 +26,11 @@ impl Refusal {
 
 /// Checks a request to a TCP listener. (On a Unix socket no browser can be tricked.)
 pub fn check(headers: &HeaderMap, listener: SocketAddr) -> Result<(), Refusal> {
-    let text = |name| headers.get(name).map(|value: &http::HeaderValue| value.to_str().ok());
+    let text = |name| {
+        headers
+            .get(name)
+            .map(|value: &http::HeaderValue| value.to_str().ok())
+    };
     let host = text(HOST).flatten().ok_or(Refusal::Host)?;
     if !is_ours(host, listener) {
         return Err(Refusal::Host);
@@ -39,7 +43,9 @@ pub fn check(headers: &HeaderMap, listener: SocketAddr) -> Result<(), Refusal> {
 }
 
 fn is_our_origin(origin: &str, listener: SocketAddr) -> bool {
-    origin.strip_prefix("http://").is_some_and(|host| is_ours(host, listener))
+    origin
+        .strip_prefix("http://")
+        .is_some_and(|host| is_ours(host, listener))
 }
 
 /// `localhost` or the listener's address, with the listener's port.
@@ -52,7 +58,9 @@ fn is_ours(authority: &str, listener: SocketAddr) -> bool {
     };
     let host = host.trim_start_matches('[').trim_end_matches(']');
     let is_host = host.eq_ignore_ascii_case("localhost")
-        || host.parse::<std::net::IpAddr>().is_ok_and(|ip| ip == listener.ip() || ip.is_loopback());
+        || host
+            .parse::<std::net::IpAddr>()
+            .is_ok_and(|ip| ip == listener.ip() || ip.is_loopback());
     is_host && port == listener.port()
 }
 
@@ -72,12 +80,21 @@ mod tests {
             check(&headers, listener).err()
         };
         assert_eq!(refused("localhost:2019", None), None);
-        assert_eq!(refused("127.0.0.1:2019", Some("http://localhost:2019")), None);
+        assert_eq!(
+            refused("127.0.0.1:2019", Some("http://localhost:2019")),
+            None
+        );
         assert_eq!(refused("[::1]:2019", None), None);
         assert_eq!(refused("evil.example:2019", None), Some(Refusal::Host));
         assert_eq!(refused("localhost:2020", None), Some(Refusal::Host));
-        assert_eq!(refused("localhost:2019", Some("https://evil.example")), Some(Refusal::Origin));
-        assert_eq!(refused("localhost:2019", Some("null")), Some(Refusal::Origin));
+        assert_eq!(
+            refused("localhost:2019", Some("https://evil.example")),
+            Some(Refusal::Origin)
+        );
+        assert_eq!(
+            refused("localhost:2019", Some("null")),
+            Some(Refusal::Origin)
+        );
         assert_eq!(check(&HeaderMap::new(), listener), Err(Refusal::Host));
     }
 }

@@ -50,7 +50,10 @@ impl AdminListener {
             }
             AdminListen::Unix(path) => match bind_unix(path) {
                 Ok(listener) => Ok(Some(AdminListener::Unix(listener))),
-                Err(source) => Err(AdminError::Unix { path: path.clone(), source }),
+                Err(source) => Err(AdminError::Unix {
+                    path: path.clone(),
+                    source,
+                }),
             },
         }
     }
@@ -62,7 +65,9 @@ impl AdminListener {
                 let listener = TcpListener::from_std(listener)?;
                 loop {
                     match listener.accept().await {
-                        Ok((stream, _)) => drop(tokio::spawn(connection(stream, api.clone(), Some(address)))),
+                        Ok((stream, _)) => {
+                            drop(tokio::spawn(connection(stream, api.clone(), Some(address))))
+                        }
                         Err(error) => pause_after(&error).await,
                     }
                 }
@@ -71,7 +76,9 @@ impl AdminListener {
                 let listener = UnixListener::from_std(listener)?;
                 loop {
                     match listener.accept().await {
-                        Ok((stream, _)) => drop(tokio::spawn(connection(stream, api.clone(), None))),
+                        Ok((stream, _)) => {
+                            drop(tokio::spawn(connection(stream, api.clone(), None)))
+                        }
                         Err(error) => pause_after(&error).await,
                     }
                 }

@@ -76,8 +76,10 @@ pub struct CertificateStatus {
 
 /// All certificates: those that were read, then those that are still to be issued.
 pub fn certificates(report: &Report, subjects: &[SubjectStatus]) -> Vec<CertificateStatus> {
-    let mut pending: BTreeMap<String, &SubjectStatus> =
-        subjects.iter().map(|subject| (subject.name.to_string(), subject)).collect();
+    let mut pending: BTreeMap<String, &SubjectStatus> = subjects
+        .iter()
+        .map(|subject| (subject.name.to_string(), subject))
+        .collect();
     let mut rows: Vec<CertificateStatus> = Vec::new();
     for (id, entry) in &report.entries {
         let mut row = of_entry(id, entry);
@@ -210,7 +212,9 @@ pub fn unready_reasons(sites: &[SiteStatus], report: &Report, now: OffsetDateTim
         .collect();
     if now - report.heartbeat > HEARTBEAT_FRESH {
         let since = rfc3339(report.heartbeat);
-        reasons.push(format!("the certificate reloader has not gone round since {since}"));
+        reasons.push(format!(
+            "the certificate reloader has not gone round since {since}"
+        ));
     }
     reasons
 }

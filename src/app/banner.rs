@@ -22,13 +22,17 @@ pub(super) fn print(config: &Config, bound: &Bound) {
         }
     }
     match (&bound.admin, &config.server.admin_listen) {
-        (Some(AdminListener::Tcp(_, address)), _) => tracing::info!("admin API at http://{address}"),
+        (Some(AdminListener::Tcp(_, address)), _) => {
+            tracing::info!("admin API at http://{address}")
+        }
         (Some(AdminListener::Unix(_)), AdminListen::Unix(path)) => {
             tracing::info!("admin API at unix:{}", path.display());
         }
         _ => {}
     }
-    let internal = subjects(config).iter().any(|subject| subject.issuer == IssuerKind::Internal);
+    let internal = subjects(config)
+        .iter()
+        .any(|subject| subject.issuer == IssuerKind::Internal);
     if internal {
         explain_trust(&config.server.state_dir.join("local-ca/root.pem"));
     }
@@ -55,7 +59,11 @@ fn url(site: &Site, host: &Name, bound: &Bound) -> Option<String> {
         Name::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),
     };
-    let port = if address.port() == default_port { String::new() } else { format!(":{}", address.port()) };
+    let port = if address.port() == default_port {
+        String::new()
+    } else {
+        format!(":{}", address.port())
+    };
     let note = where_from(address);
     Some(format!("{scheme}://{host}{port}{note}"))
 }

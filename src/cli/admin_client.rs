@@ -23,7 +23,9 @@ pub(super) struct AdminArgs {
 
 #[derive(Debug, thiserror::Error)]
 pub(super) enum AdminClientError {
-    #[error("no perennial answers at {address}: {source} (is it running? --admin names another address)")]
+    #[error(
+        "no perennial answers at {address}: {source} (is it running? --admin names another address)"
+    )]
     Connect {
         address: String,
         source: std::io::Error,
@@ -94,11 +96,15 @@ impl AdminArgs {
         let result = match self.admin.strip_prefix("unix:") {
             Some(socket) => {
                 let socket = PathBuf::from(socket);
-                let stream = tokio::net::UnixStream::connect(socket).await.map_err(connect)?;
+                let stream = tokio::net::UnixStream::connect(socket)
+                    .await
+                    .map_err(connect)?;
                 send(stream, "localhost", method, path).await
             }
             None => {
-                let stream = tokio::net::TcpStream::connect(&self.admin).await.map_err(connect)?;
+                let stream = tokio::net::TcpStream::connect(&self.admin)
+                    .await
+                    .map_err(connect)?;
                 send(stream, &self.admin, method, path).await
             }
         };
@@ -127,7 +133,9 @@ where
         .body(Empty::<Bytes>::new())?;
     let answer = sender.send_request(request).await?;
     let status = answer.status();
-    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES).collect().await?;
+    let body = Limited::new(answer.into_body(), MAX_ANSWER_BYTES)
+        .collect()
+        .await?;
     Ok((status, body.to_bytes()))
 }
 

@@ -90,13 +90,19 @@ fn show(args: &NameArgs) -> Result<(), AdminClientError> {
     let wanted = &args.name;
     let mut found = certificates(&args.list.admin)?;
     found.retain(|certificate| {
-        certificate.names.iter().filter_map(|name| name.parse::<Name>().ok()).any(|name| name.covers(wanted))
+        certificate
+            .names
+            .iter()
+            .filter_map(|name| name.parse::<Name>().ok())
+            .any(|name| name.covers(wanted))
     });
     if found.is_empty() {
         return Err(AdminClientError::Refused {
             path: "/status".to_owned(),
             status: http::StatusCode::NOT_FOUND,
-            message: format!("there is no certificate for {wanted}; `perennial certs list` shows all"),
+            message: format!(
+                "there is no certificate for {wanted}; `perennial certs list` shows all"
+            ),
         });
     }
     if args.list.json {
@@ -137,7 +143,13 @@ fn print_details(certificate: &CertificateStatus) {
     println!("{}", certificate.name);
     line("names", &Some(certificate.names.join(", ")));
     line("source", &Some(certificate.source.clone()));
-    line("file", &certificate.path.as_ref().map(|path| path.display().to_string()));
+    line(
+        "file",
+        &certificate
+            .path
+            .as_ref()
+            .map(|path| path.display().to_string()),
+    );
     line("serial", &certificate.serial);
     line("fingerprint", &certificate.fingerprint);
     line("issuer", &certificate.issuer);

@@ -11,6 +11,11 @@ pub(super) struct CompletionsArgs {
 
 pub(super) fn main(args: CompletionsArgs) -> ExitCode {
     let mut command = super::Cli::command();
-    clap_complete::generate(args.shell, &mut command, "perennial", &mut std::io::stdout());
+    clap_complete::generate(
+        args.shell,
+        &mut command,
+        "perennial",
+        &mut std::io::stdout(),
+    );
     ExitCode::SUCCESS
 }

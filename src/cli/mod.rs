@@ -74,11 +74,13 @@ pub fn main() -> ExitCode {
 impl ConfigArgs {
     /// The file to read, or a message that says where none was found.
     fn file(self) -> Result<PathBuf, String> {
-        self.config.or_else(crate::config::default_path).ok_or_else(|| {
-            "no configuration: neither ./config/perennial.toml nor \
+        self.config
+            .or_else(crate::config::default_path)
+            .ok_or_else(|| {
+                "no configuration: neither ./config/perennial.toml nor \
              /etc/perennial/perennial.toml exists; name one with --config, or try \
              `perennial proxy example.com=127.0.0.1:3000`"
-                .to_owned()
-        })
+                    .to_owned()
+            })
     }
 }

@@ -16,15 +16,23 @@ pub(super) struct StatusArgs {
 
 pub(super) fn main(args: StatusArgs) -> ExitCode {
     let printed = if args.json {
-        args.admin.get::<serde_json::Value>("/status").map(|json| println!("{json:#}"))
+        args.admin
+            .get::<serde_json::Value>("/status")
+            .map(|json| println!("{json:#}"))
     } else {
-        args.admin.get::<Status>("/status").map(|status| print(&status))
+        args.admin
+            .get::<Status>("/status")
+            .map(|status| print(&status))
     };
     super::certs::exit(printed)
 }
 
 fn print(status: &Status) {
-    println!("perennial {}, up {}", status.version, duration(status.uptime_seconds));
+    println!(
+        "perennial {}, up {}",
+        status.version,
+        duration(status.uptime_seconds)
+    );
     println!("state directory {}", status.state_dir.display());
     for site in &status.sites {
         let missing = if site.without_certificate.is_empty() {
@@ -35,15 +43,26 @@ fn print(status: &Status) {
         println!("site {} (tls {}){missing}", site.hosts.join(", "), site.tls);
     }
     for upstream in status.upstreams.iter().filter(|upstream| !upstream.healthy) {
-        println!("upstream {} of {} does not answer", upstream.upstream, upstream.site);
+        println!(
+            "upstream {} of {} does not answer",
+            upstream.upstream, upstream.site
+        );
     }
     print_certificates(&status.certificates);
 }
 
 /// A line for each certificate, and one more for what is wrong with it.
 pub(super) fn print_certificates(certificates: &[CertificateStatus]) {
-    let width = certificates.iter().map(|c| c.name.len()).max().unwrap_or(0).max(4);
-    println!("{:width$}  {:8}  {:20}  {:20}  SERIAL", "NAME", "SOURCE", "NOT AFTER", "RENEWAL");
+    let width = certificates
+        .iter()
+        .map(|c| c.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(4);
+    println!(
+        "{:width$}  {:8}  {:20}  {:20}  SERIAL",
+        "NAME", "SOURCE", "NOT AFTER", "RENEWAL"
+    );
     for certificate in certificates {
         let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
         println!(
