@@ -3,7 +3,7 @@
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU16;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -446,18 +446,27 @@ impl std::io::Write for Log {
     }
 }
 
+impl Log {
+    fn subscriber(&self) -> impl tracing::Subscriber + use<> {
+        let log = self.clone();
+        tracing_subscriber::fmt()
+            .with_writer(move || log.clone())
+            .with_ansi(false)
+            .with_max_level(tracing::Level::INFO)
+            .finish()
+    }
+}
+
 /// Everything logged while it lives, on this thread: the proxy's tasks run on the test's.
 fn captured_log() -> (Log, tracing::subscriber::DefaultGuard) {
+    // With one subscriber alone, tracing asks the thread that reaches an event first whether
+    // anybody wants it, and believes that for all threads: tests run side by side.
+    static SECOND: LazyLock<tracing::Dispatch> =
+        LazyLock::new(|| tracing::Dispatch::new(Log::default().subscriber()));
+    LazyLock::force(&SECOND);
     let log = Log::default();
-    let subscriber = tracing_subscriber::fmt()
-        .with_writer({
-            let log = log.clone();
-            move || log.clone()
-        })
-        .with_ansi(false)
-        .with_max_level(tracing::Level::INFO)
-        .finish();
-    (log, tracing::subscriber::set_default(subscriber))
+    let guard = tracing::subscriber::set_default(log.subscriber());
+    (log, guard)
 }
 
 #[tokio::test]
