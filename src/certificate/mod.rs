@@ -6,10 +6,14 @@ pub mod credential;
 pub mod folder;
 pub mod generations;
 pub mod inventory;
+#[cfg(test)]
+mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
 pub mod reloader;
 pub mod table;
+#[cfg(test)]
+mod testing;
 pub mod unit;
 pub mod watcher;
