@@ -208,6 +208,7 @@ fn unix_seconds(at: OffsetDateTime) -> f64 {
 
 /// Names, labels and buckets are constants of this file, each used once in a registry of its own:
 /// what could fail here would fail in every run, the tests' among them.
+#[expect(clippy::expect_used, reason = "constants, see above")]
 fn register<C>(registry: &Registry, collector: prometheus::Result<C>) -> C
 where
     C: prometheus::core::Collector + Clone + 'static,

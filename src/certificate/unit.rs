@@ -206,6 +206,25 @@ impl Unit {
     }
 }
 
+/// Reads and verifies an explicit pair. The error is the file at fault and what is wrong with it.
+pub fn read_pair(
+    certificate: &Path,
+    private_key: &Path,
+    now: OffsetDateTime,
+) -> Result<CertifiedKey, (PathBuf, String)> {
+    let certificate = certificate.to_owned();
+    let id = EntryId {
+        source: super::table::SourceKind::File,
+        certificate: Arc::new(certificate.clone()),
+    };
+    let task = Unit::new(id, certificate, Some(private_key.to_owned())).task(None);
+    match task.try_examine(now)? {
+        Finding::Good { key, .. } => Ok(*key),
+        // Nothing was served from it before, so it cannot be the same.
+        _ => Err((task.certificate, ReadError::Missing.to_string())),
+    }
+}
+
 impl Task {
     /// Reads and verifies both files.
     pub fn examine(&self, now: OffsetDateTime) -> Finding {
