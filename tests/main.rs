@@ -1,0 +1,6 @@
+//! End-to-end scenarios: each starts the built program and talks to it as its users do, with real
+//! files, real clients and real certificate authorities. One file is one scenario.
+//!
+//! Nothing here links the library: what is tested is what is shipped.
+
+mod support;
