@@ -3,4 +3,15 @@
 //!
 //! Nothing here links the library: what is tested is what is shipped.
 
+mod acme_pebble;
+mod acme_scripted;
+mod admin;
+mod ca_down;
+mod drain;
+mod proxy;
+mod proxy_answers;
+mod reload;
+mod reload_layouts;
+mod start;
+mod streaming;
 mod support;

@@ -79,6 +79,19 @@ impl KeepAlive {
         }
     }
 
+    /// For streaming in either direction: the answer comes as soon as its head does.
+    pub async fn send(
+        &mut self,
+        request: hyper::Request<Body>,
+    ) -> Result<hyper::Response<hyper::body::Incoming>, String> {
+        self.sender
+            .ready()
+            .await
+            .map_err(|error| error.to_string())?;
+        let answer = self.sender.send_request(request).await;
+        answer.map_err(|error| error.to_string())
+    }
+
     /// Whether the server has closed the connection.
     pub fn is_closed(&self) -> bool {
         self.driver.is_finished() || self.sender.is_closed()

@@ -7,7 +7,9 @@
 pub mod certs;
 pub mod client;
 pub mod command;
+pub mod handshakes;
 pub mod http1;
+pub mod http2;
 pub mod nginx;
 pub mod pebble;
 pub mod perennial;
@@ -15,6 +17,7 @@ pub mod place;
 pub mod raw;
 pub mod scripted_ca;
 pub mod server;
+pub mod sites;
 pub mod tls;
 pub mod upstream;
 pub mod wait;

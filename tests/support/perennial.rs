@@ -77,6 +77,13 @@ impl Perennial {
         self.environment.clear();
     }
 
+    /// `perennial run` with exactly this configuration; the place's addresses must be in it where
+    /// the test asks them. Not started yet.
+    pub fn with_whole_config(place: Place, text: &str) -> Perennial {
+        let file = place.write("perennial.toml", text);
+        Self::with_arguments(place, &["run", "--config", &file.display().to_string()])
+    }
+
     /// Replaces everything after the `[server]` table.
     pub fn rewrite_config(&self, rest: &str) {
         let text = format!("{}{rest}", self.place.server_table());
@@ -169,6 +176,12 @@ impl Perennial {
         (status, response.text().await.expect("a body"))
     }
 
+    /// Whatever comes of it: for a process that may die while it answers.
+    pub async fn admin_post_unanswered(&self, path: &str) {
+        let url = format!("http://{}{path}", self.place.admin);
+        drop(admin_client().post(url).send().await);
+    }
+
     pub async fn admin_get(&self, path: &str) -> (u16, String) {
         self.admin(reqwest::Method::GET, path).await
     }
@@ -187,11 +200,36 @@ impl Perennial {
         self.admin_get("/metrics").await.1
     }
 
-    /// The entry of `/status` for one certificate.
+    /// The entry of `/status` for the certificate that covers a name.
     pub async fn certificate(&self, name: &str) -> Option<Value> {
         let status = self.status_json().await;
-        let all = status["certificates"].as_array()?;
-        all.iter().find(|entry| entry["name"] == name).cloned()
+        let all = status["certificates"].as_array()?.iter();
+        let covers = |entry: &&Value| {
+            let mut names = entry["names"].as_array().into_iter().flatten();
+            entry["name"] == name || names.any(|one| one == name)
+        };
+        all.filter(covers)
+            .max_by_key(|entry| entry["serial"].is_string())
+            .cloned()
+    }
+
+    /// A field of `/status` about a name, wherever it stands: in the certificate's entry, or in
+    /// one about what is being ordered.
+    pub async fn status_field(&self, name: &str, field: &str) -> Option<Value> {
+        find_field(&self.status_json().await, name, field)
+    }
+
+    /// The value of a metric with this name and all these `key="value"` labels.
+    pub async fn metric(&self, name: &str, labels: &[&str]) -> Option<f64> {
+        let text = self.metrics_text().await;
+        let fits = |line: &&str| {
+            let named = line
+                .strip_prefix(name)
+                .is_some_and(|rest| rest.starts_with(['{', ' ']));
+            named && labels.iter().all(|label| line.contains(label))
+        };
+        let line = text.lines().find(fits)?;
+        line.rsplit(' ').next()?.parse().ok()
     }
 
     /// Another command of the program, pointed at this one's admin address.
@@ -235,6 +273,24 @@ pub async fn cli(arguments: &[&str]) -> Finished {
     let mut command = Command::new(PROGRAM);
     command.args(arguments).env("RUST_BACKTRACE", "1");
     command::run(command).await
+}
+
+fn find_field(value: &Value, name: &str, field: &str) -> Option<Value> {
+    if let Value::Array(all) = value {
+        return all.iter().find_map(|one| find_field(one, name, field));
+    }
+    let object = value.as_object()?;
+    let mut names = object
+        .get("names")
+        .and_then(Value::as_array)
+        .into_iter()
+        .flatten();
+    let about_it = value["name"] == name || names.any(|one| one == name);
+    let here = object
+        .get(field)
+        .filter(|found| about_it && !found.is_null());
+    let below = || object.values().find_map(|one| find_field(one, name, field));
+    here.cloned().or_else(below)
 }
 
 pub fn program() -> &'static str {

@@ -16,7 +16,7 @@ use axum::Router;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-pub use protocol::{Problem, problem};
+pub use protocol::problem;
 pub use script::{CertificateFault, Fault, Kind, RenewalInfoAnswer, Script, Validation};
 
 use super::certs::{TestCa, serial_of};
