@@ -28,7 +28,9 @@ pub enum NameError {
     Label,
     #[error("has the character {0:?}, which no host name can have")]
     Character(char),
-    #[error("has a `*` elsewhere than as its whole first label, before a name of at least one label")]
+    #[error(
+        "has a `*` elsewhere than as its whole first label, before a name of at least one label"
+    )]
     Wildcard,
     #[error("is not a valid internationalised name")]
     Idna,
@@ -227,7 +229,13 @@ mod tests {
         ] {
             assert!(name(text).is_private(), "{text}");
         }
-        for text in ["example.com", "notlocalhost.com", "mylocal.net", "8.8.8.8", "*.example.com"] {
+        for text in [
+            "example.com",
+            "notlocalhost.com",
+            "mylocal.net",
+            "8.8.8.8",
+            "*.example.com",
+        ] {
             assert!(!name(text).is_private(), "{text}");
         }
     }

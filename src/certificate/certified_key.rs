@@ -1,0 +1,302 @@
+//! A certificate chain and its private key, verified to belong together. A [`CertifiedKey`] that
+//! exists can be served.
+
+use std::fmt;
+
+use boring::sha::sha256;
+use boring::ssl::SslCredential;
+use time::OffsetDateTime;
+use x509_parser::extensions::GeneralName;
+use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::credential::{self, CredentialError};
+use super::material::{Material, PrivateKey, first_reason};
+use super::name::Name;
+
+/// A chain whose leaf matches its key, ready for handshakes. Immutable.
+pub struct CertifiedKey {
+    credential: SslCredential,
+    names: Box<[Name]>,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+    serial: Box<str>,
+    fingerprint: Fingerprint,
+    issuer: Box<str>,
+    algorithm: KeyAlgorithm,
+    chain_length: u8,
+}
+
+/// SHA-256 over the DER of a leaf certificate. Displayed as lower-case hex.
+#[derive(Clone, Copy, PartialEq, Eq, Hash)]
+pub struct Fingerprint(pub [u8; 32]);
+
+/// What kind of signature the key makes, as far as clients differ in what they accept.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum KeyAlgorithm {
+    Ecdsa,
+    Rsa,
+    Ed25519,
+}
+
+/// Why certificates and keys do not make a [`CertifiedKey`].
+#[derive(Debug, thiserror::Error)]
+pub enum CertifiedKeyError {
+    #[error("holds no certificate")]
+    NoCertificate,
+    #[error("holds no private key")]
+    NoKey,
+    #[error("no private key in it matches the certificate for {names}")]
+    KeyMismatch { names: String },
+    #[error(
+        "the certificate has neither a subject alternative name nor a common name that is a host name"
+    )]
+    NoNames,
+    #[error("the certificate's validity is not a point in time")]
+    Validity,
+    #[error("the certificate cannot be parsed: {0}")]
+    Parse(String),
+    #[error("the TLS library refuses it: {}", reason(.0))]
+    Credential(#[source] CredentialError),
+}
+
+fn reason(error: &CredentialError) -> String {
+    match error {
+        CredentialError::Chain(stack) | CredentialError::KeyMismatch(stack) => first_reason(stack),
+        other => other.to_string(),
+    }
+}
+
+impl CertifiedKey {
+    /// Finds, among the certificates and keys of one or two files, the leaf and the key that fit
+    /// each other, orders the rest of the chain behind the leaf, and leaves a root out.
+    pub fn assemble(
+        certificates: &[Vec<u8>],
+        keys: &[PrivateKey],
+    ) -> Result<CertifiedKey, CertifiedKeyError> {
+        if certificates.is_empty() {
+            return Err(CertifiedKeyError::NoCertificate);
+        }
+        if keys.is_empty() {
+            return Err(CertifiedKeyError::NoKey);
+        }
+        let parsed = certificates
+            .iter()
+            .map(|der| match X509Certificate::from_der(der) {
+                Ok((_, certificate)) => Ok(certificate),
+                Err(error) => Err(CertifiedKeyError::Parse(error.to_string())),
+            })
+            .collect::<Result<Vec<_>, _>>()?;
+        let Some((leaf, key)) = matching(&parsed, keys) else {
+            let names = join(&names_of(&parsed[0]));
+            return Err(CertifiedKeyError::KeyMismatch { names });
+        };
+        let order = chain_order(&parsed, leaf);
+        let chain: Vec<&[u8]> = order.iter().map(|&i| certificates[i].as_slice()).collect();
+        let credential =
+            credential::x509(&chain, &key.key).map_err(CertifiedKeyError::Credential)?;
+        CertifiedKey::describe(&parsed[leaf], &certificates[leaf], credential, chain.len())
+    }
+
+    /// [`assemble`](Self::assemble) for a certificate file and a key file (or one combined file,
+    /// given twice).
+    pub fn from_materials(
+        certificate: &Material,
+        private_key: &Material,
+    ) -> Result<CertifiedKey, CertifiedKeyError> {
+        CertifiedKey::assemble(&certificate.certificates, &private_key.keys)
+    }
+
+    fn describe(
+        leaf: &X509Certificate<'_>,
+        der: &[u8],
+        credential: SslCredential,
+        chain_length: usize,
+    ) -> Result<CertifiedKey, CertifiedKeyError> {
+        let names = names_of(leaf);
+        if names.is_empty() {
+            return Err(CertifiedKeyError::NoNames);
+        }
+        let instant = |t: &x509_parser::time::ASN1Time| {
+            OffsetDateTime::from_unix_timestamp(t.timestamp())
+                .map_err(|_| CertifiedKeyError::Validity)
+        };
+        Ok(CertifiedKey {
+            credential,
+            names: names.into(),
+            not_before: instant(&leaf.validity().not_before)?,
+            not_after: instant(&leaf.validity().not_after)?,
+            serial: hex(leaf.tbs_certificate.raw_serial()).into(),
+            fingerprint: Fingerprint(sha256(der)),
+            issuer: leaf.issuer().to_string().into(),
+            algorithm: algorithm_of(leaf),
+            chain_length: u8::try_from(chain_length).unwrap_or(u8::MAX),
+        })
+    }
+
+    pub fn credential(&self) -> &SslCredential {
+        &self.credential
+    }
+
+    /// The subject alternative names, or the common name where there are none. Never empty.
+    pub fn names(&self) -> &[Name] {
+        &self.names
+    }
+
+    pub fn covers(&self, host: &Name) -> bool {
+        self.names.iter().any(|name| name.covers(host))
+    }
+
+    pub fn not_before(&self) -> OffsetDateTime {
+        self.not_before
+    }
+
+    pub fn not_after(&self) -> OffsetDateTime {
+        self.not_after
+    }
+
+    pub fn is_valid_at(&self, now: OffsetDateTime) -> bool {
+        self.not_before <= now && now <= self.not_after
+    }
+
+    /// The serial number, lower-case hex of its DER content.
+    pub fn serial(&self) -> &str {
+        &self.serial
+    }
+
+    pub fn fingerprint(&self) -> Fingerprint {
+        self.fingerprint
+    }
+
+    /// The issuer's distinguished name.
+    pub fn issuer(&self) -> &str {
+        &self.issuer
+    }
+
+    pub fn algorithm(&self) -> KeyAlgorithm {
+        self.algorithm
+    }
+
+    /// Certificates in the chain that is sent, the leaf included.
+    pub fn chain_length(&self) -> usize {
+        usize::from(self.chain_length)
+    }
+}
+
+impl fmt::Debug for CertifiedKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("CertifiedKey")
+            .field("names", &self.names)
+            .field("serial", &self.serial)
+            .field("not_after", &self.not_after)
+            .finish_non_exhaustive()
+    }
+}
+
+impl fmt::Display for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex(&self.0))
+    }
+}
+
+impl fmt::Debug for Fingerprint {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
+}
+
+/// The first certificate, in file order, to which one of the keys belongs.
+fn matching<'k>(
+    certificates: &[X509Certificate<'_>],
+    keys: &'k [PrivateKey],
+) -> Option<(usize, &'k PrivateKey)> {
+    certificates
+        .iter()
+        .enumerate()
+        .find_map(|(i, certificate)| {
+            let public_key = sha256(certificate.public_key().raw);
+            let key = keys.iter().find(|key| key.public_key == public_key)?;
+            Some((i, key))
+        })
+}
+
+/// The leaf, then each certificate's issuer, as far as they are there. A self-signed root is left
+/// out (clients have it or will not believe it), except when it is the leaf itself.
+fn chain_order(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
+    let mut order = vec![leaf];
+    let mut current = leaf;
+    loop {
+        let wanted = certificates[current].issuer().as_raw();
+        let next = certificates.iter().enumerate().position(|(i, candidate)| {
+            !order.contains(&i)
+                && candidate.subject().as_raw() == wanted
+                && candidate.issuer().as_raw() != wanted
+        });
+        match next {
+            Some(i) => {
+                order.push(i);
+                current = i;
+            }
+            None => return order,
+        }
+    }
+}
+
+fn names_of(certificate: &X509Certificate<'_>) -> Vec<Name> {
+    let mut names: Vec<Name> = Vec::new();
+    if let Ok(Some(extension)) = certificate.subject_alternative_name() {
+        for general in &extension.value.general_names {
+            let name = match general {
+                GeneralName::DNSName(dns) => dns.parse().ok(),
+                GeneralName::IPAddress(octets) => ip_of(octets),
+                _ => None,
+            };
+            names.extend(name.filter(|name| !names.contains(name)));
+        }
+    }
+    if names.is_empty() {
+        let common_name = certificate.subject().iter_common_name().next();
+        names.extend(
+            common_name
+                .and_then(|cn| cn.as_str().ok())
+                .and_then(|cn| cn.parse().ok()),
+        );
+    }
+    names
+}
+
+fn ip_of(octets: &[u8]) -> Option<Name> {
+    let ip: std::net::IpAddr = match octets.len() {
+        4 => <[u8; 4]>::try_from(octets).ok()?.into(),
+        16 => <[u8; 16]>::try_from(octets).ok()?.into(),
+        _ => return None,
+    };
+    Some(Name::Ip(ip.to_canonical()))
+}
+
+fn algorithm_of(certificate: &X509Certificate<'_>) -> KeyAlgorithm {
+    use x509_parser::oid_registry as oid;
+    let algorithm = &certificate.public_key().algorithm.algorithm;
+    if *algorithm == oid::OID_PKCS1_RSAENCRYPTION {
+        KeyAlgorithm::Rsa
+    } else if *algorithm == oid::OID_SIG_ED25519 {
+        KeyAlgorithm::Ed25519
+    } else {
+        KeyAlgorithm::Ecdsa
+    }
+}
+
+fn join(names: &[Name]) -> String {
+    let texts: Vec<String> = names.iter().map(Name::to_string).collect();
+    texts.join(", ")
+}
+
+pub(crate) fn hex(bytes: &[u8]) -> String {
+    use fmt::Write;
+    bytes
+        .iter()
+        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
+            // Writing to a String cannot fail.
+            let _ = write!(text, "{byte:02x}");
+            text
+        })
+}

@@ -1,0 +1,318 @@
+//! Which certificates there are and which of them each name gets. Pure: time is an argument, and
+//! nothing here touches a file or the live table.
+
+use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use super::name::Name;
+use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
+
+/// One certificate's place on disk. It stays the same while the certificate in it is replaced.
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct EntryId {
+    pub source: SourceKind,
+    /// The file that holds the certificate (for the state directory, below `current`).
+    pub certificate: Arc<PathBuf>,
+}
+
+/// What is known of one certificate.
+#[derive(Clone, Debug, Default)]
+pub struct Entry {
+    /// The last good one; what is served.
+    pub live: Option<Arc<LiveCertificate>>,
+    /// Whether its files are still there.
+    pub on_disk: bool,
+    /// Why what is on disk now is not what is served.
+    pub failure: Option<Failure>,
+}
+
+/// A candidate that was not taken.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failure {
+    /// The file at fault.
+    pub path: PathBuf,
+    pub cause: String,
+    pub since: OffsetDateTime,
+}
+
+/// All certificates, and the table that follows from them.
+pub struct Inventory {
+    entries: imbl::OrdMap<EntryId, Arc<Entry>>,
+    by_name: HashMap<Name, Vec<EntryId>>,
+    /// Starts and expiries still to come: instants at which a choice can change by itself.
+    boundaries: BTreeSet<(OffsetDateTime, EntryId)>,
+    table: Table,
+}
+
+impl Inventory {
+    pub fn new(default_name: Option<Name>) -> Inventory {
+        Inventory {
+            entries: imbl::OrdMap::new(),
+            by_name: HashMap::new(),
+            boundaries: BTreeSet::new(),
+            table: Table::new(default_name),
+        }
+    }
+
+    /// The table as it follows from the entries.
+    pub fn table(&self) -> Table {
+        self.table.clone()
+    }
+
+    pub fn entries(&self) -> imbl::OrdMap<EntryId, Arc<Entry>> {
+        self.entries.clone()
+    }
+
+    pub fn get(&self, id: &EntryId) -> Option<&Arc<Entry>> {
+        self.entries.get(id)
+    }
+
+    /// A good certificate was read: it replaces what the entry had.
+    pub fn loaded(&mut self, id: &EntryId, live: Arc<LiveCertificate>, now: OffsetDateTime) {
+        let old = self.entries.get(id).and_then(|entry| entry.live.clone());
+        let entry = Entry {
+            live: Some(live.clone()),
+            on_disk: true,
+            failure: None,
+        };
+        self.entries.insert(id.clone(), Arc::new(entry));
+        for instant in [live.key.not_before(), live.key.not_after()] {
+            if instant >= now {
+                self.boundaries.insert((instant, id.clone()));
+            }
+        }
+        let mut names: BTreeSet<Name> = live.key.names().iter().cloned().collect();
+        for name in &names {
+            let ids = self.by_name.entry(name.clone()).or_default();
+            if !ids.contains(id) {
+                ids.push(id.clone());
+            }
+        }
+        if let Some(old) = old {
+            for name in old.key.names() {
+                if !live.key.names().contains(name) {
+                    self.unlist(name, id);
+                    names.insert(name.clone());
+                }
+            }
+        }
+        self.elect_all(&names, now);
+    }
+
+    /// What is on disk is not good: the entry keeps what it had. Returns whether this is news.
+    pub fn failed(&mut self, id: &EntryId, failure: Failure, now: OffsetDateTime) -> bool {
+        let old = self.entries.get(id).map(|entry| Entry::clone(entry));
+        let mut entry = old.unwrap_or_default();
+        if let Some(known) = &entry.failure
+            && known.path == failure.path
+            && known.cause == failure.cause
+            && entry.on_disk
+        {
+            return false;
+        }
+        entry.failure = Some(failure);
+        entry.on_disk = true;
+        self.replace(id, entry, now);
+        true
+    }
+
+    /// What is on disk is again what is served, after a failure. Returns whether there was one.
+    pub fn recovered(&mut self, id: &EntryId, now: OffsetDateTime) -> bool {
+        let Some(entry) = self.entries.get(id) else {
+            return false;
+        };
+        if entry.failure.is_none() && entry.on_disk {
+            return false;
+        }
+        let entry = Entry {
+            failure: None,
+            on_disk: true,
+            live: entry.live.clone(),
+        };
+        self.replace(id, entry, now);
+        true
+    }
+
+    /// The files of the entry are gone. What it served is kept, below everything on disk, until
+    /// no name needs it. Returns whether this is news.
+    pub fn vanished(&mut self, id: &EntryId, now: OffsetDateTime) -> bool {
+        match self.entries.get(id) {
+            None => return false,
+            Some(entry) if entry.live.is_none() => {
+                self.entries.remove(id);
+                return true;
+            }
+            Some(entry) if !entry.on_disk => return false,
+            Some(entry) => {
+                let mut entry = Entry::clone(entry);
+                entry.on_disk = false;
+                entry.failure = None;
+                self.replace(id, entry, now);
+            }
+        }
+        self.forget_if_unused(id, now);
+        true
+    }
+
+    /// Time has come to `now`: choices that a start or an expiry changes are made again. Returns
+    /// whether any was.
+    pub fn advance(&mut self, now: OffsetDateTime) -> bool {
+        let mut names = BTreeSet::new();
+        while let Some((instant, id)) = self.boundaries.first().cloned() {
+            if instant >= now {
+                break;
+            }
+            self.boundaries.pop_first();
+            if let Some(live) = self.entries.get(&id).and_then(|entry| entry.live.as_ref()) {
+                names.extend(live.key.names().iter().cloned());
+            }
+        }
+        self.elect_all(&names, now);
+        !names.is_empty()
+    }
+
+    /// The next instant at which [`advance`](Self::advance) may change something.
+    pub fn next_boundary(&self) -> Option<OffsetDateTime> {
+        self.boundaries.first().map(|(instant, _)| *instant)
+    }
+
+    /// All entries that cover a name, with the best first.
+    pub fn candidates(&self, name: &Name, now: OffsetDateTime) -> Vec<(&EntryId, &Entry)> {
+        let mut found: Vec<(&EntryId, &Entry, &Arc<LiveCertificate>)> = self
+            .by_name
+            .get(name)
+            .into_iter()
+            .flatten()
+            .filter_map(|id| {
+                let (id, entry) = self.entries.get_key_value(id)?;
+                Some((id, &**entry, entry.live.as_ref()?))
+            })
+            .collect();
+        found.sort_by_key(|(id, entry, live)| std::cmp::Reverse((rank(entry, live, now), *id)));
+        found
+            .into_iter()
+            .map(|(id, entry, _)| (id, entry))
+            .collect()
+    }
+
+    fn replace(&mut self, id: &EntryId, entry: Entry, now: OffsetDateTime) {
+        let names: BTreeSet<Name> = entry
+            .live
+            .iter()
+            .flat_map(|live| live.key.names().iter().cloned())
+            .collect();
+        self.entries.insert(id.clone(), Arc::new(entry));
+        self.elect_all(&names, now);
+    }
+
+    /// Drops vanished entries that no name is served from, this one's rivals included: else a
+    /// renewer that gives each certificate a new file name would fill the memory.
+    fn forget_if_unused(&mut self, id: &EntryId, now: OffsetDateTime) {
+        let Some(live) = self.entries.get(id).and_then(|entry| entry.live.clone()) else {
+            return;
+        };
+        let used = live.key.names().iter().any(|name| {
+            self.table.get(name).is_some_and(|choice| {
+                Arc::ptr_eq(&choice.best, &live)
+                    || choice
+                        .alternate
+                        .as_ref()
+                        .is_some_and(|a| Arc::ptr_eq(a, &live))
+            })
+        });
+        if used {
+            return;
+        }
+        self.entries.remove(id);
+        for name in live.key.names() {
+            self.unlist(name, id);
+        }
+        let names = live.key.names().iter().cloned().collect();
+        self.elect_all(&names, now);
+    }
+
+    fn unlist(&mut self, name: &Name, id: &EntryId) {
+        if let Some(ids) = self.by_name.get_mut(name) {
+            ids.retain(|other| other != id);
+            if ids.is_empty() {
+                self.by_name.remove(name);
+            }
+        }
+    }
+
+    fn elect_all(&mut self, names: &BTreeSet<Name>, now: OffsetDateTime) {
+        for name in names {
+            let choice = self.elect(name, now);
+            self.table.set(name, choice);
+        }
+        // A better certificate may have made a vanished one superfluous.
+        let unused: BTreeMap<EntryId, ()> = names
+            .iter()
+            .filter_map(|name| self.by_name.get(name))
+            .flatten()
+            .filter(|id| self.entries.get(*id).is_some_and(|entry| !entry.on_disk))
+            .map(|id| (id.clone(), ()))
+            .collect();
+        for id in unused.into_keys() {
+            self.forget_if_unused(&id, now);
+        }
+    }
+
+    fn elect(&self, name: &Name, now: OffsetDateTime) -> Option<Choice> {
+        let candidates = self.candidates(name, now);
+        let (_, first) = candidates.first()?;
+        let best = first.live.clone()?;
+        let standing = standing(first, &best, now);
+        let alternate = candidates
+            .iter()
+            .filter_map(|(_, entry)| Some((entry, entry.live.as_ref()?)))
+            .find(|(entry, live)| {
+                live.key.algorithm() != best.key.algorithm()
+                    && self::standing(entry, live, now) >= standing
+            })
+            .map(|(_, live)| live.clone());
+        let file_valid_until = candidates
+            .iter()
+            .filter(|(_, entry)| entry.on_disk)
+            .filter_map(|(_, entry)| entry.live.as_ref())
+            .filter(|live| live.source.is_external() && live.key.is_valid_at(now))
+            .map(|live| live.key.not_after())
+            .max();
+        Some(Choice {
+            best,
+            alternate,
+            standing,
+            file_valid_until,
+        })
+    }
+}
+
+fn standing(entry: &Entry, live: &LiveCertificate, now: OffsetDateTime) -> Standing {
+    Standing {
+        valid: live.key.is_valid_at(now),
+        on_disk: entry.on_disk,
+    }
+}
+
+/// Greater is better: standing, then source, then the newest start, then the longest chain.
+/// (Exact before wildcard is decided at the look-up, where both are known.)
+fn rank(
+    entry: &Entry,
+    live: &LiveCertificate,
+    now: OffsetDateTime,
+) -> (
+    Standing,
+    std::cmp::Reverse<SourceKind>,
+    OffsetDateTime,
+    usize,
+) {
+    (
+        standing(entry, live, now),
+        std::cmp::Reverse(live.source),
+        live.key.not_before(),
+        live.key.chain_length(),
+    )
+}

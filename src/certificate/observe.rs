@@ -1,0 +1,139 @@
+//! Looking at files that others write: what their metadata says, what their bytes are, and how
+//! sure one can be of both. Never keeps a file's content.
+
+use std::fs::{File, Metadata};
+use std::io::{self, Read};
+use std::os::unix::fs::MetadataExt;
+use std::path::{Path, PathBuf};
+
+use boring::sha::sha256;
+use time::{Duration, OffsetDateTime};
+
+/// No certificate file is larger; a larger one is not read, so that a log file or a disk image in
+/// a drop folder costs nothing.
+pub const MAX_FILE_BYTES: u64 = 1 << 20;
+
+/// A file that changed less than this before it was read may change again without its times
+/// showing it: the coarsest clock that file systems stamp with (ext3, FAT) ticks every 1 to 2 s.
+pub const SETTLED_AFTER: Duration = Duration::seconds(2);
+
+/// What `stat` says. A difference means *look*; that the content changed only its checksum can say.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Stamp {
+    modified: (i64, i64),
+    changed: (i64, i64),
+    size: u64,
+    device: u64,
+    inode: u64,
+    mode: u32,
+}
+
+impl Stamp {
+    fn of(metadata: &Metadata) -> Stamp {
+        Stamp {
+            modified: (metadata.mtime(), metadata.mtime_nsec()),
+            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            size: metadata.size(),
+            device: metadata.dev(),
+            inode: metadata.ino(),
+            mode: metadata.mode(),
+        }
+    }
+
+    /// Whether the last change is so recent at `now` that another one need not show.
+    fn is_young(&self, now: OffsetDateTime) -> bool {
+        let last = self.modified.0.max(self.changed.0);
+        // Whole seconds: the rounding makes the window longer, never shorter.
+        OffsetDateTime::from_unix_timestamp(last).is_ok_and(|last| now - last < SETTLED_AFTER)
+    }
+}
+
+/// The checksum of a file's content.
+pub type Digest = [u8; 32];
+
+/// One reading of a file.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Observation {
+    pub stamp: Stamp,
+    pub digest: Digest,
+    /// Whether the file could have changed again without a sign: it has to be read again.
+    pub young: bool,
+}
+
+/// Why a file could not be read.
+#[derive(Debug, thiserror::Error)]
+pub enum ReadError {
+    #[error("does not exist")]
+    Missing,
+    #[error("is a symbolic link that leads nowhere")]
+    Dangling,
+    #[error("may not be read: {0} (give the user that runs perennial read access)")]
+    Permission(#[source] io::Error),
+    #[error("is not a regular file")]
+    NotAFile,
+    #[error("is larger than {MAX_FILE_BYTES} bytes, which no certificate file is")]
+    TooLarge,
+    #[error("is being written")]
+    Unstable,
+    #[error("cannot be read: {0}")]
+    Io(#[source] io::Error),
+}
+
+/// The stamp of a regular file, through symbolic links. `None`: there is no such thing, or it is
+/// no regular file.
+pub fn stat(path: &Path) -> Option<Stamp> {
+    let metadata = std::fs::metadata(path).ok()?;
+    metadata.is_file().then(|| Stamp::of(&metadata))
+}
+
+/// Reads a whole file and says how sure the reading is.
+pub fn read(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), ReadError> {
+    let mut file = open(path)?;
+    let before = file.metadata().map_err(ReadError::Io)?;
+    if !before.is_file() {
+        return Err(ReadError::NotAFile);
+    }
+    if before.len() > MAX_FILE_BYTES {
+        return Err(ReadError::TooLarge);
+    }
+    let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or(0) + 1);
+    // One byte more than allowed, so that a file that grew past the limit meanwhile shows.
+    (&mut file)
+        .take(MAX_FILE_BYTES + 1)
+        .read_to_end(&mut bytes)
+        .map_err(ReadError::Io)?;
+    let after = Stamp::of(&file.metadata().map_err(ReadError::Io)?);
+    if after != Stamp::of(&before) || after.size != bytes.len() as u64 {
+        return Err(ReadError::Unstable);
+    }
+    let observation = Observation {
+        stamp: after,
+        digest: sha256(&bytes),
+        young: after.is_young(now),
+    };
+    Ok((bytes, observation))
+}
+
+fn open(path: &Path) -> Result<File, ReadError> {
+    // A FIFO would block the reader for ever, so look before opening.
+    match std::fs::metadata(path) {
+        Ok(metadata) if !metadata.is_file() => return Err(ReadError::NotAFile),
+        Ok(_) => {}
+        Err(error) => return Err(classify(path, error)),
+    }
+    File::open(path).map_err(|error| classify(path, error))
+}
+
+fn classify(path: &Path, error: io::Error) -> ReadError {
+    match error.kind() {
+        io::ErrorKind::NotFound if path.is_symlink() => ReadError::Dangling,
+        io::ErrorKind::NotFound | io::ErrorKind::NotADirectory => ReadError::Missing,
+        io::ErrorKind::PermissionDenied => ReadError::Permission(error),
+        _ => ReadError::Io(error),
+    }
+}
+
+/// Where a path leads through all its links, or the path itself if that cannot be told.
+pub fn resolve(path: &Path) -> PathBuf {
+    std::fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
+}

@@ -1,0 +1,238 @@
+//! The live table: which certificate each name gets. One [`Publisher`] replaces it in one atomic
+//! step; any number of [`TableReader`]s look names up, without locks, I/O or allocation.
+
+use std::net::IpAddr;
+use std::path::Path;
+use std::sync::Arc;
+
+use arc_swap::ArcSwap;
+use time::OffsetDateTime;
+use tokio::sync::watch;
+
+use super::certified_key::CertifiedKey;
+use super::name::Name;
+
+/// Where a certificate came from, in the order in which sources are preferred for a name.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub enum SourceKind {
+    /// `[[certificates.files]]`
+    File,
+    /// A drop folder.
+    Folder,
+    /// The state directory, issued by an ACME CA.
+    Acme,
+    /// The state directory, issued by the internal CA.
+    Internal,
+}
+
+impl SourceKind {
+    /// `file`, `acme` or `internal`, as the admin API and the metrics name it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            SourceKind::File | SourceKind::Folder => "file",
+            SourceKind::Acme => "acme",
+            SourceKind::Internal => "internal",
+        }
+    }
+
+    /// Whether somebody else writes it.
+    pub fn is_external(self) -> bool {
+        matches!(self, SourceKind::File | SourceKind::Folder)
+    }
+}
+
+/// A certificate in service.
+#[derive(Debug)]
+pub struct LiveCertificate {
+    pub key: CertifiedKey,
+    pub source: SourceKind,
+    /// The file that holds the certificate.
+    pub path: Arc<Path>,
+    pub loaded_at: OffsetDateTime,
+}
+
+impl LiveCertificate {
+    /// Whether a client that asks for `host` would accept the names of this certificate.
+    pub fn covers(&self, host: &Name) -> bool {
+        self.key.covers(host)
+    }
+}
+
+/// What a name gets.
+#[derive(Clone, Debug)]
+pub struct Choice {
+    pub best: Arc<LiveCertificate>,
+    /// The best one with another key algorithm, for clients that cannot use `best`.
+    pub alternate: Option<Arc<LiveCertificate>>,
+    pub standing: Standing,
+    /// The latest expiry among the valid certificates from files that cover the name; `None` if
+    /// there is none.
+    pub file_valid_until: Option<OffsetDateTime>,
+}
+
+/// How good a choice is before names and sources are compared: valid beats invalid, then on disk
+/// beats vanished.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Standing {
+    pub valid: bool,
+    pub on_disk: bool,
+}
+
+/// An immutable state of the whole table. Cheap to clone: the maps are persistent.
+#[derive(Clone, Default)]
+pub struct Table {
+    exact: imbl::HashMap<Arc<str>, Arc<Choice>>,
+    /// By the parent: `*.example.com` stands under `example.com`.
+    wildcard: imbl::HashMap<Arc<str>, Arc<Choice>>,
+    addresses: imbl::HashMap<IpAddr, Arc<Choice>>,
+    default_name: Option<Name>,
+}
+
+/// The longest DNS name there is, in characters.
+const MAX_NAME: usize = 253;
+
+impl Table {
+    /// An empty table whose certificate of last resort is that of `default_name`.
+    pub fn new(default_name: Option<Name>) -> Table {
+        Table {
+            default_name,
+            ..Table::default()
+        }
+    }
+
+    /// Sets or removes what `name` gets.
+    pub fn set(&mut self, name: &Name, choice: Option<Choice>) {
+        match (name, choice.map(Arc::new)) {
+            (Name::Dns(dns), Some(choice)) => drop(self.exact.insert(dns.clone(), choice)),
+            (Name::Dns(dns), None) => drop(self.exact.remove(dns)),
+            (Name::Wildcard(parent), Some(choice)) => {
+                drop(self.wildcard.insert(parent.clone(), choice));
+            }
+            (Name::Wildcard(parent), None) => drop(self.wildcard.remove(parent)),
+            (Name::Ip(ip), Some(choice)) => drop(self.addresses.insert(*ip, choice)),
+            (Name::Ip(ip), None) => drop(self.addresses.remove(ip)),
+        }
+    }
+
+    /// What a canonical name gets. Exact names come before wildcards, unless the wildcard stands
+    /// better (the exact one has expired, or its file has vanished).
+    pub fn get(&self, name: &Name) -> Option<&Arc<Choice>> {
+        match name {
+            Name::Dns(dns) => self.get_dns(dns),
+            Name::Wildcard(parent) => self.wildcard.get(parent),
+            Name::Ip(ip) => self.addresses.get(ip),
+        }
+    }
+
+    /// The choices that cover a name: its own and its wildcard's.
+    pub fn covering(&self, name: &Name) -> impl Iterator<Item = &Arc<Choice>> {
+        let (own, wildcard) = match name {
+            Name::Dns(dns) => (self.exact.get(dns), self.wildcard_for(dns)),
+            Name::Wildcard(parent) => (self.wildcard.get(parent), None),
+            Name::Ip(ip) => (self.addresses.get(ip), None),
+        };
+        own.into_iter().chain(wildcard)
+    }
+
+    fn wildcard_for(&self, dns: &str) -> Option<&Arc<Choice>> {
+        self.wildcard.get(dns.split_once('.')?.1)
+    }
+
+    fn get_dns(&self, dns: &str) -> Option<&Arc<Choice>> {
+        match (self.exact.get(dns), self.wildcard_for(dns)) {
+            (Some(exact), Some(wildcard)) if wildcard.standing > exact.standing => Some(wildcard),
+            (exact, wildcard) => exact.or(wildcard),
+        }
+    }
+
+    /// What a ClientHello gets: by its server name, in any case and with or without the trailing
+    /// dot; without one by the address it came in on; failing that the default.
+    pub fn select(&self, server_name: Option<&str>, local: IpAddr) -> Option<&Arc<Choice>> {
+        let found = match server_name {
+            Some(text) => self.get_text(text),
+            None => self.addresses.get(&local.to_canonical()),
+        };
+        found.or_else(|| self.get(self.default_name.as_ref()?))
+    }
+
+    fn get_text(&self, text: &str) -> Option<&Arc<Choice>> {
+        let text = text.strip_suffix('.').unwrap_or(text);
+        let mut buffer = [0; MAX_NAME];
+        let lower = buffer.get_mut(..text.len())?;
+        lower.copy_from_slice(text.as_bytes());
+        lower.make_ascii_lowercase();
+        let dns = std::str::from_utf8(lower).ok()?;
+        // Some clients send an address as the server name, against RFC 6066 section 3.
+        self.get_dns(dns).or_else(|| {
+            self.addresses
+                .get(&dns.parse::<IpAddr>().ok()?.to_canonical())
+        })
+    }
+
+    /// How many names have a certificate.
+    pub fn len(&self) -> usize {
+        self.exact.len() + self.wildcard.len() + self.addresses.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.len() == 0
+    }
+}
+
+/// The only way to change the live table. Not `Clone`: there is one, and the reloader owns it.
+pub struct Publisher {
+    table: Arc<ArcSwap<Table>>,
+    loaded: watch::Sender<bool>,
+}
+
+/// Reads the live table.
+#[derive(Clone)]
+pub struct TableReader {
+    table: Arc<ArcSwap<Table>>,
+    loaded: watch::Receiver<bool>,
+}
+
+/// An empty live table: its writer and its first reader.
+pub fn live_table(default_name: Option<Name>) -> (Publisher, TableReader) {
+    let table = Arc::new(ArcSwap::from_pointee(Table::new(default_name)));
+    let (sender, receiver) = watch::channel(false);
+    let publisher = Publisher {
+        table: table.clone(),
+        loaded: sender,
+    };
+    let reader = TableReader {
+        table,
+        loaded: receiver,
+    };
+    (publisher, reader)
+}
+
+impl Publisher {
+    /// Replaces the live table. Handshakes that begin after this see the new one.
+    pub fn publish(&self, table: Table) {
+        self.table.store(Arc::new(table));
+    }
+
+    /// Says that everything that was on disk at the start has been looked at, so that a name
+    /// which is not in the table is unknown and no longer just not loaded yet.
+    pub fn first_load_done(&self) {
+        self.loaded.send_replace(true);
+    }
+}
+
+impl TableReader {
+    pub fn load(&self) -> arc_swap::Guard<Arc<Table>> {
+        self.table.load()
+    }
+
+    /// Whether the first load is over.
+    pub fn is_loaded(&self) -> bool {
+        *self.loaded.borrow()
+    }
+
+    /// Waits for the first load to be over.
+    pub async fn loaded(&self) {
+        // The sender lives as long as the reloader; once that is gone nothing more will load.
+        let _ = self.loaded.clone().wait_for(|loaded| *loaded).await;
+    }
+}
