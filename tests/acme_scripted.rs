@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 
 use crate::support::client::serial;
+use crate::support::clock;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::scripted_ca::{
@@ -91,7 +92,7 @@ async fn a_rate_limit_is_waited_for_as_long_as_it_says() {
         .await
         .expect("a time");
     let next = OffsetDateTime::parse(next.as_str().expect("a text"), &Rfc3339).expect("RFC 3339");
-    let wait = next - OffsetDateTime::now_utc();
+    let wait = next - clock::now();
     assert!(
         wait > time::Duration::seconds(7000),
         "Retry-After was 7200 s, not {wait}"

@@ -4,6 +4,7 @@ use reqwest::Method;
 
 use crate::start::{fetch, localhost};
 use crate::support::client::served;
+use crate::support::clock;
 use crate::support::command::curl;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -60,7 +61,7 @@ async fn metrics_have_the_names_that_dashboards_use() {
     let not_after = perennial
         .metric("perennial_certificate_not_after_seconds", &labels)
         .await;
-    let now = time::OffsetDateTime::now_utc().unix_timestamp() as f64;
+    let now = clock::now().unix_timestamp() as f64;
     assert!(not_after.expect("a value") > now);
 }
 

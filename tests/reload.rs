@@ -6,6 +6,7 @@ use rustix::process::Signal;
 
 use crate::support::certs::{KeyKind, Leaf, TestCa};
 use crate::support::client::serial;
+use crate::support::clock;
 use crate::support::handshakes::Handshakes;
 use crate::support::http1::KeepAlive;
 use crate::support::perennial::Perennial;
@@ -124,7 +125,7 @@ async fn cp_of_the_key_then_the_certificate_with_the_poll() {
 async fn a_file_that_is_written_slowly_is_never_served_half() {
     let scene = scene(POLL).await;
     let kind = KeyKind::Rsa2048;
-    let now = time::OffsetDateTime::now_utc();
+    let now = clock::now();
     let new = scene.ca.leaf_with(
         &[NAME],
         now - time::Duration::HOUR,

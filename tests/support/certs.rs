@@ -7,6 +7,8 @@ use rcgen::{
 };
 use time::{Duration, OffsetDateTime};
 
+use super::clock;
+
 #[derive(Clone, Copy, Debug)]
 pub enum KeyKind {
     P256,
@@ -78,7 +80,7 @@ impl TestCa {
 
     /// Valid from an hour ago for 90 days.
     pub fn leaf(&self, names: &[&str]) -> Leaf {
-        let begin = OffsetDateTime::now_utc() - Duration::HOUR;
+        let begin = clock::now() - Duration::HOUR;
         self.leaf_with(names, begin, begin + Duration::days(90), KeyKind::P256)
     }
 
@@ -98,7 +100,7 @@ impl TestCa {
 
 /// A self-signed leaf, valid for a day.
 pub fn self_signed(names: &[&str]) -> Leaf {
-    let begin = OffsetDateTime::now_utc() - Duration::HOUR;
+    let begin = clock::now() - Duration::HOUR;
     let key = KeyKind::P256.generate();
     let params = leaf_params(names, begin, begin + Duration::DAY);
     Leaf::new(
@@ -128,8 +130,8 @@ fn authority(name: &str) -> CertificateParams {
     params.distinguished_name = common_name(name);
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
-    params.not_before = OffsetDateTime::now_utc() - Duration::days(400);
-    params.not_after = OffsetDateTime::now_utc() + Duration::days(3650);
+    params.not_before = clock::now() - Duration::days(400);
+    params.not_after = clock::now() + Duration::days(3650);
     params
 }
 

@@ -6,6 +6,7 @@
 
 pub mod certs;
 pub mod client;
+pub mod clock;
 pub mod command;
 pub mod handshakes;
 pub mod http1;

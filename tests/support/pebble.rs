@@ -15,6 +15,9 @@ use super::{certs, command, tls};
 /// The oldest with `set-renewal-info`.
 const OLDEST: (u32, u32) = (2, 8);
 
+/// Set where Pebble is known to be there: not finding it is then a failure.
+const REQUIRED: &str = "PERENNIAL_REQUIRE_PEBBLE";
+
 pub struct Options {
     /// Lifetime of issued certificates.
     pub validity_seconds: u64,
@@ -64,6 +67,11 @@ impl Pebble {
     /// to the place's own addresses, whatever the name.
     pub async fn start(place: &Place, options: Options) -> Option<Pebble> {
         let Some((program, dns_program)) = installed().await else {
+            let required = std::env::var_os(REQUIRED).is_some_and(|value| !value.is_empty());
+            assert!(
+                !required,
+                "no Pebble >= 2.8 was found, and {REQUIRED} is set"
+            );
             eprintln!("PEBBLE >= 2.8 NOT FOUND: proven against the scripted CA alone");
             return None;
         };

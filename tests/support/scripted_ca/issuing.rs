@@ -2,11 +2,11 @@
 
 use rcgen::{CertificateSigningRequestParams, PublicKeyData};
 use rustls_pki_types::CertificateSigningRequestDer;
-use time::OffsetDateTime;
 
 use super::jws::decode;
 use super::script::{CertificateFault, Script};
 use crate::support::certs::{KeyKind, TestCa, leaf_params};
+use crate::support::clock;
 
 /// The PEM chain for a base64url CSR.
 pub fn issue(ca: &TestCa, script: &Script, csr: &str, names: &[String]) -> Result<String, String> {
@@ -30,7 +30,7 @@ pub fn issue(ca: &TestCa, script: &Script, csr: &str, names: &[String]) -> Resul
 
 fn sign(ca: &TestCa, script: &Script, key: &impl PublicKeyData, names: &[String]) -> String {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let now = OffsetDateTime::now_utc();
+    let now = clock::now();
     let params = leaf_params(&names, now, now + script.lifetime);
     let leaf = params.signed_by(key, &ca.intermediate).expect("signed");
     leaf.pem()
