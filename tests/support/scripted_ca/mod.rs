@@ -4,6 +4,8 @@
 mod book;
 mod issuing;
 mod jws;
+mod orders;
+mod problem;
 mod protocol;
 mod script;
 mod validation;
@@ -16,7 +18,7 @@ use axum::Router;
 use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
-pub use protocol::problem;
+pub use problem::problem;
 pub use script::{CertificateFault, Fault, Kind, RenewalInfoAnswer, Script, Validation};
 
 use super::certs::{TestCa, serial_of};
