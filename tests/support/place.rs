@@ -3,6 +3,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
+use std::sync::Mutex;
 
 use tempfile::TempDir;
 
@@ -13,17 +14,21 @@ pub struct Place {
     pub http: SocketAddr,
     pub https: SocketAddr,
     pub admin: SocketAddr,
+    given: Mutex<Vec<SocketAddr>>,
 }
 
 impl Place {
     pub fn new() -> Place {
         let ip = unused_loopback_address();
+        let mut given = Vec::new();
+        let [http, https, admin] = [(); 3].map(|()| free_address(ip, &mut given));
         Place {
             directory: TempDir::with_prefix("perennial-e2e-").expect("a temporary directory"),
             ip,
-            http: free_address(ip),
-            https: free_address(ip),
-            admin: free_address(ip),
+            http,
+            https,
+            admin,
+            given: Mutex::new(given),
         }
     }
 
@@ -40,9 +45,9 @@ impl Place {
         self.state().join("local-ca/root.pem")
     }
 
-    /// An address of this place that nobody listens on.
+    /// An address of this place that nobody listens on, another one each time.
     pub fn free(&self) -> SocketAddr {
-        free_address(self.ip)
+        free_address(self.ip, &mut self.given.lock().unwrap())
     }
 
     /// Writes a file, making the directories above it.
@@ -72,9 +77,15 @@ fn unused_loopback_address() -> Ipv4Addr {
     Ipv4Addr::new(127, b.max(16), c, d.clamp(1, 254))
 }
 
-/// The kernel names a port that no socket holds, not even one on the wildcard address.
-fn free_address(ip: Ipv4Addr) -> SocketAddr {
-    TcpListener::bind((ip, 0))
-        .and_then(|listener| listener.local_addr())
-        .expect("a free port on a loopback address")
+/// The kernel names a port that no socket holds, not even one on the wildcard address. It may name
+/// one twice: what was given away is not bound yet.
+fn free_address(ip: Ipv4Addr, given: &mut Vec<SocketAddr>) -> SocketAddr {
+    loop {
+        let named = TcpListener::bind((ip, 0)).and_then(|listener| listener.local_addr());
+        let named = named.expect("a free port on a loopback address");
+        if !given.contains(&named) {
+            given.push(named);
+            return named;
+        }
+    }
 }
