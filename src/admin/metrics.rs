@@ -9,6 +9,9 @@ use prometheus::{
 };
 use time::OffsetDateTime;
 
+use crate::acme::worker::SubjectStatus;
+use crate::certificate::reloader::Report;
+
 /// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
 const DURATION_BUCKETS: [f64; 14] = [
     0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
@@ -146,45 +149,41 @@ impl Metrics {
         OpenConnection(self.connections.clone())
     }
 
-    pub fn certificate_not_after(&self, name: &str, source: &str, not_after: OffsetDateTime) {
-        self.certificate_not_after
-            .with_label_values(&[name, source])
-            .set(unix_seconds(not_after));
-    }
-
-    /// The name is no longer served from this source.
-    pub fn forget_certificate(&self, name: &str, source: &str) {
-        // An absent label set is what is wanted.
-        let _ = self
-            .certificate_not_after
-            .remove_label_values(&[name, source]);
-    }
-
-    pub fn certificate_reload(&self, result: &'static str) {
-        self.certificate_reloads.with_label_values(&[result]).inc();
-    }
-
-    pub fn certificate_reload_failing(&self, name: &str, failing: bool) {
-        self.certificate_reload_failing
-            .with_label_values(&[name])
-            .set(i64::from(failing));
+    /// Brings everything about certificates up to date with what the reloader and the worker
+    /// know. Called for each scrape: certificates change far less often than they are looked at.
+    pub fn set_certificates(&self, report: &Report, subjects: &[SubjectStatus]) {
+        self.certificate_not_after.reset();
+        self.certificate_reload_failing.reset();
+        for (id, entry) in &report.entries {
+            let label = match &entry.live {
+                Some(live) => live.key.names()[0].to_string(),
+                None => id.certificate.display().to_string(),
+            };
+            if let Some(live) = &entry.live {
+                self.certificate_not_after
+                    .with_label_values(&[&label, live.source.as_str()])
+                    .set(unix_seconds(live.key.not_after()));
+            }
+            self.certificate_reload_failing
+                .with_label_values(&[&label])
+                .set(i64::from(entry.failure.is_some()));
+        }
+        self.acme_next_attempt.reset();
+        for subject in subjects {
+            if let Some(at) = subject.next_attempt {
+                self.acme_next_attempt
+                    .with_label_values(&[&subject.name.to_string()])
+                    .set(unix_seconds(at));
+            }
+        }
+        for (result, total) in [("ok", report.loads), ("failed", report.failures)] {
+            let counter = self.certificate_reloads.with_label_values(&[result]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
     }
 
     pub fn acme_order(&self, ca: &str, result: &'static str) {
         self.acme_orders.with_label_values(&[ca, result]).inc();
-    }
-
-    /// `None`: nothing is waiting.
-    pub fn acme_next_attempt(&self, name: &str, at: Option<OffsetDateTime>) {
-        match at {
-            Some(at) => self
-                .acme_next_attempt
-                .with_label_values(&[name])
-                .set(unix_seconds(at)),
-            None => {
-                let _ = self.acme_next_attempt.remove_label_values(&[name]);
-            }
-        }
     }
 
     fn set_build_info(&self) {
@@ -266,28 +265,5 @@ mod tests {
         }
         drop(open);
         assert!(metrics.render().contains("perennial_connections 0"));
-    }
-
-    #[test]
-    fn two_registries_do_not_share_anything() {
-        let (one, other) = (Metrics::new(), Metrics::new());
-        one.certificate_reload("ok");
-        assert!(one.render().contains("perennial_certificate_reloads_total"));
-        assert!(
-            !other
-                .render()
-                .contains("perennial_certificate_reloads_total{")
-        );
-    }
-
-    #[test]
-    fn forgotten_names_are_gone() {
-        let metrics = Metrics::new();
-        let at = OffsetDateTime::UNIX_EPOCH;
-        metrics.certificate_not_after("example.com", "acme", at);
-        metrics.acme_next_attempt("example.com", Some(at));
-        metrics.forget_certificate("example.com", "acme");
-        metrics.acme_next_attempt("example.com", None);
-        assert!(!metrics.render().contains("example.com"));
     }
 }

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::inventory::EntryId;
-use super::material::{Material, MaterialError, PublicKeyHash};
+use super::material::{Leaf, Material, MaterialError, PublicKeyHash};
 use super::observe::{self, Digest, ReadError, Stamp};
 use super::table::SourceKind;
 use super::unit::{Sight, Task, Unit};
@@ -33,7 +33,7 @@ struct FileFacts {
     stamp: Stamp,
     digest: Option<Digest>,
     young: bool,
-    leaf: Option<PublicKeyHash>,
+    leaf: Option<Leaf>,
     keys: Vec<PublicKeyHash>,
     /// It looks like a certificate or a key, but is broken or may not be read.
     broken: bool,
@@ -183,7 +183,7 @@ impl Folder {
         for key in &facts.keys {
             self.keys.entry(*key).or_default().insert(path.clone());
         }
-        touched.extend(facts.keys.iter().copied().chain(facts.leaf));
+        touched.extend(facts.public_keys());
         self.files.insert(path, facts);
     }
 
@@ -196,7 +196,7 @@ impl Folder {
         let Some(facts) = self.files.get(path) else {
             return;
         };
-        touched.extend(facts.keys.iter().copied().chain(facts.leaf));
+        touched.extend(facts.public_keys());
         for key in &facts.keys {
             if let Some(paths) = self.keys.get_mut(key) {
                 paths.remove(path);
@@ -214,24 +214,39 @@ impl Folder {
         all: bool,
         gone: &mut Vec<EntryId>,
     ) -> Vec<Task> {
-        let vanished: Vec<PathBuf> = self
-            .units
-            .keys()
-            .filter(|path| !self.files.contains_key(*path))
-            .cloned()
-            .collect();
-        for path in vanished {
-            if let Some(unit) = self.units.remove(&path) {
-                gone.push(unit.id);
+        // Files that are gone, and files that turned out to be none of ours (a broken file that
+        // was mended and holds a key alone).
+        let Folder {
+            units, files, keys, ..
+        } = self;
+        units.retain(|path, unit| {
+            let candidate = files
+                .get(path)
+                .is_some_and(|facts| facts.is_candidate(keys));
+            // What was served is given time to come back before it counts as gone.
+            let keep = candidate || unit.has_served();
+            if !keep {
+                gone.push(unit.id.clone());
+            }
+            keep
+        });
+        let mut tasks = Vec::new();
+        for (path, unit) in &mut self.units {
+            if !self.files.contains_key(path)
+                && unit.look(sight(&self.files, path, unit.private_key.as_deref()))
+            {
+                tasks.push(unit.task(Some(self.root.clone())));
             }
         }
-        let mut tasks = Vec::new();
         for (path, facts) in &self.files {
             let known = self.units.contains_key(path);
-            if facts.leaf.is_none() && !facts.broken && !known {
+            if !known && !facts.is_candidate(&self.keys) {
                 continue;
             }
-            let affected = all || facts.leaf.is_none_or(|leaf| touched.contains(&leaf));
+            let affected = all
+                || facts
+                    .leaf
+                    .is_none_or(|leaf| touched.contains(&leaf.public_key));
             let unit = self.units.entry(path.clone()).or_insert_with(|| {
                 let id = EntryId {
                     source: SourceKind::Folder,
@@ -275,7 +290,7 @@ fn key_for(
 ) -> Option<PathBuf> {
     let found = facts
         .leaf
-        .and_then(|leaf| keys.get(&leaf))
+        .and_then(|leaf| keys.get(&leaf.public_key))
         .and_then(|paths| {
             paths
                 .get(certificate)
@@ -295,6 +310,20 @@ fn key_for(
 }
 
 impl FileFacts {
+    /// The public keys that the pairing of this file depends on.
+    fn public_keys(&self) -> impl Iterator<Item = PublicKeyHash> + '_ {
+        let leaf = self.leaf.map(|leaf| leaf.public_key);
+        self.keys.iter().copied().chain(leaf)
+    }
+
+    /// Whether a certificate is to be had from this file, or would be if it were not broken.
+    fn is_candidate(&self, keys: &HashMap<PublicKeyHash, BTreeSet<PathBuf>>) -> bool {
+        self.broken
+            || self
+                .leaf
+                .is_some_and(|leaf| !leaf.is_ca || keys.contains_key(&leaf.public_key))
+    }
+
     fn read(path: &Path, stamp: Stamp, now: OffsetDateTime) -> FileFacts {
         let mut facts = FileFacts {
             stamp,
@@ -311,7 +340,7 @@ impl FileFacts {
                 facts.young = observation.young;
                 match Material::parse(&bytes) {
                     Ok(material) => {
-                        facts.leaf = material.leaf_public_key();
+                        facts.leaf = material.leaf();
                         facts.keys = material.keys.iter().map(|key| key.public_key).collect();
                     }
                     // Not ours to judge: a README, a JSON file, an empty lock file.

@@ -57,12 +57,14 @@ impl Generations {
         }
         self.directories.extend(present.iter().cloned());
         self.units.retain(|directory, unit| {
-            let keep = present.contains(directory);
+            // What was served is given time to come back before it counts as gone.
+            let keep = present.contains(directory) || unit.has_served();
             if !keep {
                 gone.push(unit.id.clone());
             }
             keep
         });
+        present.extend(self.units.keys().cloned());
         present
             .iter()
             .filter_map(|directory| self.look_at(directory))

@@ -5,6 +5,8 @@ use boring::sha::sha256;
 use rustls_pki_types::pem::{self, SectionKind};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
+use super::certified_key::names_of;
+
 /// The certificates and keys of one file, in the order in which they stand there.
 #[derive(Default)]
 pub struct Material {
@@ -99,13 +101,35 @@ impl Material {
         Ok(())
     }
 
-    /// The public keys of the certificates that are not a CA's: the candidates for a leaf.
-    pub fn leaf_public_key(&self) -> Option<PublicKeyHash> {
-        self.certificates.iter().find_map(|der| {
-            let (_, certificate) = X509Certificate::from_der(der).ok()?;
-            (!certificate.is_ca()).then(|| sha256(certificate.public_key().raw))
-        })
+    /// The certificate that the others in the file vouch for: the first that is not a CA's; else
+    /// the first of all, if it names a host, because a self-signed certificate is often marked as
+    /// a CA's.
+    pub fn leaf(&self) -> Option<Leaf> {
+        let parsed: Vec<X509Certificate<'_>> = self
+            .certificates
+            .iter()
+            .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
+            .collect();
+        let leaf = |certificate: &X509Certificate<'_>, is_ca| Leaf {
+            public_key: sha256(certificate.public_key().raw),
+            is_ca,
+        };
+        match parsed.iter().find(|certificate| !certificate.is_ca()) {
+            Some(certificate) => Some(leaf(certificate, false)),
+            None => parsed
+                .first()
+                .filter(|certificate| !names_of(certificate).is_empty())
+                .map(|certificate| leaf(certificate, true)),
+        }
     }
+}
+
+/// A certificate that a private key may belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    pub public_key: PublicKeyHash,
+    /// It is marked as a CA's: a leaf only if its key is there, too.
+    pub is_ca: bool,
 }
 
 impl PrivateKey {
@@ -152,8 +176,8 @@ mod tests {
         let material = Material::parse(text.as_bytes()).unwrap();
         assert_eq!(material.certificates.len(), 1);
         assert_eq!(
-            material.leaf_public_key(),
-            Some(material.keys[0].public_key)
+            material.leaf().unwrap().public_key,
+            material.keys[0].public_key
         );
     }
 

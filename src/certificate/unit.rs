@@ -104,6 +104,11 @@ impl Unit {
         self.recheck
     }
 
+    /// Whether a good certificate was ever read from here.
+    pub fn has_served(&self) -> bool {
+        self.served.is_some()
+    }
+
     /// The key file was found elsewhere than before.
     pub fn set_private_key(&mut self, private_key: Option<PathBuf>) {
         if self.private_key != private_key {
@@ -220,7 +225,11 @@ impl Task {
             return self.without_key(certificate);
         };
         let private_key = read_resolved(key_path, now);
-        if let (Err(ReadError::Missing), Err(ReadError::Missing)) = (&certificate, &private_key) {
+        let key_is_missing = matches!(private_key, Err(ReadError::Missing));
+        // In a drop folder the certificate is the unit, and a key by itself nothing.
+        if let Err(ReadError::Missing) = certificate
+            && (key_is_missing || self.searched.is_some())
+        {
             return Ok(Finding::Absent);
         }
         let (certificate_bytes, certificate) = certificate.map_err(at(&self.certificate))?;
@@ -248,7 +257,10 @@ impl Task {
             Err(error) => return Err(fault(error.to_string())),
             Ok((bytes, _)) => bytes,
         };
-        Material::parse(&bytes).map_err(|error| fault(error.to_string()))?;
+        let material = Material::parse(&bytes).map_err(|error| fault(error.to_string()))?;
+        if material.certificates.is_empty() {
+            return Err(fault(CertifiedKeyError::NoCertificate.to_string()));
+        }
         let place = match &self.searched {
             Some(folder) => folder.display().to_string(),
             None => "the same place".to_owned(),

@@ -108,7 +108,10 @@ async fn serve<A>(
             ClientStream::tls(stream, info)
         }
     };
-    service.app.process_new(Box::new(stream), &service.shutdown).await;
+    service
+        .app
+        .process_new(Box::new(stream), &service.shutdown)
+        .await;
 }
 
 /// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.

@@ -43,9 +43,15 @@ pub fn bind(address: SocketAddr) -> Result<TcpListener, BindError> {
     if any_v6 && lacks_ipv6(&error) {
         let v4 = SocketAddr::new(IpAddr::V4(Ipv4Addr::UNSPECIFIED), address.port());
         tracing::info!(%address, instead = %v4, "this host has no IPv6");
-        return try_bind(v4).map_err(|source| BindError { address: v4, source });
+        return try_bind(v4).map_err(|source| BindError {
+            address: v4,
+            source,
+        });
     }
-    Err(BindError { address, source: error })
+    Err(BindError {
+        address,
+        source: error,
+    })
 }
 
 fn lacks_ipv6(error: &io::Error) -> bool {
@@ -56,7 +62,11 @@ fn lacks_ipv6(error: &io::Error) -> bool {
 }
 
 fn try_bind(address: SocketAddr) -> io::Result<TcpListener> {
-    let socket = Socket::new(Domain::for_address(address), Type::STREAM, Some(Protocol::TCP))?;
+    let socket = Socket::new(
+        Domain::for_address(address),
+        Type::STREAM,
+        Some(Protocol::TCP),
+    )?;
     // Restarting must not wait for the connections of the run before to time out.
     socket.set_reuse_address(true)?;
     if address.is_ipv6() {
@@ -77,8 +87,14 @@ mod tests {
         let first = bind("127.0.0.1:0".parse().unwrap()).unwrap();
         let address = first.local_addr().unwrap();
         let message = bind(address).unwrap_err().to_string();
-        assert!(message.starts_with(&format!("cannot listen on {address}: ")), "{message}");
-        assert!(message.contains("another process listens there"), "{message}");
+        assert!(
+            message.starts_with(&format!("cannot listen on {address}: ")),
+            "{message}"
+        );
+        assert!(
+            message.contains("another process listens there"),
+            "{message}"
+        );
     }
 
     #[test]

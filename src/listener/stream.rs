@@ -52,7 +52,10 @@ impl ClientStream {
         // Pingora carries the user data of one digest kind from the stream to each request: that
         // of a CONNECT proxy. It asks for a response header, which nobody reads.
         let response = pingora::http::ResponseHeader::build_no_case(200, Some(0));
-        let info = ProxyDigest::new(Box::new(response.unwrap_or_else(|_| no_header())), Some(Box::new(info)));
+        let info = ProxyDigest::new(
+            Box::new(response.unwrap_or_else(|_| no_header())),
+            Some(Box::new(info)),
+        );
         ClientStream {
             transport,
             id,
@@ -185,6 +188,8 @@ impl Peek for ClientStream {}
 
 impl fmt::Debug for ClientStream {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("ClientStream").field("id", &self.id).finish_non_exhaustive()
+        f.debug_struct("ClientStream")
+            .field("id", &self.id)
+            .finish_non_exhaustive()
     }
 }

@@ -114,7 +114,9 @@ fn select(
     let local = state(hello.ssl()).ok_or(SelectCertError::ERROR)?.local;
     let choice = {
         let table = table.load();
-        table.select(hello.servername(NameType::HOST_NAME), local).cloned()
+        table
+            .select(hello.servername(NameType::HOST_NAME), local)
+            .cloned()
     };
     let ssl = hello.ssl_mut();
     match choice {
@@ -142,7 +144,8 @@ fn answer_challenge(
     let ssl = hello.ssl_mut();
     match credential {
         Some(credential) => {
-            ssl.add_credential(&credential).map_err(|_| SelectCertError::ERROR)?;
+            ssl.add_credential(&credential)
+                .map_err(|_| SelectCertError::ERROR)?;
             settle(ssl, Selection::Challenge)
         }
         None => settle(ssl, Selection::Refused),

@@ -71,14 +71,17 @@ pub fn reason(error: &Error) -> String {
     }
 }
 
-/// The innermost text. Contexts further out repeat the address.
+/// The innermost text. Contexts further out repeat the address; but that of a TLS error is all
+/// there is, its cause being the local address.
 fn root(error: &Error) -> Option<String> {
-    match &error.cause {
-        Some(cause) => match cause.downcast_ref::<Box<Error>>() {
+    let context = || error.context.as_ref().map(|context| context.to_string());
+    let cause = error.cause.as_ref();
+    match (error.etype(), cause) {
+        (ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert, _) | (_, None) => context(),
+        (_, Some(cause)) => match cause.downcast_ref::<Box<Error>>() {
             Some(inner) => root(inner),
             None => Some(cause.to_string()),
         },
-        None => error.context.as_ref().map(|context| context.to_string()),
     }
 }
 

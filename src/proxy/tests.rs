@@ -2,8 +2,8 @@
 //! does, and upstreams that answer with what they were asked.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::sync::atomic::AtomicU16;
+use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -35,7 +35,10 @@ impl Front {
             Arc::clone(&metrics),
             Arc::new(AtomicU16::new(8443)),
         );
-        let app = Arc::new(http_proxy(proxy, 1));
+        let mut app = http_proxy(proxy, 1);
+        // The real listener speaks HTTP/2 over TLS alone.
+        app.server_options.as_mut().unwrap().h2c = true;
+        let app = Arc::new(app);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
@@ -421,4 +424,177 @@ async fn a_client_that_is_still_sending_gets_its_answer() {
     let mut response = String::new();
     stream.read_to_string(&mut response).await.unwrap();
     assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
+}
+
+#[derive(Clone, Default)]
+struct Log(Arc<Mutex<Vec<u8>>>);
+
+impl Log {
+    fn text(&self) -> String {
+        String::from_utf8(self.0.lock().unwrap().clone()).unwrap()
+    }
+}
+
+impl std::io::Write for Log {
+    fn write(&mut self, line: &[u8]) -> std::io::Result<usize> {
+        self.0.lock().unwrap().extend_from_slice(line);
+        Ok(line.len())
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        Ok(())
+    }
+}
+
+impl Log {
+    fn subscriber(&self) -> impl tracing::Subscriber + use<> {
+        let log = self.clone();
+        tracing_subscriber::fmt()
+            .with_writer(move || log.clone())
+            .with_ansi(false)
+            .with_max_level(tracing::Level::INFO)
+            .finish()
+    }
+}
+
+/// Everything logged while it lives, on this thread: the proxy's tasks run on the test's.
+fn captured_log() -> (Log, tracing::subscriber::DefaultGuard) {
+    // With one subscriber alone, tracing asks the thread that reaches an event first whether
+    // anybody wants it, and believes that for all threads: tests run side by side.
+    static SECOND: LazyLock<tracing::Dispatch> =
+        LazyLock::new(|| tracing::Dispatch::new(Log::default().subscriber()));
+    LazyLock::force(&SECOND);
+    let log = Log::default();
+    let guard = tracing::subscriber::set_default(log.subscriber());
+    (log, guard)
+}
+
+#[tokio::test]
+async fn each_request_is_logged_once_and_each_failure_with_its_reason() {
+    let (log, _guard) = captured_log();
+    let (dead, alive) = (nobody().await, echo("one").await);
+    let both = Front::with_upstreams(&[tcp(dead), tcp(alive)]).await;
+    both.get("a.test", "/after-a-failure?secret=1").await;
+    both.get("a.test", "/without-one").await;
+    let none = Front::with_upstreams(&[tcp(dead)]).await;
+    none.get("a.test", "/in-vain").await;
+    let silent = upstream(|_| String::new()).await;
+    let silent = Front::with_upstreams(&[tcp(silent)]).await;
+    silent.get("a.test", "/silent").await;
+
+    let log = log.text();
+    let lines = |wanted: &[&str]| {
+        let matches = |line: &&str| wanted.iter().all(|wanted| line.contains(wanted));
+        log.lines().filter(matches).count()
+    };
+    for path in ["after-a-failure", "without-one", "in-vain", "silent"] {
+        assert_eq!(lines(&["INFO perennial::access", path]), 1, "{log}");
+    }
+    let dead = format!("{dead}: connection refused");
+    assert_eq!(
+        lines(&["WARN", "another answered", "after-a-failure", &dead]),
+        1,
+        "{log}"
+    );
+    assert_eq!(
+        lines(&["WARN", "request failed", "in-vain", "502", &dead]),
+        1,
+        "{log}"
+    );
+    assert_eq!(
+        lines(&["WARN", "request failed", "silent", "connection closed"]),
+        1,
+        "{log}"
+    );
+    assert_eq!(lines(&["WARN"]), 3, "{log}");
+    assert_eq!(lines(&[]), 7, "{log}");
+    assert!(!log.contains("secret"), "{log}");
+}
+
+#[tokio::test]
+async fn http2_is_served_as_well() {
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let (alive, dead) = (echo("one").await, nobody().await);
+    let front = Front::start(&[
+        site(
+            &["a.test"],
+            TlsMode::Off,
+            &[("/dead", &[tcp(dead)]), ("/*", &[tcp(alive)])],
+        ),
+        site(&["tls.test"], TlsMode::Auto, &[("/*", &[tcp(alive)])]),
+    ])
+    .await;
+    let client = reqwest::Client::builder()
+        .http2_prior_knowledge()
+        .redirect(reqwest::redirect::Policy::none())
+        .resolve("a.test", front.address)
+        .resolve("tls.test", front.address)
+        .resolve("unknown.test", front.address)
+        .build()
+        .unwrap();
+    let port = front.address.port();
+    let url = |host: &str, path: &str| format!("http://{host}:{port}{path}");
+
+    let request = client.post(url("a.test", "/x")).header("cookie", "a=1");
+    let request = request.header("cookie", "b=2").body("hello");
+    let response = request.send().await.unwrap();
+    assert_eq!(response.version(), http::Version::HTTP_2);
+    let body = response.text().await.unwrap().to_lowercase();
+    assert!(body.starts_with("one\npost /x http/1.1\r\n"), "{body}");
+    assert!(body.contains(&format!("host: a.test:{port}\r\n")), "{body}");
+    assert!(body.contains("cookie: a=1; b=2\r\n"), "{body}");
+
+    for (host, path, status) in [
+        ("a.test", "/dead", 502),
+        ("unknown.test", "/", 421),
+        ("tls.test", "/", 308),
+    ] {
+        let response = client.get(url(host, path)).send().await.unwrap();
+        assert_eq!(response.status(), status, "{host}{path}");
+        assert!(response.headers().get("server").is_none());
+        let response = client.head(url(host, path)).send().await.unwrap();
+        assert_eq!(response.status(), status, "HEAD {host}{path}");
+    }
+}
+
+#[tokio::test]
+async fn upstream_certificates_are_verified() {
+    let (log, _guard) = captured_log();
+    let port = self_signed_upstream();
+    let upstream = config::Upstream::Tcp {
+        host: "localhost".into(),
+        port,
+        tls: true,
+    };
+    let front = Front::with_upstreams(&[upstream]).await;
+    let response = front.get("a.test", "/").await;
+    assert!(response.starts_with("HTTP/1.1 502 "), "{response}");
+    let log = log.text();
+    assert!(log.contains("CERTIFICATE_VERIFY_FAILED"), "{log}");
+}
+
+/// An HTTPS upstream on the loopback address that nobody has reason to trust; its port.
+fn self_signed_upstream() -> u16 {
+    use boring::ssl::{SslAcceptor, SslMethod};
+    use std::io::{Read, Write};
+
+    let issued = rcgen::generate_simple_self_signed(["localhost".to_owned()]).unwrap();
+    let certificate = boring::x509::X509::from_der(issued.cert.der()).unwrap();
+    let key = issued.signing_key.serialize_pem();
+    let key = boring::pkey::PKey::private_key_from_pem(key.as_bytes()).unwrap();
+    let mut acceptor = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls()).unwrap();
+    acceptor.set_certificate(&certificate).unwrap();
+    acceptor.set_private_key(&key).unwrap();
+    let acceptor = acceptor.build();
+    let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
+    let port = listener.local_addr().unwrap().port();
+    std::thread::spawn(move || {
+        while let Ok((stream, _)) = listener.accept() {
+            if let Ok(mut stream) = acceptor.accept(stream) {
+                let _ = stream.read(&mut [0; 4096]);
+                let _ = stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 0\r\n\r\n");
+            }
+        }
+    });
+    port
 }

@@ -1,0 +1,583 @@
+//! What was asked of a CA and how it ended, on disk before the first byte leaves: one file per
+//! subject, one per CA. A crash therefore counts as what it looks like from the CA's side, an
+//! attempt that failed, and a crash loop sends no more than one run would.
+//!
+//! It records and counts; [`renewal`](super::renewal) decides what the counts mean.
+
+use std::collections::HashSet;
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use super::error::{AcmeError, Class};
+use super::renewal::{Attempts, RenewalInfo, Window};
+use crate::certificate::name::Name;
+use crate::config::KeyType;
+use crate::store::{self, SECRET_FILE, StateDir, StoreError};
+
+/// Records kept per file: more than the backoff ever looks at, and a page to read for people.
+const MAX_RECORDS: usize = 50;
+/// Clean shutdowns in a row that are still no failure. More look like a restart loop.
+const FREE_CANCELLATIONS: usize = 2;
+
+/// What was attempted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Kind {
+    Order,
+    RenewalInfo,
+    Account,
+    /// Reaching a CA at all: its directory and a nonce.
+    Session,
+}
+
+/// How it ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", tag = "result")]
+pub enum Outcome {
+    Ok,
+    Failed {
+        class: Class,
+        message: String,
+        #[serde(default, with = "time::serde::rfc3339::option")]
+        retry_after: Option<OffsetDateTime>,
+    },
+    /// A clean shutdown in the middle.
+    Cancelled,
+}
+
+impl From<&AcmeError> for Outcome {
+    fn from(error: &AcmeError) -> Outcome {
+        Outcome::Failed {
+            class: error.class,
+            message: error.to_string(),
+            retry_after: error.retry_after,
+        }
+    }
+}
+
+/// One attempt.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Record {
+    id: u64,
+    pub kind: Kind,
+    /// The CA's directory URL.
+    pub ca: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub started_at: OffsetDateTime,
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub finished_at: Option<OffsetDateTime>,
+    /// `None`: it is running, or a crash ended it.
+    #[serde(default)]
+    pub outcome: Option<Outcome>,
+    /// Why it was made, as [`OrderReason`](super::renewal::OrderReason) spells it.
+    #[serde(default)]
+    pub reason: Option<String>,
+    /// The challenge type that failed.
+    #[serde(default)]
+    pub challenge: Option<String>,
+}
+
+/// Renewal information for one certificate, as it was last received.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredRenewalInfo {
+    /// Which certificate it is about (RFC 9773 section 4.1); for another one it says nothing.
+    pub certificate_id: String,
+    pub supported: bool,
+    #[serde(default)]
+    pub window: Option<StoredWindow>,
+    #[serde(default)]
+    pub explanation_url: Option<String>,
+    #[serde(with = "time::serde::rfc3339")]
+    pub next_fetch: OffsetDateTime,
+    /// Failed questions in a row.
+    #[serde(default)]
+    pub failures: u32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredWindow {
+    #[serde(with = "time::serde::rfc3339")]
+    pub start: OffsetDateTime,
+    #[serde(with = "time::serde::rfc3339")]
+    pub end: OffsetDateTime,
+    /// The instant chosen in it; kept, so that a restart does not draw again.
+    #[serde(with = "time::serde::rfc3339")]
+    pub selected: OffsetDateTime,
+}
+
+impl From<Window> for StoredWindow {
+    fn from(window: Window) -> StoredWindow {
+        StoredWindow {
+            start: window.start,
+            end: window.end,
+            selected: window.selected,
+        }
+    }
+}
+
+impl From<StoredWindow> for Window {
+    fn from(window: StoredWindow) -> Window {
+        Window {
+            start: window.start,
+            end: window.end,
+            selected: window.selected,
+        }
+    }
+}
+
+impl StoredRenewalInfo {
+    pub fn facts(&self) -> RenewalInfo {
+        RenewalInfo {
+            // One that had none may have some tomorrow: `next_fetch` says when to look.
+            supported: true,
+            window: self.window.filter(|_| self.supported).map(Window::from),
+            next_fetch: Some(self.next_fetch),
+        }
+    }
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+struct Content {
+    #[serde(default)]
+    records: Vec<Record>,
+    #[serde(default)]
+    renewal_info: Option<StoredRenewalInfo>,
+}
+
+/// A running attempt.
+#[derive(Debug, PartialEq, Eq)]
+#[must_use = "an attempt that is not finished counts as a failure after a restart"]
+pub struct AttemptId(u64);
+
+/// One file of the ledger. Writing blocks on the disk: call it where blocking is allowed. Reading
+/// never waits for a write.
+#[derive(Debug)]
+pub struct Ledger {
+    path: PathBuf,
+    memory: Mutex<Memory>,
+    /// Held while a new content is made and written, so that writes follow each other.
+    writing: Mutex<()>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    content: Content,
+    /// Attempts of this process: not finished, and not crashed either.
+    running: HashSet<u64>,
+}
+
+impl Ledger {
+    /// The ledger of a subject.
+    pub fn of_subject(
+        state: &StateDir,
+        name: &Name,
+        key_type: KeyType,
+        now: OffsetDateTime,
+    ) -> Result<Ledger, StoreError> {
+        let file = format!(
+            "{}.{}.json",
+            store::component(name),
+            store::key_type_name(key_type)
+        );
+        let path = state.ledger_dir().join("subjects").join(file);
+        Ledger::open(path, Kind::Order, now)
+    }
+
+    /// The ledger of a CA; `slug` as [`account::slug`](super::account::slug) makes it.
+    pub fn of_authority(
+        state: &StateDir,
+        slug: &str,
+        now: OffsetDateTime,
+    ) -> Result<Ledger, StoreError> {
+        let path = state
+            .ledger_dir()
+            .join("authorities")
+            .join(format!("{slug}.json"));
+        Ledger::open(path, Kind::Session, now)
+    }
+
+    /// Opens a file or starts a new one. One that cannot be understood is kept beside it, and
+    /// counts as one failure just now: what it would have said is unknown, so the careful reading
+    /// is right.
+    fn open(path: PathBuf, kind: Kind, now: OffsetDateTime) -> Result<Ledger, StoreError> {
+        let content = match fs::read(&path) {
+            Ok(bytes) => match serde_json::from_slice(&bytes) {
+                Ok(content) => content,
+                Err(error) => replace_corrupt(&path, kind, now, &error)?,
+            },
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Content::default(),
+            Err(error) => return Err(StoreError::io("read", &path, error)),
+        };
+        Ok(Ledger {
+            path,
+            memory: Mutex::new(Memory {
+                content,
+                running: HashSet::new(),
+            }),
+            writing: Mutex::new(()),
+        })
+    }
+
+    /// Records an attempt, on disk before this returns. Only then may a request leave.
+    pub fn begin(
+        &self,
+        kind: Kind,
+        ca: &str,
+        reason: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<AttemptId, StoreError> {
+        let mut id = 0;
+        self.change(|memory| {
+            let records = &mut memory.content.records;
+            id = records.last().map_or(0, |record| record.id + 1);
+            records.push(Record {
+                id,
+                kind,
+                ca: ca.to_owned(),
+                started_at: now,
+                finished_at: None,
+                outcome: None,
+                reason: reason.map(str::to_owned),
+                challenge: None,
+            });
+            let excess = records.len().saturating_sub(MAX_RECORDS);
+            records.drain(..excess);
+            memory.running.insert(id);
+        })
+        .inspect_err(|_| {
+            // Nothing was sent, so it was no attempt.
+            let mut memory = self.read();
+            memory.content.records.retain(|record| record.id != id);
+            memory.running.remove(&id);
+        })?;
+        Ok(AttemptId(id))
+    }
+
+    /// Records how an attempt ended. Where the disk refuses, this process still knows, and after
+    /// a restart the attempt counts as crashed, which is the careful reading.
+    pub fn finish(
+        &self,
+        attempt: AttemptId,
+        outcome: Outcome,
+        challenge: Option<&str>,
+        now: OffsetDateTime,
+    ) -> Result<(), StoreError> {
+        self.change(|memory| {
+            memory.running.remove(&attempt.0);
+            let record = memory
+                .content
+                .records
+                .iter_mut()
+                .find(|record| record.id == attempt.0);
+            if let Some(record) = record {
+                record.finished_at = Some(now);
+                record.outcome = Some(outcome.clone());
+                record.challenge = challenge.map(str::to_owned);
+            }
+        })
+    }
+
+    /// Replaces the renewal information.
+    pub fn set_renewal_info(&self, info: Option<StoredRenewalInfo>) -> Result<(), StoreError> {
+        self.change(|memory| memory.content.renewal_info = info.clone())
+    }
+
+    /// What was last received about this certificate.
+    pub fn renewal_info(&self, certificate_id: &str) -> Option<StoredRenewalInfo> {
+        let memory = self.read();
+        let info = memory.content.renewal_info.as_ref();
+        info.filter(|info| info.certificate_id == certificate_id)
+            .cloned()
+    }
+
+    /// The failures of `kind` since its last success, at `ca` or at any.
+    pub fn attempts(&self, kind: Kind, ca: Option<&str>) -> Attempts {
+        let memory = self.read();
+        count(
+            memory
+                .content
+                .records
+                .iter()
+                .rev()
+                .filter(|record| record.kind == kind && !memory.running.contains(&record.id)),
+            ca,
+        )
+    }
+
+    /// The newest finished or crashed record of a kind.
+    pub fn last(&self, kind: Kind) -> Option<Record> {
+        let memory = self.read();
+        let mut records = memory.content.records.iter().rev();
+        records
+            .find(|record| record.kind == kind && !memory.running.contains(&record.id))
+            .cloned()
+    }
+
+    fn read(&self) -> std::sync::MutexGuard<'_, Memory> {
+        // A panic while it was held cannot have left it half changed: changes are made on copies.
+        self.memory
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+
+    /// Applies `change` in memory and writes the result. It is kept in memory even if the write
+    /// fails: this process knows what it did.
+    fn change(&self, change: impl FnOnce(&mut Memory)) -> Result<(), StoreError> {
+        let _writing = self
+            .writing
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner());
+        let bytes = {
+            let mut memory = self.read();
+            change(&mut memory);
+            serde_json::to_vec_pretty(&memory.content)
+                .map_err(|error| StoreError::broken(&self.path, error))?
+        };
+        write(&self.path, &bytes)
+    }
+}
+
+fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    if let Some(parent) = path.parent() {
+        store::make_directory(parent)?;
+    }
+    store::atomic::write_file(path, bytes, SECRET_FILE)
+}
+
+/// Keeps the unreadable file for people and starts a new one that holds a failure.
+fn replace_corrupt(
+    path: &Path,
+    kind: Kind,
+    now: OffsetDateTime,
+    error: &serde_json::Error,
+) -> Result<Content, StoreError> {
+    let aside = path.with_extension("json.corrupt");
+    tracing::error!(
+        path = %path.display(), aside = %aside.display(), %error,
+        "a ledger file is unreadable: it is moved aside and counts as one failed attempt"
+    );
+    fs::copy(path, &aside).map_err(|error| StoreError::io("move aside", path, error))?;
+    let content = Content {
+        records: vec![Record {
+            id: 0,
+            kind,
+            ca: String::new(),
+            started_at: now,
+            finished_at: Some(now),
+            outcome: Some(Outcome::Failed {
+                class: Class::Retryable,
+                message: format!("the ledger was unreadable: {error}"),
+                retry_after: None,
+            }),
+            reason: None,
+            challenge: None,
+        }],
+        renewal_info: None,
+    };
+    let bytes =
+        serde_json::to_vec_pretty(&content).map_err(|error| StoreError::broken(path, error))?;
+    write(path, &bytes)?;
+    Ok(content)
+}
+
+/// Counts failures, newest record first. A success at any CA ends the count at every CA. A record
+/// without a CA (of an unreadable ledger) counts at each.
+fn count<'a>(newest_first: impl Iterator<Item = &'a Record>, ca: Option<&str>) -> Attempts {
+    let mut attempts = Attempts::default();
+    let mut cancelled = 0;
+    for record in newest_first {
+        let counts_here = ca.is_none_or(|ca| record.ca == ca || record.ca.is_empty());
+        let failed = match &record.outcome {
+            Some(Outcome::Ok) => break,
+            _ if !counts_here => continue,
+            Some(Outcome::Cancelled) => {
+                cancelled += 1;
+                cancelled > FREE_CANCELLATIONS
+            }
+            Some(Outcome::Failed { .. }) | None => true,
+        };
+        if !failed {
+            continue;
+        }
+        attempts.failures += 1;
+        if attempts.last.is_none() {
+            attempts.last = Some(record.finished_at.unwrap_or(record.started_at));
+            attempts.retry_after = match &record.outcome {
+                Some(Outcome::Failed { retry_after, .. }) => *retry_after,
+                _ => None,
+            };
+        }
+    }
+    attempts
+}
+
+#[cfg(test)]
+mod tests {
+    use time::Duration;
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-23 6:00 UTC);
+    const CA: &str = "https://ca.test/dir";
+    const OTHER: &str = "https://other.test/dir";
+
+    fn open(state: &StateDir) -> Ledger {
+        let name = "*.example.com".parse().unwrap();
+        Ledger::of_subject(state, &name, KeyType::P256, NOW).unwrap()
+    }
+
+    fn state() -> (tempfile::TempDir, StateDir) {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        (directory, state)
+    }
+
+    fn failure() -> Outcome {
+        Outcome::Failed {
+            class: Class::Retryable,
+            message: "no".to_owned(),
+            retry_after: Some(NOW + Duration::HOUR),
+        }
+    }
+
+    fn run(ledger: &Ledger, ca: &str, at: OffsetDateTime, outcome: Outcome) {
+        let attempt = ledger.begin(Kind::Order, ca, Some("due"), at).unwrap();
+        let end = at + Duration::SECOND;
+        ledger
+            .finish(attempt, outcome, Some("http-01"), end)
+            .unwrap();
+    }
+
+    #[test]
+    fn an_attempt_is_on_disk_before_it_starts_and_counts_after_a_crash() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        let _running = ledger.begin(Kind::Order, CA, Some("first"), NOW).unwrap();
+        assert_eq!(ledger.attempts(Kind::Order, None), Attempts::default());
+        let path = state
+            .ledger_dir()
+            .join("subjects/_wildcard.example.com.p256.json");
+        use std::os::unix::fs::PermissionsExt;
+        assert_eq!(
+            fs::metadata(&path).unwrap().permissions().mode() & 0o777,
+            0o600
+        );
+        // The process dies here.
+        let restarted = open(&state).attempts(Kind::Order, Some(CA));
+        assert_eq!((restarted.failures, restarted.last), (1, Some(NOW)));
+        assert_eq!(open(&state).attempts(Kind::Session, None).failures, 0);
+    }
+
+    #[test]
+    fn failures_count_until_a_success_at_any_ca() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        run(&ledger, CA, NOW, failure());
+        run(&ledger, CA, NOW + Duration::MINUTE, failure());
+        run(&ledger, OTHER, NOW + Duration::HOUR, failure());
+        for ledger in [&ledger, &open(&state)] {
+            let at = |ca| ledger.attempts(Kind::Order, ca);
+            assert_eq!(at(Some(CA)).failures, 2);
+            assert_eq!(at(Some(OTHER)).failures, 1);
+            assert_eq!(at(None).failures, 3);
+            let last = NOW + Duration::MINUTE + Duration::SECOND;
+            assert_eq!(at(Some(CA)).last, Some(last));
+            assert_eq!(at(Some(CA)).retry_after, Some(NOW + Duration::HOUR));
+            let newest = ledger.last(Kind::Order).unwrap();
+            assert_eq!(
+                (newest.ca.as_str(), newest.challenge.as_deref()),
+                (OTHER, Some("http-01"))
+            );
+        }
+        run(&ledger, OTHER, NOW + Duration::HOUR, Outcome::Ok);
+        assert_eq!(
+            open(&state).attempts(Kind::Order, Some(CA)),
+            Attempts::default()
+        );
+    }
+
+    #[test]
+    fn a_clean_shutdown_is_no_failure_but_a_restart_loop_is() {
+        let (_directory, state) = state();
+        for (cancelled, failures) in [(1, 0), (2, 0), (3, 1), (4, 2)] {
+            let ledger = open(&state);
+            run(&ledger, CA, NOW, Outcome::Cancelled);
+            let counted = open(&state).attempts(Kind::Order, None).failures;
+            assert_eq!(counted, failures, "{cancelled} in a row");
+        }
+    }
+
+    #[test]
+    fn the_file_stays_short() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        for n in 0..120 {
+            run(&ledger, CA, NOW + Duration::minutes(n), failure());
+        }
+        let content: Content = serde_json::from_slice(&fs::read(&ledger.path).unwrap()).unwrap();
+        assert_eq!(content.records.len(), MAX_RECORDS);
+        assert_eq!(content.records.last().unwrap().id, 119);
+        assert_eq!(
+            open(&state).attempts(Kind::Order, None).failures,
+            MAX_RECORDS as u32
+        );
+    }
+
+    #[test]
+    fn an_unreadable_file_is_kept_and_counts_as_one_failure() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        run(&ledger, CA, NOW, Outcome::Ok);
+        fs::write(&ledger.path, "{\"records\": [tru").unwrap();
+        for _ in 0..2 {
+            let attempts = open(&state).attempts(Kind::Order, Some(CA));
+            assert_eq!((attempts.failures, attempts.last), (1, Some(NOW)));
+        }
+        let aside = ledger.path.with_extension("json.corrupt");
+        assert_eq!(fs::read_to_string(aside).unwrap(), "{\"records\": [tru");
+    }
+
+    #[test]
+    fn no_attempt_without_a_record() {
+        let (directory, state) = state();
+        let ledger = open(&state);
+        fs::remove_dir_all(directory.path().join("ledger")).unwrap();
+        fs::write(directory.path().join("ledger"), "in the way").unwrap();
+        assert!(ledger.begin(Kind::Order, CA, None, NOW).is_err());
+    }
+
+    #[test]
+    fn renewal_information_belongs_to_one_certificate() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        let window = Window {
+            start: NOW,
+            end: NOW + Duration::DAY,
+            selected: NOW + Duration::HOUR,
+        };
+        let info = StoredRenewalInfo {
+            certificate_id: "a.b".to_owned(),
+            supported: true,
+            window: Some(window.into()),
+            explanation_url: Some("https://ca.test/why".to_owned()),
+            next_fetch: NOW + Duration::hours(6),
+            failures: 0,
+        };
+        ledger.set_renewal_info(Some(info.clone())).unwrap();
+        let restarted = open(&state);
+        assert_eq!(restarted.renewal_info("a.b"), Some(info.clone()));
+        assert_eq!(restarted.renewal_info("a.c"), None);
+        assert_eq!(info.facts().window, Some(window));
+        let unsupported = StoredRenewalInfo {
+            supported: false,
+            ..info
+        };
+        assert_eq!(unsupported.facts().window, None);
+    }
+}

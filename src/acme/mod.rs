@@ -1,0 +1,8 @@
+//! Certificates from ACME authorities (RFC 8555): when to order ([`renewal`]), what was tried
+//! ([`ledger`]), how ([`order`]), and who does it ([`worker`]). It writes certificates into the
+//! [`store`](crate::store) and never serves one: what handshakes see is the reloader's business.
+
+pub mod challenges;
+pub mod error;
+pub mod ledger;
+pub mod renewal;
