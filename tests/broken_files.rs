@@ -182,9 +182,12 @@ async fn an_emptied_folder() {
         (served.as_ref() != Ok(&tls.leaf.serial)).then(|| format!("served: {served:?}"))
     })
     .await;
-    let entry = perennial.certificate(NAME).await.expect("an entry");
-    let error = entry["last_error"].as_str().expect("told");
-    assert!(error.contains(&folder.display().to_string()), "{error}");
+    let folder_text = folder.display().to_string();
+    wait_until(SOON, "/status to name the folder", async || {
+        let error = perennial.status_field(NAME, "last_error").await?;
+        error.as_str()?.contains(&folder_text).then_some(())
+    })
+    .await;
     assert!(!loud_lines(&perennial, &folder).is_empty());
 }
 

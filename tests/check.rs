@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
 use crate::support::sites::site;
+use crate::support::wait::SOON;
 
 /// What sysexits.h calls EX_USAGE.
 const REFUSED: i32 = 64;
@@ -106,12 +107,11 @@ async fn a_wrong_configuration_ends_run_before_anything_is_bound() {
     let wrong = "[[sites]]\nhosts = [\"a.example.test\"]\nupstream = [\"3000\"]\n";
     let mut perennial = Perennial::with_config(place, wrong);
     perennial.start();
-    let status = perennial.wait_exit(crate::support::wait::SOON).await;
+    let status = perennial.wait_exit(SOON).await;
     assert_eq!(status.code(), Some(REFUSED));
-    let line = perennial
-        .wait_for_log("upstream", crate::support::wait::SOON)
-        .await;
     let file = perennial.place.path("perennial.toml").display().to_string();
-    assert!(line.starts_with(&format!("{file}:8:1:")), "{line}");
+    let place_of_the_key = format!("{file}:8:1:");
+    let line = perennial.wait_for_log(&place_of_the_key, SOON).await;
+    assert!(line.starts_with(&place_of_the_key), "{line}");
     assert!(!perennial.place.state().exists());
 }

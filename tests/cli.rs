@@ -66,7 +66,8 @@ async fn certs_list_and_show() {
     let text = scene.ask(&["certs", "show", FILED]).await.stdout;
     let plain = text.replace(':', "").to_lowercase();
     assert!(plain.contains(&scene.filed), "{text}");
-    let json = scene.ask(&["certs", "show", FILED, "--json"]).await.json();
+    let found = scene.ask(&["certs", "show", FILED, "--json"]).await.json();
+    let json = &found[0];
     let shown = json["serial"].as_str().expect("a serial").replace(':', "");
     assert_eq!(shown.to_lowercase(), scene.filed);
     assert_eq!(json["source"], "file");

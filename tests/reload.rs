@@ -24,6 +24,8 @@ pub const LIMIT: Duration = Duration::from_secs(1);
 /// Nothing but events can find a change within the test.
 pub const EVENTS: &str = "[certificates]\npoll_interval = \"1h\"\n";
 pub const POLL: &str = "[certificates]\nwatch = false\npoll_interval = \"200ms\"\n";
+/// Files that were written this recently are read again without any event.
+const SETTLED: Duration = Duration::from_secs(4);
 /// Nothing but a request to rescan can.
 const NEITHER: &str = "[certificates]\nwatch = false\npoll_interval = \"1h\"\n";
 
@@ -143,6 +145,7 @@ async fn a_file_that_is_written_slowly_is_never_served_half() {
 #[tokio::test(flavor = "multi_thread")]
 async fn sighup_rescans_at_once() {
     let scene = scene(NEITHER).await;
+    tokio::time::sleep(SETTLED).await;
     let new = scene.ca.leaf(&[NAME]);
     scene.pair.overwrite(&new);
     assert_stays(&scene.perennial, &scene.old, Duration::from_millis(500)).await;
@@ -153,6 +156,7 @@ async fn sighup_rescans_at_once() {
 #[tokio::test(flavor = "multi_thread")]
 async fn post_reload_rescans_at_once_and_tells() {
     let scene = scene(NEITHER).await;
+    tokio::time::sleep(SETTLED).await;
     let new = scene.ca.leaf(&[NAME]);
     scene.pair.overwrite(&new);
     assert_stays(&scene.perennial, &scene.old, Duration::from_millis(500)).await;
