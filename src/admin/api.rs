@@ -92,15 +92,16 @@ impl Api {
 
     fn status(&self) -> Status {
         let report = self.reloader.report();
+        let now = clock::now();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
             config: self.config.path.clone(),
             state_dir: self.config.server.state_dir.clone(),
             reloader_heartbeat: clock::rfc3339(report.heartbeat),
-            sites: status::sites(&self.config, &self.reloader.table().load(), clock::now()),
+            sites: status::sites(&self.config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
-            certificates: status::certificates(&report, &self.worker.status()),
+            certificates: status::certificates(&report, &self.worker.status(), now),
         }
     }
 

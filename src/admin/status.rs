@@ -75,14 +75,18 @@ pub struct CertificateStatus {
 }
 
 /// All certificates: those that were read, then those that are still to be issued.
-pub fn certificates(report: &Report, subjects: &[SubjectStatus]) -> Vec<CertificateStatus> {
+pub fn certificates(
+    report: &Report,
+    subjects: &[SubjectStatus],
+    now: OffsetDateTime,
+) -> Vec<CertificateStatus> {
     let mut pending: BTreeMap<String, &SubjectStatus> = subjects
         .iter()
         .map(|subject| (subject.name.to_string(), subject))
         .collect();
     let mut rows: Vec<CertificateStatus> = Vec::new();
     for (id, entry) in &report.entries {
-        let mut row = of_entry(id, entry);
+        let mut row = of_entry(id, entry, now);
         if row.source != "file"
             && let Some(subject) = row.names.iter().find_map(|name| pending.remove(name))
         {
@@ -94,7 +98,7 @@ pub fn certificates(report: &Report, subjects: &[SubjectStatus]) -> Vec<Certific
     rows
 }
 
-fn of_entry(id: &EntryId, entry: &Entry) -> CertificateStatus {
+fn of_entry(id: &EntryId, entry: &Entry, now: OffsetDateTime) -> CertificateStatus {
     let mut row = CertificateStatus {
         name: id.certificate.display().to_string(),
         source: id.source.as_str().to_owned(),
@@ -104,6 +108,9 @@ fn of_entry(id: &EntryId, entry: &Entry) -> CertificateStatus {
     };
     if let Some(live) = &entry.live {
         fill(&mut row, live);
+        if now > live.key.not_after() {
+            row.last_error = Some(format!("expired at {}", rfc3339(live.key.not_after())));
+        }
     }
     if let Some(failure) = &entry.failure {
         row.last_error = Some(format!("{} {}", failure.path.display(), failure.cause));

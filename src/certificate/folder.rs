@@ -63,8 +63,13 @@ impl Folder {
         self.units.get_mut(certificate)
     }
 
-    pub fn needs_recheck(&self) -> bool {
-        self.units.values().any(Unit::needs_recheck) || self.files.values().any(|f| f.young)
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.units.values()
+    }
+
+    /// Whether a file changed so recently that it has to be read again.
+    pub fn has_young_files(&self) -> bool {
+        self.files.values().any(|facts| facts.young)
     }
 
     /// Looks at the whole folder; see [`look`](Self::look).

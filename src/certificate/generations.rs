@@ -35,8 +35,8 @@ impl Generations {
         &self.directories
     }
 
-    pub fn needs_recheck(&self) -> bool {
-        self.units.values().any(Unit::needs_recheck)
+    pub fn units(&self) -> impl Iterator<Item = &Unit> {
+        self.units.values()
     }
 
     /// The unit whose certificate file this is.

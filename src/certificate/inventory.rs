@@ -148,7 +148,12 @@ impl Inventory {
             Some(entry) => {
                 let mut entry = Entry::clone(entry);
                 entry.on_disk = false;
-                entry.failure = None;
+                entry.failure = Some(Failure {
+                    path: id.certificate.to_path_buf(),
+                    cause: "is gone; what it held is served until something better is there"
+                        .to_owned(),
+                    since: now,
+                });
                 self.replace(id, entry, now);
             }
         }

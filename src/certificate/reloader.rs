@@ -245,7 +245,17 @@ impl Thread {
             if recheck {
                 wait = wait.min(RECHECK.unsigned_abs());
             }
-            if let Some(boundary) = self.inventory.next_boundary() {
+            let retry_at = self.units().filter_map(Unit::retry_at).min();
+            if retry_at.is_some_and(|at| at < clock::now()) {
+                return Some(Scope::All);
+            }
+            if let Some(boundary) = self
+                .inventory
+                .next_boundary()
+                .into_iter()
+                .chain(retry_at)
+                .min()
+            {
                 let until = boundary - clock::now();
                 let until = Duration::try_from(until).unwrap_or(Duration::ZERO);
                 // A validity counts whole seconds, both ends included: look just after.
@@ -413,8 +423,8 @@ impl Thread {
         now: OffsetDateTime,
     ) -> Option<Change> {
         let served = self.inventory.get(id).and_then(|entry| entry.live.clone());
-        let chain = served.as_ref().map_or(0, |live| live.key.chain_length());
-        let verdict = self.unit_mut(id)?.judge(finding, chain, patience, now);
+        let key = served.as_ref().map(|live| &live.key);
+        let verdict = self.unit_mut(id)?.judge(finding, key, patience, now);
         match verdict {
             Verdict::Wait => None,
             Verdict::Unchanged => {
@@ -482,12 +492,13 @@ impl Thread {
     }
 
     fn needs_recheck(&self) -> bool {
-        self.pairs.iter().any(Unit::needs_recheck)
-            || self.folders.iter().any(Folder::needs_recheck)
-            || self
-                .generations
-                .as_ref()
-                .is_some_and(Generations::needs_recheck)
+        self.units().any(Unit::needs_recheck) || self.folders.iter().any(Folder::has_young_files)
+    }
+
+    fn units(&self) -> impl Iterator<Item = &Unit> {
+        let folders = self.folders.iter().flat_map(Folder::units);
+        let generations = self.generations.iter().flat_map(Generations::units);
+        self.pairs.iter().chain(folders).chain(generations)
     }
 
     fn publish_report(&self, now: OffsetDateTime) {

@@ -10,6 +10,7 @@ use super::certified_key::{CertifiedKey, CertifiedKeyError};
 use super::inventory::EntryId;
 use super::material::Material;
 use super::observe::{self, Digest, Observation, ReadError, Stamp};
+use crate::clock;
 
 /// A candidate that fails while its files changed less than this ago is being written, not
 /// broken: certbot, lego and a person with `cp` write one file after the other.
@@ -31,6 +32,8 @@ pub struct Unit {
     /// Since when the candidate has been failing.
     failing_since: Option<OffsetDateTime>,
     recheck: bool,
+    /// When time alone makes the candidate good.
+    retry_at: Option<OffsetDateTime>,
 }
 
 /// The metadata of both files; `None` for a file that is not there.
@@ -96,12 +99,18 @@ impl Unit {
             served: None,
             failing_since: None,
             recheck: false,
+            retry_at: None,
         }
     }
 
     /// Whether the unit has to be looked at again even if no metadata changes.
     pub fn needs_recheck(&self) -> bool {
         self.recheck
+    }
+
+    /// When the unit has to be looked at again although no file changes.
+    pub fn retry_at(&self) -> Option<OffsetDateTime> {
+        self.retry_at
     }
 
     /// Whether a good certificate was ever read from here.
@@ -146,15 +155,17 @@ impl Unit {
     }
 
     /// Judges a finding: good material is taken, except a chain that lost its intermediates in a
-    /// file that may still be growing; bad material is reported once it has had `patience` to get
-    /// better. `served_chain` is the length of the chain in service, 0 for none.
+    /// file that may still be growing, and except what is not valid now where what is `served`
+    /// is. Bad material is reported once it has had `patience` to get better.
     pub fn judge(
         &mut self,
         finding: Finding,
-        served_chain: usize,
+        served: Option<&CertifiedKey>,
         patience: Duration,
         now: OffsetDateTime,
     ) -> Verdict {
+        let served_chain = served.map_or(0, CertifiedKey::chain_length);
+        self.retry_at = None;
         match finding {
             Finding::Absent if self.served.is_none() => {
                 let cause = ReadError::Missing.to_string();
@@ -173,6 +184,22 @@ impl Unit {
             Finding::Good { key, young, .. } if young && key.chain_length() < served_chain => {
                 self.recheck = true;
                 Verdict::Wait
+            }
+            Finding::Good { key, .. }
+                if !key.is_valid_at(now) && served.is_some_and(|key| key.is_valid_at(now)) =>
+            {
+                // Whichever comes first makes it the better one: its start, or the other's end.
+                let start = Some(key.not_before()).filter(|start| *start > now);
+                self.retry_at = start
+                    .into_iter()
+                    .chain(served.map(CertifiedKey::not_after))
+                    .min();
+                self.fail(
+                    self.certificate.clone(),
+                    not_valid(&key, now),
+                    patience,
+                    now,
+                )
             }
             Finding::Good { key, digest, young } => {
                 self.failing_since = None;
@@ -203,6 +230,18 @@ impl Unit {
         let since = *self.failing_since.get_or_insert(now);
         self.recheck = now - since < patience;
         self.recheck
+    }
+}
+
+fn not_valid(key: &CertifiedKey, now: OffsetDateTime) -> String {
+    if now < key.not_before() {
+        let start = clock::rfc3339(key.not_before());
+        format!(
+            "holds a certificate that is not valid before {start}; the one in service stays until then"
+        )
+    } else {
+        let end = clock::rfc3339(key.not_after());
+        format!("holds a certificate that expired at {end}; the one in service is valid and stays")
     }
 }
 
