@@ -4,6 +4,8 @@
 pub mod certified_key;
 pub mod credential;
 pub mod folder;
+#[cfg(test)]
+mod folder_tests;
 pub mod generations;
 pub mod inventory;
 #[cfg(test)]
