@@ -20,7 +20,7 @@ use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
 use crate::certificate::name::Name;
-use crate::certificate::reloader::{Reloader, Sources};
+use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::table::TableReader;
 use crate::config::{Config, TlsMode};
 use crate::listener::accept::{Protocol, Service, accept_loop};
@@ -173,7 +173,11 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
     let pairs = config.certificates.files.iter();
     Sources {
         pairs: pairs
-            .map(|pair| (pair.certificate.clone(), pair.private_key.clone()))
+            .map(|pair| PairFiles {
+                certificate: pair.certificate.clone(),
+                private_key: pair.private_key.clone(),
+                password_file: pair.password_file.clone(),
+            })
             .collect(),
         folders: config.certificates.directories.clone(),
         generations: Some(state.certificates_dir()),

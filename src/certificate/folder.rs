@@ -343,13 +343,13 @@ impl FileFacts {
                 facts.stamp = observation.stamp;
                 facts.digest = Some(observation.digest);
                 facts.young = observation.young;
-                match Material::parse(&bytes) {
+                match Material::parse(&bytes, None) {
                     Ok(material) => {
                         facts.leaf = material.leaf();
                         facts.keys = material.keys.iter().map(|key| key.public_key).collect();
                     }
                     // Not ours to judge: a README, a JSON file, an empty lock file.
-                    Err(MaterialError::NoPem | MaterialError::Empty) => {}
+                    Err(MaterialError::Foreign | MaterialError::Empty) => {}
                     Err(_) => facts.broken = true,
                 }
             }

@@ -26,8 +26,8 @@ use crate::clock;
 /// What the reloader looks at, and how often.
 #[derive(Clone, Debug)]
 pub struct Sources {
-    /// Explicit pairs: certificate file and key file.
-    pub pairs: Vec<(PathBuf, PathBuf)>,
+    /// Explicit pairs.
+    pub pairs: Vec<PairFiles>,
     /// Drop folders.
     pub folders: Vec<PathBuf>,
     /// `certificates/` of the state directory.
@@ -37,6 +37,15 @@ pub struct Sources {
     pub poll_interval: Duration,
     /// Whether file events shorten the wait for the poll.
     pub watch: bool,
+}
+
+/// The files of an explicit pair. Both paths are the same for a combined file.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PairFiles {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+    /// Its first line opens the private key, or the PKCS#12 file.
+    pub password_file: Option<PathBuf>,
 }
 
 /// Talks to a running reloader. Cheap to clone.
@@ -179,12 +188,13 @@ fn started_watcher(watcher: std::io::Result<Watcher>) -> Option<Watcher> {
         .ok()
 }
 
-fn pair_unit((certificate, private_key): (PathBuf, PathBuf)) -> Unit {
+fn pair_unit(files: PairFiles) -> Unit {
     let id = EntryId {
         source: SourceKind::File,
-        certificate: Arc::new(certificate.clone()),
+        certificate: Arc::new(files.certificate.clone()),
     };
-    Unit::new(id, certificate, Some(private_key))
+    Unit::new(id, files.certificate, Some(files.private_key))
+        .with_password_file(files.password_file)
 }
 
 /// What a scan looks at.

@@ -59,8 +59,8 @@ impl<'a> Request<'a> {
 impl Pair {
     pub fn certified_key(&self) -> CertifiedKey {
         CertifiedKey::from_materials(
-            &Material::parse(self.certificate.as_bytes()).unwrap(),
-            &Material::parse(self.key.as_bytes()).unwrap(),
+            &Material::parse(self.certificate.as_bytes(), None).unwrap(),
+            &Material::parse(self.key.as_bytes(), None).unwrap(),
         )
         .unwrap()
     }

@@ -8,7 +8,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::certified_key::{CertifiedKey, CertifiedKeyError};
 use super::inventory::EntryId;
-use super::material::Material;
+use super::material::{Material, Password};
 use super::observe::{self, Digest, Observation, ReadError, Stamp};
 use crate::clock;
 
@@ -26,6 +26,8 @@ pub struct Unit {
     pub certificate: PathBuf,
     /// `None`: a file of a drop folder for whose certificate no key was found.
     pub private_key: Option<PathBuf>,
+    /// Its first line opens an encrypted key.
+    password_file: Option<PathBuf>,
     sight: Option<Sight>,
     /// The content of what is served now.
     served: Option<PairDigest>,
@@ -52,6 +54,7 @@ pub struct Task {
     pub id: EntryId,
     pub certificate: PathBuf,
     pub private_key: Option<PathBuf>,
+    pub password_file: Option<PathBuf>,
     pub served: Option<PairDigest>,
     /// What to say where no key fits: the folder that was searched.
     pub searched: Option<Arc<Path>>,
@@ -95,12 +98,19 @@ impl Unit {
             id,
             certificate,
             private_key,
+            password_file: None,
             sight: None,
             served: None,
             failing_since: None,
             recheck: false,
             retry_at: None,
         }
+    }
+
+    /// The same unit with a file whose first line opens an encrypted key.
+    pub fn with_password_file(mut self, file: Option<PathBuf>) -> Unit {
+        self.password_file = file;
+        self
     }
 
     /// Whether the unit has to be looked at again even if no metadata changes.
@@ -149,6 +159,7 @@ impl Unit {
             id: self.id.clone(),
             certificate: self.certificate.clone(),
             private_key: self.private_key.clone(),
+            password_file: self.password_file.clone(),
             served: self.served,
             searched,
         }
@@ -249,6 +260,7 @@ fn not_valid(key: &CertifiedKey, now: OffsetDateTime) -> String {
 pub fn read_pair(
     certificate: &Path,
     private_key: &Path,
+    password_file: Option<&Path>,
     now: OffsetDateTime,
 ) -> Result<CertifiedKey, (PathBuf, String)> {
     let certificate = certificate.to_owned();
@@ -256,7 +268,9 @@ pub fn read_pair(
         source: super::table::SourceKind::File,
         certificate: Arc::new(certificate.clone()),
     };
-    let task = Unit::new(id, certificate, Some(private_key.to_owned())).task(None);
+    let task = Unit::new(id, certificate, Some(private_key.to_owned()))
+        .with_password_file(password_file.map(Path::to_owned))
+        .task(None);
     match task.try_examine(now)? {
         Finding::Good { key, .. } => Ok(*key),
         // Nothing was served from it before, so it cannot be the same.
@@ -297,7 +311,8 @@ impl Task {
         if self.served == Some(digest) {
             return Ok(Finding::Same { young });
         }
-        let key = self.assemble(&certificate_bytes, &key_bytes, key_path)?;
+        let password = self.password(now)?;
+        let key = self.assemble(&certificate_bytes, &key_bytes, key_path, password.as_ref())?;
         Ok(Finding::Good {
             key: Box::new(key),
             digest,
@@ -315,7 +330,7 @@ impl Task {
             Err(error) => return Err(fault(error.to_string())),
             Ok((bytes, _)) => bytes,
         };
-        let material = Material::parse(&bytes).map_err(|error| fault(error.to_string()))?;
+        let material = Material::parse(&bytes, None).map_err(|error| fault(error.to_string()))?;
         if material.certificates.is_empty() {
             return Err(fault(CertifiedKeyError::NoCertificate.to_string()));
         }
@@ -328,16 +343,28 @@ impl Task {
         )))
     }
 
+    fn password(&self, now: OffsetDateTime) -> Result<Option<Password>, (PathBuf, String)> {
+        let Some(path) = &self.password_file else {
+            return Ok(None);
+        };
+        let (bytes, _) = observe::read(path, now)
+            .map_err(|error| (path.clone(), format!("(the password file) {error}")))?;
+        Ok(Some(Password::from_file_content(&String::from_utf8_lossy(
+            &bytes,
+        ))))
+    }
+
     fn assemble(
         &self,
         certificate_bytes: &[u8],
         key_bytes: &[u8],
         key_path: &Path,
+        password: Option<&Password>,
     ) -> Result<CertifiedKey, (PathBuf, String)> {
-        let certificate = Material::parse(certificate_bytes)
+        let certificate = Material::parse(certificate_bytes, password)
             .map_err(|error| (self.certificate.clone(), error.to_string()))?;
-        let private_key =
-            Material::parse(key_bytes).map_err(|error| (key_path.to_owned(), error.to_string()))?;
+        let private_key = Material::parse(key_bytes, password)
+            .map_err(|error| (key_path.to_owned(), error.to_string()))?;
         CertifiedKey::from_materials(&certificate, &private_key).map_err(|error| {
             let path = match &error {
                 CertifiedKeyError::NoKey | CertifiedKeyError::KeyMismatch { .. } => key_path,

@@ -47,7 +47,15 @@ fn wrong_pairs(config: &Config) -> Vec<String> {
     let now = clock::now();
     let pairs = config.certificates.files.iter();
     pairs
-        .filter_map(|pair| unit::read_pair(&pair.certificate, &pair.private_key, now).err())
+        .filter_map(|pair| {
+            unit::read_pair(
+                &pair.certificate,
+                &pair.private_key,
+                pair.password_file.as_deref(),
+                now,
+            )
+            .err()
+        })
         .map(|(path, cause)| {
             let message = format!("{} {cause}", path.display());
             match config

@@ -87,6 +87,7 @@ fn certificates(draft: CertificatesDraft) -> Certificates {
             .private_key
             .map_or_else(|| files.certificate.value.clone(), |key| key.value),
         certificate: files.certificate.value,
+        password_file: files.password_file.map(|path| path.value),
     });
     Certificates {
         directories: draft.directories.into_iter().map(|one| one.value).collect(),
@@ -408,10 +409,13 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
     };
     let pair = |files: &CertificateFilesDraft| {
         let key = files.private_key.as_ref().unwrap_or(&files.certificate);
-        [
+        let mut references = vec![
             reference(FilePurpose::Certificate, &files.certificate),
             reference(FilePurpose::PrivateKey, key),
-        ]
+        ];
+        let password = files.password_file.as_ref();
+        references.extend(password.map(|path| reference(FilePurpose::Password, path)));
+        references
     };
     let authorities = std::iter::once(&draft.acme).chain(&draft.fallbacks);
     let directories = draft.certificates.directories.iter();

@@ -56,6 +56,7 @@ pub(super) struct CertificatesDraft {
 pub(super) struct CertificateFilesDraft {
     pub(super) certificate: Located<PathBuf>,
     pub(super) private_key: Option<Located<PathBuf>>,
+    pub(super) password_file: Option<Located<PathBuf>>,
 }
 
 #[derive(Default)]

@@ -119,6 +119,8 @@ pub struct Certificates {
 pub struct CertificateFiles {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+    /// Its first line opens the private key, or the PKCS#12 file.
+    pub password_file: Option<PathBuf>,
 }
 
 /// `[acme]`: the certificate authorities, in the order in which they are tried. Never empty.

@@ -33,7 +33,7 @@ pub(super) const CERTIFICATES: Section = Section {
 };
 pub(super) const CERTIFICATE_FILES: Section = Section {
     header: "[[certificates.files]]",
-    keys: &["certificate", "private_key"],
+    keys: &["certificate", "private_key", "password_file"],
 };
 pub(super) const ACME: Section = Section {
     header: "[acme]",

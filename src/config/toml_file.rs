@@ -180,12 +180,14 @@ impl<'a> Reader<'a> {
     fn certificate_files(&self, tables: List<Table<'a>>) -> Vec<CertificateFilesDraft> {
         let pair = |table: Located<Table<'a>>| {
             let private_key = table.value.get("private_key").and_then(|v| self.path(v));
+            let password_file = table.value.get("password_file").and_then(|v| self.path(v));
             let certificate = table
                 .value
                 .require("certificate", "\"/etc/perennial/fullchain.pem\"")?;
             Some(CertificateFilesDraft {
                 certificate: self.path(certificate)?,
                 private_key,
+                password_file,
             })
         };
         tables.values.into_iter().filter_map(pair).collect()

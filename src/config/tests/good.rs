@@ -257,7 +257,6 @@ fn files_that_are_named_are_looked_at_where_they_are_named() {
         "p.toml:2:21: the drop folder nowhere does not exist\n\
          p.toml:2:32: the drop folder good.pem is not a directory\n\
          p.toml:6:15: the certificate file missing.pem does not exist\n\
-         p.toml:8:15: the certificate file empty.pem holds no PEM certificate\n\
          p.toml:9:15: the private key file nowhere does not exist\n\
          p.toml:11:18: the ca_certificate empty.pem holds no PEM certificate"
     );
