@@ -6,6 +6,7 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -25,6 +26,8 @@ use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// How long a directory is believed. Its URLs change with years, but new features come and go.
 const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
+/// After so many orders in a row that were told to wait, the limit is the account's, not a name's.
+const ACCOUNT_LIMIT_SIGNS: u32 = 3;
 /// Longest readable part of a CA's directory name.
 const MAX_SLUG: usize = 80;
 
@@ -107,6 +110,8 @@ pub struct Authority {
     dir: PathBuf,
     /// Held while the CA is first asked, so that it is asked once, by whichever order comes first.
     opened: tokio::sync::Mutex<Opened>,
+    /// Orders in a row that were told to wait, whichever they were.
+    rate_limited: AtomicU32,
 }
 
 #[derive(Default)]
@@ -152,13 +157,23 @@ impl Authority {
         config: CertificateAuthority,
         now: OffsetDateTime,
     ) -> Result<Authority, StoreError> {
-        let slug = slug(&config.directory);
-        Ok(Authority {
-            ledger: Arc::new(Ledger::of_authority(state, &slug, now)?),
-            dir: state.accounts_dir().join(slug),
+        let ledger = Ledger::of_authority(state, &slug(&config.directory), now)?;
+        Ok(Authority::with_ledger(state, config, Arc::new(ledger)))
+    }
+
+    /// The same CA under a changed configuration: its ledger goes on.
+    pub fn with_ledger(
+        state: &StateDir,
+        config: CertificateAuthority,
+        ledger: Arc<Ledger>,
+    ) -> Authority {
+        Authority {
+            ledger,
+            dir: state.accounts_dir().join(slug(&config.directory)),
             config,
             opened: tokio::sync::Mutex::default(),
-        })
+            rate_limited: AtomicU32::new(0),
+        }
     }
 
     pub fn url(&self) -> &str {
@@ -218,12 +233,31 @@ impl Authority {
     }
 
     /// An order found the CA unreachable: the next session asks first, and waits its turn.
-    pub async fn lost(&self, error: &AcmeError) {
+    async fn lost(&self, error: &AcmeError) {
         let mut opened = self.opened.lock().await;
         opened.answered = false;
         opened.last_error = Some(error.clone());
         if let Ok(attempt) = self.begin(Kind::Session).await {
             self.finish(attempt, &Err::<(), _>(error.clone())).await;
+        }
+    }
+
+    /// Learns from the end of an order. One that could not reach the CA, or the last of several in
+    /// a row that were told to wait, keeps the others from finding out for themselves.
+    pub async fn learn(&self, error: Option<&AcmeError>) {
+        let limited = match error {
+            Some(error) if error.class == Class::RateLimited => {
+                self.rate_limited.fetch_add(1, Ordering::Relaxed) + 1
+            }
+            _ => {
+                self.rate_limited.store(0, Ordering::Relaxed);
+                0
+            }
+        };
+        if let Some(error) = error
+            && (error.unreachable || limited >= ACCOUNT_LIMIT_SIGNS)
+        {
+            self.lost(error).await;
         }
     }
 
