@@ -37,6 +37,8 @@ pub struct AcmeError {
     pub retry_after: Option<OffsetDateTime>,
     /// The CA as a whole did not answer, or not sensibly: other orders would fare no better.
     pub unreachable: bool,
+    /// The order itself is still good, and the next attempt should go on with it.
+    pub resumable: bool,
     /// The challenge that failed, so that the next attempt can prefer another.
     pub challenge: Option<ChallengeType>,
 }
@@ -60,6 +62,7 @@ impl AcmeError {
             subproblems: Vec::new(),
             retry_after: None,
             unreachable: false,
+            resumable: false,
             challenge: None,
         }
     }
@@ -67,6 +70,13 @@ impl AcmeError {
     /// A failure of our own disk, before or after the CA was asked.
     pub fn store(what: impl Into<String>, error: &StoreError) -> AcmeError {
         AcmeError::new(Class::Operator, what, error.to_string())
+    }
+
+    /// Whether the next attempt should start from scratch: what failed is the order, and neither
+    /// the way to the CA, nor a disk, nor somebody's patience.
+    pub fn ends_the_order(&self) -> bool {
+        let of_the_order = matches!(self.class, Class::Retryable | Class::Permanent);
+        of_the_order && !self.unreachable && !self.resumable
     }
 
     /// Whether the problem is of this ACME type.

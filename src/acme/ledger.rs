@@ -282,6 +282,22 @@ impl Ledger {
         })
     }
 
+    /// Ends everything that runs, at a clean shutdown.
+    pub fn cancel_running(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        if self.read().running.is_empty() {
+            return Ok(());
+        }
+        self.change(|memory| {
+            for record in &mut memory.content.records {
+                if memory.running.contains(&record.id) {
+                    record.finished_at = Some(now);
+                    record.outcome = Some(Outcome::Cancelled);
+                }
+            }
+            memory.running.clear();
+        })
+    }
+
     /// Replaces the renewal information.
     pub fn set_renewal_info(&self, info: Option<StoredRenewalInfo>) -> Result<(), StoreError> {
         self.change(|memory| memory.content.renewal_info = info.clone())
@@ -511,6 +527,18 @@ mod tests {
             let counted = open(&state).attempts(Kind::Order, None).failures;
             assert_eq!(counted, failures, "{cancelled} in a row");
         }
+    }
+
+    #[test]
+    fn a_clean_shutdown_ends_what_runs() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        let _running = ledger.begin(Kind::Order, CA, None, NOW).unwrap();
+        ledger.cancel_running(NOW).unwrap();
+        let restarted = open(&state);
+        assert_eq!(restarted.attempts(Kind::Order, None), Attempts::default());
+        let last = restarted.last(Kind::Order).unwrap();
+        assert_eq!(last.outcome, Some(Outcome::Cancelled));
     }
 
     #[test]

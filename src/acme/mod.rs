@@ -2,7 +2,14 @@
 //! ([`ledger`]), how ([`order`]), and who does it ([`worker`]). It writes certificates into the
 //! [`store`](crate::store) and never serves one: what handshakes see is the reloader's business.
 
+pub mod account;
 pub mod challenges;
 pub mod error;
+pub mod http;
+mod job;
 pub mod ledger;
+pub mod order;
 pub mod renewal;
+pub mod renewal_info;
+pub mod subject;
+pub mod worker;

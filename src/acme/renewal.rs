@@ -318,6 +318,15 @@ pub fn blocked(now: OffsetDateTime, facts: &Facts) -> Option<(OffsetDateTime, Wa
     }
 }
 
+/// Whether a CA counts as unreachable now: it failed to answer, and the wait after that, as long
+/// as it is where nothing is urgent, is not over.
+pub fn is_unreachable(now: OffsetDateTime, session: &Attempts) -> bool {
+    let over = |last: OffsetDateTime| last + Schedule::Session.base(session.failures) <= now;
+    session
+        .last
+        .is_some_and(|last| last <= now + CLOCK_TOLERANCE && !over(last))
+}
+
 enum Need {
     Now(OrderReason),
     At(OffsetDateTime),

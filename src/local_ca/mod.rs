@@ -12,6 +12,7 @@ mod constraints;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
 
 use rcgen::{
     BasicConstraints, CertificateParams, DistinguishedName, DnType, ExtendedKeyUsagePurpose, IsCa,
@@ -58,6 +59,8 @@ pub enum LocalCaError {
 #[derive(Clone, Debug)]
 pub struct LocalCa {
     dir: PathBuf,
+    /// Held while root and intermediate are read or made: both are made once.
+    authorities: Arc<Mutex<()>>,
 }
 
 /// A certificate with its key, not yet stored.
@@ -82,6 +85,7 @@ impl LocalCa {
     pub fn new(state: &StateDir) -> LocalCa {
         LocalCa {
             dir: state.local_ca_dir(),
+            authorities: Arc::default(),
         }
     }
 
@@ -92,7 +96,7 @@ impl LocalCa {
 
     /// Issues a certificate for `names`. `all_names`: every name that the configuration gives to
     /// the internal CA, so that a new intermediate is made for all of them at once. Blocks on the
-    /// disk and on key generation; one caller at a time.
+    /// disk and on key generation.
     pub fn issue(
         &self,
         names: &[Name],
@@ -100,8 +104,12 @@ impl LocalCa {
         all_names: &[Name],
         now: OffsetDateTime,
     ) -> Result<IssuedLeaf, LocalCaError> {
-        let root = self.root(now)?;
-        let intermediate = self.intermediate(&root, names, all_names, now)?;
+        let intermediate = {
+            // What is guarded is on disk, where a panic leaves what a crash would.
+            let _guard = self.authorities.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let root = self.root(now)?;
+            self.intermediate(&root, names, all_names, now)?
+        };
         let key = private_key::generate(key_type)?;
         let params = leaf_params(names, now, intermediate.not_after)?;
         let issuer = intermediate.issuer()?;

@@ -1,0 +1,701 @@
+//! One CA as this process knows it: its directory, our account there, and whether it answers.
+//! Everything is opened when an order needs it and not before: a CA that is down never delays
+//! anything but its own orders.
+
+use std::fs;
+use std::io;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU32, Ordering};
+
+use base64::Engine;
+use base64::prelude::BASE64_URL_SAFE_NO_PAD;
+use bytes::Bytes;
+use instant_acme::{Account, AccountCredentials, ExternalAccountKey, Key, NewAccount};
+use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
+
+use super::error::{AcmeError, Class};
+use super::http::{JobHttp, Transport, with_nonce};
+use super::ledger::{AttemptId, Kind, Ledger, Outcome};
+use crate::clock;
+use crate::config::CertificateAuthority;
+use crate::store::sha2_hex::short_hash;
+use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
+
+/// How long a directory is believed. Its URLs change with years, but new features come and go.
+const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
+/// After so many orders in a row that were told to wait, the limit is the account's, not a name's.
+const ACCOUNT_LIMIT_SIGNS: u32 = 3;
+/// Longest readable part of a CA's directory name.
+const MAX_SLUG: usize = 80;
+
+/// What we use of a CA's directory (RFC 8555 section 7.1.1).
+#[derive(Clone, Debug)]
+pub struct Directory {
+    raw: Bytes,
+    new_nonce: String,
+    /// RFC 9773.
+    pub renewal_info: Option<String>,
+    terms_of_service: Option<String>,
+}
+
+#[derive(Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DirectoryDocument {
+    new_nonce: String,
+    #[serde(rename = "newAccount")]
+    _new_account: String,
+    #[serde(rename = "newOrder")]
+    _new_order: String,
+    renewal_info: Option<String>,
+    #[serde(default)]
+    meta: DirectoryMeta,
+}
+
+#[derive(Default, Deserialize)]
+#[serde(rename_all = "camelCase")]
+struct DirectoryMeta {
+    terms_of_service: Option<String>,
+}
+
+impl Directory {
+    fn parse(raw: Bytes) -> Result<Directory, serde_json::Error> {
+        let document: DirectoryDocument = serde_json::from_slice(&raw)?;
+        Ok(Directory {
+            raw,
+            new_nonce: document.new_nonce,
+            renewal_info: document.renewal_info,
+            terms_of_service: document.meta.terms_of_service,
+        })
+    }
+}
+
+/// `directory.json`.
+#[derive(Serialize, Deserialize)]
+struct CachedDirectory {
+    #[serde(with = "time::serde::rfc3339")]
+    fetched_at: OffsetDateTime,
+    directory: serde_json::Value,
+}
+
+/// `account.json`. The key is on disk before the CA hears of it; the URL follows.
+#[derive(Clone, Serialize, Deserialize)]
+struct AccountFile {
+    directory: String,
+    /// The account URL; `None` until the CA has given one.
+    #[serde(default)]
+    id: Option<String>,
+    /// PKCS#8 DER in base64url. Secret.
+    key_pkcs8: String,
+    /// The contact the CA was told.
+    #[serde(default)]
+    email: Option<String>,
+}
+
+impl AccountFile {
+    fn key(&self) -> Result<PrivatePkcs8KeyDer<'static>, String> {
+        let der = BASE64_URL_SAFE_NO_PAD
+            .decode(&self.key_pkcs8)
+            .map_err(|error| format!("its key is not base64url ({error})"))?;
+        Ok(PrivatePkcs8KeyDer::from(der))
+    }
+}
+
+/// An authority of the configuration, as this process knows it.
+pub struct Authority {
+    pub config: CertificateAuthority,
+    pub ledger: Arc<Ledger>,
+    dir: PathBuf,
+    /// Held while the CA is first asked, so that it is asked once, by whichever order comes first.
+    opened: tokio::sync::Mutex<Opened>,
+    /// Orders in a row that were told to wait, whichever they were.
+    rate_limited: AtomicU32,
+}
+
+#[derive(Default)]
+struct Opened {
+    transport: Option<Transport>,
+    directory: Option<(Directory, OffsetDateTime)>,
+    account: Option<AccountFile>,
+    /// Whether the CA has answered since the last failure.
+    answered: bool,
+    last_error: Option<AcmeError>,
+}
+
+/// An open way to a CA.
+#[derive(Clone)]
+pub struct Session {
+    transport: Transport,
+    pub directory: Directory,
+    url: String,
+    account: AccountFile,
+}
+
+impl Session {
+    /// The account, with an HTTP client that remembers for one job alone. Sends nothing.
+    pub async fn account(&self) -> Result<(Account, JobHttp), AcmeError> {
+        let http = job_http(&self.transport, &self.url, &self.directory);
+        let id = self.account.id.clone().unwrap_or_default();
+        let broken = |cause: String| {
+            AcmeError::new(Class::Operator, format!("account at {}", self.url), cause)
+        };
+        let key = self.account.key().map_err(broken)?;
+        let account = Account::builder_with_http(Box::new(http.clone()))
+            .from_parts(id, key, self.url.clone())
+            .await
+            .map_err(|error| broken(error.to_string()))?;
+        Ok((account, http))
+    }
+}
+
+impl Authority {
+    /// Reads what is known about a CA. Sends nothing; blocks on the disk.
+    pub fn open(
+        state: &StateDir,
+        config: CertificateAuthority,
+        now: OffsetDateTime,
+    ) -> Result<Authority, StoreError> {
+        let ledger = Ledger::of_authority(state, &slug(&config.directory), now)?;
+        Ok(Authority::with_ledger(state, config, Arc::new(ledger)))
+    }
+
+    /// The same CA under a changed configuration: its ledger goes on.
+    pub fn with_ledger(
+        state: &StateDir,
+        config: CertificateAuthority,
+        ledger: Arc<Ledger>,
+    ) -> Authority {
+        Authority {
+            ledger,
+            dir: state.accounts_dir().join(slug(&config.directory)),
+            config,
+            opened: tokio::sync::Mutex::default(),
+            rate_limited: AtomicU32::new(0),
+        }
+    }
+
+    pub fn url(&self) -> &str {
+        &self.config.directory
+    }
+
+    /// A session to order with: the CA has answered, and our account is there. Whatever has to be
+    /// sent for it stands in the ledger first.
+    pub async fn session(&self) -> Result<Session, AcmeError> {
+        let mut opened = self.opened_unless_failed_meanwhile().await?;
+        let now = clock::now();
+        self.load(&mut opened, now).await?;
+        let known =
+            |account: &AccountFile| account.id.is_some() && account.email == self.config.email;
+        let ready = opened.answered
+            && opened.directory.is_some()
+            && opened.account.as_ref().is_some_and(known);
+        if !ready {
+            let attempt = self.begin(Kind::Session).await?;
+            let result = self.connect(&mut opened, now).await;
+            self.finish(attempt, &result).await;
+            opened.answered = result.is_ok();
+            opened.last_error = result.as_ref().err().cloned();
+            result?;
+        }
+        match (&opened.transport, &opened.directory, &opened.account) {
+            (Some(transport), Some((directory, _)), Some(account)) => Ok(Session {
+                transport: transport.clone(),
+                directory: directory.clone(),
+                url: self.config.directory.clone(),
+                account: account.clone(),
+            }),
+            _ => Err(self.error(Class::Retryable, "the session is incomplete")),
+        }
+    }
+
+    /// The directory and a way to ask plain questions: for renewal information, which needs
+    /// neither nonce nor account.
+    pub async fn directory(&self) -> Result<(Directory, JobHttp), AcmeError> {
+        let mut opened = self.opened_unless_failed_meanwhile().await?;
+        let now = clock::now();
+        self.load(&mut opened, now).await?;
+        if opened.directory.is_none() {
+            let attempt = self.begin(Kind::Session).await?;
+            let result = self.fetch_directory(&mut opened, now).await;
+            self.finish(attempt, &result).await;
+            opened.last_error = result.as_ref().err().cloned();
+            result?;
+        }
+        match (&opened.transport, &opened.directory) {
+            (Some(transport), Some((directory, _))) => Ok((
+                directory.clone(),
+                job_http(transport, self.url(), directory),
+            )),
+            _ => Err(self.error(Class::Retryable, "the directory is missing")),
+        }
+    }
+
+    /// An order found the CA unreachable: the next session asks first, and waits its turn.
+    async fn lost(&self, error: &AcmeError) {
+        let mut opened = self.opened.lock().await;
+        opened.answered = false;
+        opened.last_error = Some(error.clone());
+        if let Ok(attempt) = self.begin(Kind::Session).await {
+            self.finish(attempt, &Err::<(), _>(error.clone())).await;
+        }
+    }
+
+    /// Learns from the end of an order. One that could not reach the CA, or the last of several in
+    /// a row that were told to wait, keeps the others from finding out for themselves.
+    pub async fn learn(&self, error: Option<&AcmeError>) {
+        let limited = match error {
+            Some(error) if error.class == Class::RateLimited => {
+                self.rate_limited.fetch_add(1, Ordering::Relaxed) + 1
+            }
+            _ => {
+                self.rate_limited.store(0, Ordering::Relaxed);
+                0
+            }
+        };
+        if let Some(error) = error
+            && (error.unreachable || limited >= ACCOUNT_LIMIT_SIGNS)
+        {
+            self.lost(error).await;
+        }
+    }
+
+    /// The CA does not know our account (any more): the next session tells it the same key again.
+    pub async fn forget_account(&self) -> Result<(), AcmeError> {
+        let mut opened = self.opened.lock().await;
+        if let Some(mut account) = opened.account.take() {
+            tracing::warn!(
+                ca = self.url(),
+                "the CA does not know our account; it is made anew"
+            );
+            account.id = None;
+            self.keep_account(&account).await?;
+            opened.account = Some(account);
+        }
+        Ok(())
+    }
+
+    /// The directory on disk is not what the CA serves now.
+    pub async fn forget_directory(&self) {
+        let mut opened = self.opened.lock().await;
+        opened.directory = None;
+        let path = self.directory_path();
+        let _ = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
+    }
+
+    /// Several orders may wait here while one of them finds out that the CA is down: the others
+    /// need not find out again.
+    async fn opened_unless_failed_meanwhile(
+        &self,
+    ) -> Result<tokio::sync::MutexGuard<'_, Opened>, AcmeError> {
+        let before = self.ledger.attempts(Kind::Session, None).failures;
+        let opened = self.opened.lock().await;
+        let after = self.ledger.attempts(Kind::Session, None).failures;
+        match &opened.last_error {
+            Some(error) if after > before => Err(error.clone()),
+            _ => Ok(opened),
+        }
+    }
+
+    /// Reads trust anchors, the cached directory and the account from disk, as far as needed.
+    async fn load(&self, opened: &mut Opened, now: OffsetDateTime) -> Result<(), AcmeError> {
+        if opened.transport.is_none() {
+            let roots = self.config.ca_certificate.clone();
+            let transport = blocking(move || Transport::new(roots.as_deref())).await;
+            opened.transport = Some(transport.map_err(|cause| self.error(Class::Operator, cause))?);
+        }
+        let fresh = |at: OffsetDateTime| at <= now && now - at < DIRECTORY_LIFETIME;
+        if opened.directory.as_ref().is_some_and(|(_, at)| !fresh(*at)) {
+            opened.directory = None;
+        }
+        if opened.directory.is_none() {
+            let path = self.directory_path();
+            let cached = blocking(move || read_directory(&path)).await;
+            opened.directory = cached.filter(|(_, at)| fresh(*at));
+        }
+        if opened.account.is_none() {
+            let path = self.account_path();
+            opened.account = blocking(move || read_account(&path))
+                .await
+                .map_err(|error| AcmeError::store(self.what(), &error))?;
+        }
+        Ok(())
+    }
+
+    async fn connect(&self, opened: &mut Opened, now: OffsetDateTime) -> Result<(), AcmeError> {
+        if opened.directory.is_none() {
+            self.fetch_directory(opened, now).await?;
+        }
+        let (Some(transport), Some((directory, _))) = (&opened.transport, &opened.directory) else {
+            return Err(self.error(Class::Retryable, "the directory is missing"));
+        };
+        let http = job_http(transport, self.url(), directory);
+        let status = http
+            .probe_nonce(&directory.new_nonce)
+            .await
+            .map_err(|error| self.unreachable(&http, error.to_string()))?;
+        if !status.is_success() {
+            return Err(self.unreachable(&http, format!("newNonce answers HTTP {status}")));
+        }
+        let account = opened.account.take();
+        let terms = directory.terms_of_service.clone();
+        opened.account = Some(self.ready_account(account, &http, terms.as_deref()).await?);
+        Ok(())
+    }
+
+    async fn fetch_directory(
+        &self,
+        opened: &mut Opened,
+        now: OffsetDateTime,
+    ) -> Result<(), AcmeError> {
+        let Some(transport) = &opened.transport else {
+            return Err(self.error(Class::Retryable, "HTTPS is not prepared"));
+        };
+        let http = JobHttp::new(transport.clone());
+        let (status, body) = http
+            .get(self.url())
+            .await
+            .map_err(|error| self.unreachable(&http, error.to_string()))?;
+        if !status.is_success() {
+            return Err(self.unreachable(&http, format!("the directory answers HTTP {status}")));
+        }
+        let directory = Directory::parse(body).map_err(|error| {
+            self.unreachable(&http, format!("its answer is no ACME directory ({error})"))
+        })?;
+        self.keep_directory(&directory, now).await;
+        opened.directory = Some((directory, now));
+        Ok(())
+    }
+
+    /// The account with its URL and contact: as it was, or told to the CA now.
+    async fn ready_account(
+        &self,
+        account: Option<AccountFile>,
+        http: &JobHttp,
+        terms: Option<&str>,
+    ) -> Result<AccountFile, AcmeError> {
+        let account = match account {
+            Some(account) if account.id.is_some() => account,
+            unfinished => {
+                let attempt = self.begin(Kind::Account).await?;
+                let result = self.create_account(unfinished, http).await;
+                self.finish(attempt, &result).await;
+                let account = result?;
+                let id = account.id.as_deref();
+                tracing::info!(
+                    ca = self.url(),
+                    id,
+                    terms,
+                    "made an account; the CA's terms of service apply"
+                );
+                account
+            }
+        };
+        Ok(self.updated_contact(account, http).await)
+    }
+
+    async fn create_account(
+        &self,
+        unfinished: Option<AccountFile>,
+        http: &JobHttp,
+    ) -> Result<AccountFile, AcmeError> {
+        if let Some(external) = &self.config.external_account {
+            let key = ExternalAccountKey::new(external.kid.clone(), &external.hmac_key);
+            return self.create_bound_account(&key, http).await;
+        }
+        let file = match unfinished {
+            Some(file) => file,
+            None => self.new_account_file().await?,
+        };
+        let broken = |cause: String| self.error(Class::Operator, cause);
+        let der = file.key().map_err(broken)?;
+        let created = with_nonce!(async {
+            let key = (
+                Key::from_pkcs8_der(der.clone_key())?,
+                PrivateKeyDer::Pkcs8(der.clone_key()),
+            );
+            Account::builder_with_http(Box::new(http.clone()))
+                .create_from_key(key, self.config.directory.clone())
+                .await
+        });
+        let (account, _) = created.map_err(|error| http.explain(&self.what(), error))?;
+        let file = AccountFile {
+            id: Some(account.id().to_owned()),
+            email: None,
+            ..file
+        };
+        self.keep_account(&file).await?;
+        Ok(file)
+    }
+
+    /// With an external account (RFC 8555 section 7.3.4) `instant-acme` makes the key itself: the
+    /// key is on disk only after the CA has answered.
+    async fn create_bound_account(
+        &self,
+        external: &ExternalAccountKey,
+        http: &JobHttp,
+    ) -> Result<AccountFile, AcmeError> {
+        let contact = self.contact();
+        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+        let new_account = NewAccount {
+            contact: &contact,
+            terms_of_service_agreed: true,
+            only_return_existing: false,
+        };
+        let created: Result<(Account, AccountCredentials), _> =
+            with_nonce!(Account::builder_with_http(Box::new(http.clone())).create(
+                &new_account,
+                self.config.directory.clone(),
+                Some(external)
+            ));
+        let (account, credentials) = created.map_err(|error| http.explain(&self.what(), error))?;
+        let key = credentials.private_key().secret_pkcs8_der();
+        let file = AccountFile {
+            directory: self.config.directory.clone(),
+            id: Some(account.id().to_owned()),
+            key_pkcs8: BASE64_URL_SAFE_NO_PAD.encode(key),
+            email: self.config.email.clone(),
+        };
+        self.keep_account(&file).await?;
+        Ok(file)
+    }
+
+    async fn new_account_file(&self) -> Result<AccountFile, AcmeError> {
+        let (_, key) = Key::generate_pkcs8()
+            .map_err(|error| self.error(Class::Operator, format!("cannot make a key: {error}")))?;
+        let file = AccountFile {
+            directory: self.config.directory.clone(),
+            id: None,
+            key_pkcs8: BASE64_URL_SAFE_NO_PAD.encode(key.secret_pkcs8_der()),
+            email: None,
+        };
+        self.keep_account(&file).await?;
+        Ok(file)
+    }
+
+    /// Tells the CA a contact that has changed. It is for its mails to the operator: a refusal
+    /// stops no order.
+    async fn updated_contact(&self, mut file: AccountFile, http: &JobHttp) -> AccountFile {
+        if file.email == self.config.email {
+            return file;
+        }
+        let result = self.update_contact(&file, http).await;
+        if let Err(error) = result {
+            tracing::warn!(ca = self.url(), %error, "cannot tell the CA the contact address");
+        }
+        // A refused address is not told again until it changes.
+        file.email.clone_from(&self.config.email);
+        if let Err(error) = self.keep_account(&file).await {
+            tracing::warn!(ca = self.url(), %error, "cannot keep the contact address");
+        }
+        file
+    }
+
+    async fn update_contact(&self, file: &AccountFile, http: &JobHttp) -> Result<(), AcmeError> {
+        let key = file
+            .key()
+            .map_err(|cause| self.error(Class::Operator, cause))?;
+        let account = Account::builder_with_http(Box::new(http.clone()))
+            .from_parts(
+                file.id.clone().unwrap_or_default(),
+                key,
+                self.config.directory.clone(),
+            )
+            .await
+            .map_err(|error| http.explain(&self.what(), error))?;
+        let contact = self.contact();
+        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
+        with_nonce!(account.update_contacts(&contact))
+            .map_err(|error| http.explain(&self.what(), error))
+    }
+
+    fn contact(&self) -> Vec<String> {
+        self.config
+            .email
+            .iter()
+            .map(|email| format!("mailto:{email}"))
+            .collect()
+    }
+
+    async fn keep_account(&self, file: &AccountFile) -> Result<(), AcmeError> {
+        let bytes = serde_json::to_vec_pretty(file)
+            .map_err(|error| self.error(Class::Operator, error.to_string()))?;
+        self.write(self.account_path(), bytes)
+            .await
+            .map_err(|error| AcmeError::store(self.what(), &error))
+    }
+
+    /// A directory that cannot be kept is asked for again after the next restart.
+    async fn keep_directory(&self, directory: &Directory, now: OffsetDateTime) {
+        let cached = serde_json::from_slice(&directory.raw).and_then(|directory| {
+            serde_json::to_vec(&CachedDirectory {
+                fetched_at: now,
+                directory,
+            })
+        });
+        let result = match cached {
+            Ok(bytes) => self
+                .write(self.directory_path(), bytes)
+                .await
+                .map_err(|it| it.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(ca = self.url(), error, "cannot keep the CA's directory");
+        }
+    }
+
+    async fn write(&self, path: PathBuf, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let dir = self.dir.clone();
+        blocking(move || {
+            store::make_directory(&dir)?;
+            atomic::write_file(&path, &bytes, SECRET_FILE)
+        })
+        .await
+    }
+
+    async fn begin(&self, kind: Kind) -> Result<AttemptId, AcmeError> {
+        let (ledger, url) = (Arc::clone(&self.ledger), self.config.directory.clone());
+        blocking(move || ledger.begin(kind, &url, None, clock::now()))
+            .await
+            .map_err(|error| AcmeError::store(self.what(), &error))
+    }
+
+    async fn finish<T>(&self, attempt: AttemptId, result: &Result<T, AcmeError>) {
+        let ledger = Arc::clone(&self.ledger);
+        let outcome = match result {
+            Ok(_) => Outcome::Ok,
+            Err(error) => Outcome::from(error),
+        };
+        let result = blocking(move || ledger.finish(attempt, outcome, None, clock::now())).await;
+        if let Err(error) = result {
+            tracing::error!(ca = self.url(), %error, "cannot record how an attempt ended");
+        }
+    }
+
+    fn account_path(&self) -> PathBuf {
+        self.dir.join("account.json")
+    }
+
+    fn directory_path(&self) -> PathBuf {
+        self.dir.join("directory.json")
+    }
+
+    fn what(&self) -> String {
+        format!("session with {}", self.config.directory)
+    }
+
+    fn error(&self, class: Class, detail: impl Into<String>) -> AcmeError {
+        AcmeError::new(class, self.what(), detail)
+    }
+
+    fn unreachable(&self, http: &JobHttp, detail: String) -> AcmeError {
+        let note = http.last();
+        AcmeError {
+            unreachable: true,
+            retry_after: note
+                .retry_after
+                .filter(|_| note.status.is_some_and(|it| it >= 400)),
+            ..self.error(Class::Retryable, detail)
+        }
+    }
+}
+
+fn job_http(transport: &Transport, url: &str, directory: &Directory) -> JobHttp {
+    JobHttp::new(transport.clone()).with_directory(url, directory.raw.clone(), &directory.new_nonce)
+}
+
+/// Runs what blocks on the disk or the CPU beside the runtime.
+pub(super) async fn blocking<T: Send + 'static>(work: impl FnOnce() -> T + Send + 'static) -> T {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(value) => value,
+        // Such work is cancelled with the runtime alone, so what is left is a panic in it.
+        Err(error) => std::panic::resume_unwind(error.into_panic()),
+    }
+}
+
+/// A cached directory, and nothing where it is missing or unreadable: then the CA is asked.
+fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)> {
+    let cached: CachedDirectory = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    let raw = Bytes::from(cached.directory.to_string());
+    Some((Directory::parse(raw).ok()?, cached.fetched_at))
+}
+
+/// The account. A file that is there and unreadable is an error: a new account would lose the old
+/// one's authorizations and limits, silently.
+fn read_account(path: &std::path::Path) -> Result<Option<AccountFile>, StoreError> {
+    match fs::read(path) {
+        Ok(bytes) => {
+            let file: AccountFile = serde_json::from_slice(&bytes).map_err(|error| {
+                StoreError::broken(
+                    path,
+                    format!("{error}; restore it, or remove it to make a new account"),
+                )
+            })?;
+            Ok(Some(file))
+        }
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
+        Err(error) => Err(StoreError::io("read", path, error)),
+    }
+}
+
+/// The name of a CA's directory: readable, and different for every URL.
+pub fn slug(url: &str) -> String {
+    let rest = url.split_once("://").map_or(url, |(_, rest)| rest);
+    let mut readable = String::new();
+    for c in rest.chars().take(MAX_SLUG) {
+        match c.to_ascii_lowercase() {
+            c if c.is_ascii_alphanumeric() => readable.push(c),
+            '.' if !readable.is_empty() && !readable.ends_with('.') => readable.push('.'),
+            _ if !readable.is_empty() && !readable.ends_with('-') => readable.push('-'),
+            _ => {}
+        }
+    }
+    let readable = readable.trim_end_matches(['-', '.']);
+    format!("{readable}-{}", short_hash(url, 8))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn slugs_are_readable_and_unique() {
+        let production = slug("https://acme-v02.api.letsencrypt.org/directory");
+        assert!(
+            production.starts_with("acme-v02.api.letsencrypt.org-directory-"),
+            "{production}"
+        );
+        let mut all: Vec<String> = [
+            "https://ca.test/a",
+            "https://ca.test/b",
+            "http://ca.test/a",
+            "https://ca.test:8443/a",
+            "https://../..",
+            "",
+        ]
+        .map(slug)
+        .to_vec();
+        for slug in &all {
+            assert!(
+                !slug.contains('/') && !slug.contains("..") && slug.len() < 100,
+                "{slug}"
+            );
+        }
+        all.sort();
+        all.dedup();
+        assert_eq!(all.len(), 6);
+    }
+
+    #[test]
+    fn a_directory_needs_its_urls() {
+        let good = r#"{"newNonce": "n", "newAccount": "a", "newOrder": "o", "renewalInfo": "r",
+            "meta": {"termsOfService": "t", "profiles": {}}}"#;
+        let directory = Directory::parse(good.into()).unwrap();
+        assert_eq!(directory.renewal_info.as_deref(), Some("r"));
+        for bad in ["{}", "<html>", "[]", r#"{"newNonce": "n"}"#] {
+            assert!(Directory::parse(bad.into()).is_err(), "{bad}");
+        }
+    }
+}
