@@ -12,10 +12,11 @@ use pingora::proxy::HttpProxy;
 use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::challenges::Challenges;
-use crate::acme::worker::{Coverage, Worker, WorkerHandle};
+use crate::acme::worker::{Coverage, Surroundings, Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
@@ -86,7 +87,8 @@ async fn serve(
     let metrics = Arc::new(Metrics::new());
     let challenges = Challenges::default();
     let (worker, handle) = worker(&config, state, &challenges, &reloader, &metrics);
-    let working = tokio::spawn(worker.run(shutdown.clone()));
+    let stop_working = CancellationToken::new();
+    let working = tokio::spawn(worker.run(stop_working.clone()));
 
     let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
     let https_port = Arc::new(AtomicU16::new(bound.https_port().unwrap_or(443)));
@@ -118,6 +120,8 @@ async fn serve(
     signals.wait_for_stop(&reloader).await;
     tracing::info!(grace_period = ?config.server.grace_period, "draining");
     stop.send_replace(true);
+    // With nobody to answer challenges an order comes to nothing: the next start resumes it.
+    stop_working.cancel();
     let drained = drain(&service);
     tokio::select! {
         left = tokio::time::timeout(config.server.grace_period, drained) => match left {
@@ -126,7 +130,6 @@ async fn serve(
         },
         () = signals.wait_for_stop(&reloader) => tracing::warn!("told to stop again: not draining any longer"),
     }
-    // The worker has nothing to wait for but its last write to the ledger.
     let _ = tokio::time::timeout(WORKER_STOP, working).await;
     Ok(())
 }
@@ -196,16 +199,16 @@ fn worker(
     reloader: &Reloader,
     metrics: &Arc<Metrics>,
 ) -> (Worker, WorkerHandle) {
-    let table = reloader.table().clone();
-    let hint = reloader.clone();
-    Worker::new(
-        config,
-        state,
-        challenges.clone(),
-        Arc::new(move |name: &Name| coverage(&table, name)),
-        Arc::new(move |path| hint.hint(path)),
-        metrics.clone(),
-    )
+    let (table, hint) = (reloader.table().clone(), reloader.clone());
+    let metrics = metrics.clone();
+    let surroundings = Surroundings {
+        coverage: Arc::new(move |name: &Name| coverage(&table, name)),
+        reload_hint: Arc::new(move |directory| hint.hint(directory)),
+        ordered: Arc::new(move |ca, ok| {
+            metrics.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
+        }),
+    };
+    Worker::new(config.clone(), state, challenges.clone(), surroundings)
 }
 
 fn coverage(table: &TableReader, name: &Name) -> Coverage {

@@ -15,7 +15,7 @@ use serde_json::json;
 use super::guard;
 use super::metrics::Metrics;
 use super::status::{self, Status};
-use crate::acme::worker::{RenewMode, WorkerHandle};
+use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Reloader;
 use crate::clock;
@@ -129,10 +129,55 @@ impl Api {
         } else {
             RenewMode::Force
         };
-        match self.worker.renew(name, mode).await {
-            Ok(decision) => json_answer(StatusCode::ACCEPTED, &decision),
-            Err(reason) => error(StatusCode::NOT_FOUND, &reason.to_string()),
+        match self.worker.renew(&name, mode).await {
+            Ok(decision) => json_answer(StatusCode::ACCEPTED, &Renewal::of(decision)),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
         }
+    }
+}
+
+/// What follows from a request to renew, as JSON.
+#[derive(Serialize)]
+struct Renewal {
+    decision: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation_url: Option<String>,
+}
+
+impl Renewal {
+    fn of(decision: Decision) -> Renewal {
+        let plain = |decision: String| Renewal {
+            decision,
+            until: None,
+            explanation_url: None,
+        };
+        let until = |decision: &str, at| Renewal {
+            until: Some(clock::rfc3339(at)),
+            ..plain(decision.to_owned())
+        };
+        match decision {
+            Decision::Ordering { reason } => plain(format!("ordering ({reason})")),
+            Decision::InProgress => plain("an order is in progress".to_owned()),
+            Decision::NotDue {
+                next_renewal,
+                explanation_url,
+            } => Renewal {
+                explanation_url,
+                ..until("not due", next_renewal)
+            },
+            Decision::Waiting { until: at } => until("due, but waiting after failures", at),
+            Decision::CoveredByFiles { until: at } => until("covered by files", at),
+        }
+    }
+}
+
+fn status_of(error: &RenewError) -> StatusCode {
+    match error {
+        RenewError::UnknownName(_) => StatusCode::NOT_FOUND,
+        RenewError::Refused(_) | RenewError::NotWriter => StatusCode::CONFLICT,
+        RenewError::Loading | RenewError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     }
 }
 

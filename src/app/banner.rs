@@ -4,7 +4,8 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
 use super::Bound;
-use crate::acme::worker::{IssuerKind, subjects};
+use crate::acme::renewal::IssuerKind;
+use crate::acme::subject::subjects;
 use crate::admin::server::AdminListener;
 use crate::certificate::name::Name;
 use crate::config::{AdminListen, Config, Site, TlsMode};

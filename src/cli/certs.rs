@@ -122,7 +122,8 @@ fn renew(args: &RenewArgs) -> Result<(), AdminClientError> {
         println!("{decision:#}");
     } else {
         let text = decision["decision"].as_str().unwrap_or("accepted");
-        println!("{name}: {text}");
+        let until = decision["until"].as_str().map(|at| format!(", until {at}"));
+        println!("{name}: {text}{}", until.unwrap_or_default());
     }
     Ok(())
 }
