@@ -164,8 +164,9 @@ async fn a_window_in_the_past_renews_now_and_says_what_it_replaces() {
     let second = wait_until(SOON, "the renewed certificate", async || {
         let served = serial(perennial.place.https, NAME).await.ok()?;
         (served != first).then_some(served)
-    });
-    assert_eq!(ca.serials().get(1), Some(&second.await));
+    })
+    .await;
+    assert_eq!(ca.serials().get(1), Some(&second));
     let replaces = ca.replaces();
     assert_eq!(replaces[0], None);
     assert!(

@@ -53,9 +53,14 @@ async fn complaint(path: &Path) -> Option<String> {
     }
 }
 
+/// Configurations that are wrong in themselves, that name files which are not there, and that name
+/// files which are no pair.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_broken_configuration_is_named_with_its_place() {
-    let all = configurations(&repository("tests/configs/broken"));
+    let folders = ["broken", "missing", "unservable"];
+    let found = folders.map(|folder| configurations(&repository("tests/configs").join(folder)));
+    assert!(found.iter().all(|files| !files.is_empty()), "{found:?}");
+    let all = found.concat();
     assert!(all.len() >= ENOUGH, "only {} of them", all.len());
     let mut complaints = String::new();
     for path in &all {

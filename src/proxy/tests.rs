@@ -28,10 +28,14 @@ struct Front {
 
 impl Front {
     async fn start(sites: &[config::Site]) -> Front {
+        Front::with_challenges(sites, Challenges::default()).await
+    }
+
+    async fn with_challenges(sites: &[config::Site], challenges: Challenges) -> Front {
         let metrics = Arc::new(Metrics::new());
         let proxy = Proxy::new(
             Arc::new(ArcSwap::from_pointee(routing(sites))),
-            Challenges::default(),
+            challenges,
             Arc::clone(&metrics),
             Arc::new(AtomicU16::new(8443)),
         );
@@ -250,11 +254,13 @@ async fn failures_are_short_and_tell_nothing() {
 #[tokio::test]
 async fn own_answers_keep_the_connection() {
     let respond = &[config::Upstream::Respond("hello".into())];
-    let front = Front::start(&[
+    let challenges = Challenges::default();
+    let _answer = challenges.provide_http01("known-token", "known-token.thumbprint");
+    let sites = [
         site(&["a.test"], TlsMode::Off, &[("/*", respond)]),
         site(&["tls.test"], TlsMode::Auto, &[("/*", respond)]),
-    ])
-    .await;
+    ];
+    let front = Front::with_challenges(&sites, challenges).await;
     let requests = [
         "GET / HTTP/1.1\r\nHost: a.test\r\n\r\n",
         "HEAD / HTTP/1.1\r\nHost: a.test\r\n\r\n",
