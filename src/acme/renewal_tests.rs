@@ -144,6 +144,21 @@ fn emergency_and_expiry() {
 }
 
 #[test]
+fn the_emergency_of_short_lifetimes_leaves_time_for_an_order() {
+    for (lifetime, left) in [
+        (Duration::days(90), Duration::hours(108)),
+        (Duration::hours(160), Duration::hours(8)),
+        (Duration::minutes(20), Duration::minutes(2)),
+        (Duration::seconds(40), Duration::seconds(10)),
+    ] {
+        let mut facts = with(lifetime);
+        let end = START + lifetime;
+        facts.renewal_info = window(START, end, end - Duration::MILLISECOND);
+        assert_eq!(next_renewal(&facts), Some(end - left), "{lifetime}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_ordered_anew() {
     let now = START + Duration::days(1);
     let mut changed = with(Duration::days(90));

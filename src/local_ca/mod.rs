@@ -106,7 +106,10 @@ impl LocalCa {
     ) -> Result<IssuedLeaf, LocalCaError> {
         let intermediate = {
             // What is guarded is on disk, where a panic leaves what a crash would.
-            let _guard = self.authorities.lock().unwrap_or_else(|poisoned| poisoned.into_inner());
+            let _guard = self
+                .authorities
+                .lock()
+                .unwrap_or_else(|poisoned| poisoned.into_inner());
             let root = self.root(now)?;
             self.intermediate(&root, names, all_names, now)?
         };
