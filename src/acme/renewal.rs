@@ -58,6 +58,16 @@ pub enum IssuerKind {
     Internal,
 }
 
+impl IssuerKind {
+    /// `acme` or `internal`, as the admin API names it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            IssuerKind::Acme => "acme",
+            IssuerKind::Internal => "internal",
+        }
+    }
+}
+
 /// All that a decision depends on, beside the time.
 #[derive(Clone, Debug)]
 pub struct Facts {

@@ -54,8 +54,6 @@ pub struct Coverage {
     pub loaded: bool,
     /// Until when a valid certificate from files covers the name.
     pub file_valid_until: Option<OffsetDateTime>,
-    /// Until when the served certificate is valid.
-    pub served_not_after: Option<OffsetDateTime>,
 }
 
 /// What the worker is told and whom it tells.
@@ -63,21 +61,11 @@ pub struct Coverage {
 pub struct Surroundings {
     /// Answered from the live table; cheap.
     pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
-    /// A generation was written: the reloader may look now instead of at its next poll.
-    pub reload_hint: Arc<dyn Fn() + Send + Sync>,
-    pub observer: Arc<dyn Fn(&Event) + Send + Sync>,
-}
-
-/// Something for metrics.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Event {
-    /// An order ended; `ca` is the directory URL, `None` the internal CA.
-    Ordered { ca: Option<String>, ok: bool },
-    /// When the next attempt for a name may start; `None`: nothing holds one up.
-    NextAttempt {
-        name: Name,
-        at: Option<OffsetDateTime>,
-    },
+    /// A generation was written in this directory: the reloader may look there now instead of at
+    /// its next poll.
+    pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
+    /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
+    pub ordered: Arc<dyn Fn(Option<&str>, bool) + Send + Sync>,
 }
 
 /// What is known about one certificate, for `/status`.
@@ -430,15 +418,14 @@ impl Worker {
             requests.into_iter().map(read).collect()
         })
         .await;
-        let mut completed = false;
         for (id, loaded) in loaded {
-            completed |= loaded.completed;
-            if let Some(entry) = self.entries.get_mut(&id) {
-                entry.take_in(loaded);
+            let Some(entry) = self.entries.get_mut(&id) else {
+                continue;
+            };
+            if loaded.completed {
+                (self.surroundings.reload_hint)(entry.dir.clone());
             }
-        }
-        if completed {
-            (self.surroundings.reload_hint)();
+            entry.take_in(loaded);
         }
     }
 
@@ -681,10 +668,6 @@ impl Worker {
     }
 
     fn publish(&self, id: u64, status: SubjectStatus) {
-        (self.surroundings.observer)(&Event::NextAttempt {
-            name: status.name.clone(),
-            at: status.next_attempt,
-        });
         lock(&self.statuses).insert(id, status);
     }
 
@@ -876,8 +859,8 @@ impl Worker {
         entry.internal_attempts = Attempts::default();
         entry.last_error = None;
         entry.forced = false;
-        (self.surroundings.observer)(&Event::Ordered { ca, ok: true });
-        (self.surroundings.reload_hint)();
+        (self.surroundings.reload_hint)(entry.dir.clone());
+        (self.surroundings.ordered)(ca.as_deref(), true);
     }
 
     fn failed(
@@ -897,8 +880,7 @@ impl Worker {
             }
         }
         if ordered {
-            let ca = ca.clone();
-            (self.surroundings.observer)(&Event::Ordered { ca, ok: false });
+            (self.surroundings.ordered)(ca.as_deref(), false);
         }
         let (turn, blocked) = self.next_attempt(id, now);
         let another_turn = turn.is_some() && turn != ca;

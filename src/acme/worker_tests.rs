@@ -120,12 +120,11 @@ fn start_loading(
         coverage: Arc::new(move |_| Coverage {
             loaded: is_loaded.load(Ordering::SeqCst),
             file_valid_until,
-            served_not_after: None,
         }),
-        reload_hint: Arc::new(move || {
+        reload_hint: Arc::new(move |_| {
             hint.fetch_add(1, Ordering::SeqCst);
         }),
-        observer: Arc::new(|_| {}),
+        ordered: Arc::new(|_, _| {}),
     };
     let state = StateDir::open(dir).unwrap();
     let (worker, handle) = Worker::new(config, state, Challenges::new(), surroundings);

@@ -241,7 +241,8 @@ fn chain_order(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> 
     }
 }
 
-fn names_of(certificate: &X509Certificate<'_>) -> Vec<Name> {
+/// The names that a certificate is good for.
+pub(super) fn names_of(certificate: &X509Certificate<'_>) -> Vec<Name> {
     let mut names: Vec<Name> = Vec::new();
     if let Ok(Some(extension)) = certificate.subject_alternative_name() {
         for general in &extension.value.general_names {

@@ -44,6 +44,8 @@ pub struct Inventory {
     by_name: HashMap<Name, Vec<EntryId>>,
     /// Starts and expiries still to come: instants at which a choice can change by itself.
     boundaries: BTreeSet<(OffsetDateTime, EntryId)>,
+    /// The latest time that choices were made at.
+    elected_at: OffsetDateTime,
     table: Table,
 }
 
@@ -53,6 +55,7 @@ impl Inventory {
             entries: imbl::OrdMap::new(),
             by_name: HashMap::new(),
             boundaries: BTreeSet::new(),
+            elected_at: OffsetDateTime::UNIX_EPOCH,
             table: Table::new(default_name),
         }
     }
@@ -79,11 +82,7 @@ impl Inventory {
             failure: None,
         };
         self.entries.insert(id.clone(), Arc::new(entry));
-        for instant in [live.key.not_before(), live.key.not_after()] {
-            if instant >= now {
-                self.boundaries.insert((instant, id.clone()));
-            }
-        }
+        self.add_boundaries(id, &live, now);
         let mut names: BTreeSet<Name> = live.key.names().iter().cloned().collect();
         for name in &names {
             let ids = self.by_name.entry(name.clone()).or_default();
@@ -149,7 +148,12 @@ impl Inventory {
             Some(entry) => {
                 let mut entry = Entry::clone(entry);
                 entry.on_disk = false;
-                entry.failure = None;
+                entry.failure = Some(Failure {
+                    path: id.certificate.to_path_buf(),
+                    cause: "is gone; what it held is served until something better is there"
+                        .to_owned(),
+                    since: now,
+                });
                 self.replace(id, entry, now);
             }
         }
@@ -161,6 +165,10 @@ impl Inventory {
     /// whether any was.
     pub fn advance(&mut self, now: OffsetDateTime) -> bool {
         let mut names = BTreeSet::new();
+        if now < self.elected_at {
+            names = self.turn_back(now);
+        }
+        self.elected_at = now;
         while let Some((instant, id)) = self.boundaries.first().cloned() {
             if instant >= now {
                 break;
@@ -172,6 +180,24 @@ impl Inventory {
         }
         self.elect_all(&names, now);
         !names.is_empty()
+    }
+
+    /// The clock was set back: boundaries that had passed are to come again.
+    fn turn_back(&mut self, now: OffsetDateTime) -> BTreeSet<Name> {
+        for (id, entry) in &self.entries.clone() {
+            if let Some(live) = &entry.live {
+                self.add_boundaries(id, live, now);
+            }
+        }
+        self.by_name.keys().cloned().collect()
+    }
+
+    fn add_boundaries(&mut self, id: &EntryId, live: &LiveCertificate, now: OffsetDateTime) {
+        for instant in [live.key.not_before(), live.key.not_after()] {
+            if instant >= now {
+                self.boundaries.insert((instant, id.clone()));
+            }
+        }
     }
 
     /// The next instant at which [`advance`](Self::advance) may change something.
@@ -276,9 +302,9 @@ impl Inventory {
             .map(|(_, live)| live.clone());
         let file_valid_until = candidates
             .iter()
-            .filter(|(id, entry)| id.source.is_external() && entry.on_disk)
+            .filter(|(_, entry)| entry.on_disk)
             .filter_map(|(_, entry)| entry.live.as_ref())
-            .filter(|live| live.key.is_valid_at(now))
+            .filter(|live| live.source.is_external() && live.key.is_valid_at(now))
             .map(|live| live.key.not_after())
             .max();
         Some(Choice {

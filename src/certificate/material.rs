@@ -1,9 +1,12 @@
 //! What one file holds: certificates and private keys, out of its bytes. Knows formats, not files.
 
-use boring::pkey::{PKey, Private};
+use boring::pkcs12::{Pkcs12, Pkcs12Ref};
+use boring::pkey::{Id, PKey, Private};
 use boring::sha::sha256;
 use rustls_pki_types::pem::{self, SectionKind};
 use x509_parser::prelude::{FromDer, X509Certificate};
+
+use super::certified_key::names_of;
 
 /// The certificates and keys of one file, in the order in which they stand there.
 #[derive(Default)]
@@ -28,9 +31,9 @@ pub enum MaterialError {
     #[error("is empty")]
     Empty,
     #[error(
-        "holds no PEM block (expected -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----)"
+        "holds no PEM block (expected -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----) and is no DER"
     )]
-    NoPem,
+    Foreign,
     #[error("is cut off: its last PEM block has no end (still being written, or a full disk?)")]
     Truncated,
     #[error("has a damaged PEM block: {0}")]
@@ -40,26 +43,52 @@ pub enum MaterialError {
     #[error("has a private key that cannot be read: {0}")]
     Key(String),
     #[error(
-        "has an encrypted private key, which needs a password; store it decrypted, mode 0600 (openssl pkey -in FILE -out FILE)"
+        "has a {bits}-bit RSA key, which is too weak: TLS needs {MIN_RSA_BITS} bits at least, CAs want 2048"
     )]
-    EncryptedKey,
+    WeakKey { bits: u32 },
+    #[error(
+        "is encrypted and no password is given: name a password_file, or store the key decrypted, mode 0600 (openssl pkey -in FILE -out FILE)"
+    )]
+    PasswordWanted,
+    #[error("is encrypted, and the password does not open it")]
+    WrongPassword,
 }
 
+/// BoringSSL signs with smaller keys no PSS signature of SHA-512, and no client accepts one.
+const MIN_RSA_BITS: u32 = 1024;
+
 impl Material {
-    /// Parses PEM: certificates and PKCS#8, PKCS#1 or SEC1 keys, in any order, with any text
-    /// between the blocks. Blocks of other kinds are passed over.
-    pub fn parse(bytes: &[u8]) -> Result<Material, MaterialError> {
+    /// Parses what is there, whatever its form: PEM with certificates and PKCS#8, PKCS#1 or SEC1
+    /// keys in any order, with any text between the blocks and blocks of other kinds passed over;
+    /// one DER certificate or key; PKCS#12. The password opens encrypted keys and PKCS#12, where
+    /// none is the empty one.
+    pub fn parse(bytes: &[u8], password: Option<&Password>) -> Result<Material, MaterialError> {
+        // Some editors begin a file with a byte order mark.
+        let bytes = bytes.strip_prefix(b"\xef\xbb\xbf").unwrap_or(bytes);
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(MaterialError::Empty);
         }
-        if !has_marker(bytes, b"-----BEGIN") {
-            return Err(MaterialError::NoPem);
+        if has_marker(bytes, b"-----BEGIN") {
+            return Material::parse_pem(bytes, password);
         }
-        if has_marker(bytes, b"ENCRYPTED PRIVATE KEY-----") || has_marker(bytes, b"4,ENCRYPTED") {
-            return Err(MaterialError::EncryptedKey);
+        if bytes.starts_with(DER_SEQUENCE) {
+            return Material::parse_der(bytes, password);
         }
+        Err(MaterialError::Foreign)
+    }
+
+    fn parse_pem(bytes: &[u8], password: Option<&Password>) -> Result<Material, MaterialError> {
         let mut material = Material::default();
-        let mut rest = bytes;
+        let encrypted = has_marker(bytes, b"ENCRYPTED PRIVATE KEY-----");
+        let old_encrypted = has_marker(bytes, b"Proc-Type: 4,ENCRYPTED");
+        if encrypted || old_encrypted {
+            material
+                .keys
+                .push(PrivateKey::decrypt_pem(bytes, password)?);
+        }
+        // The older form keeps its parameters in header lines, which no other block has.
+        let cleaned = old_encrypted.then(|| without_private_keys(bytes));
+        let mut rest = cleaned.as_deref().unwrap_or(bytes);
         loop {
             match pem::from_buf(&mut rest) {
                 Ok(None) => break,
@@ -73,12 +102,57 @@ impl Material {
             // off inside its own first line.
             let whole = has_marker(bytes, b"-----END");
             return Err(if whole {
-                MaterialError::NoPem
+                MaterialError::Foreign
             } else {
                 MaterialError::Truncated
             });
         }
         Ok(material)
+    }
+
+    fn parse_der(bytes: &[u8], password: Option<&Password>) -> Result<Material, MaterialError> {
+        let mut material = Material::default();
+        if X509Certificate::from_der(bytes).is_ok_and(|(rest, _)| rest.is_empty()) {
+            material.certificates.push(bytes.to_vec());
+        } else if let Ok(key) = PKey::private_key_from_der(bytes) {
+            material.keys.push(PrivateKey::new(key)?);
+        } else if let Ok(store) = Pkcs12::from_der(bytes) {
+            material.add_pkcs12(&store, password)?;
+        } else if let Some(password) = password
+            && let Ok(key) = PKey::private_key_from_pkcs8_passphrase(bytes, password.as_bytes())
+        {
+            material.keys.push(PrivateKey::new(key)?);
+        } else {
+            return Err(MaterialError::Foreign);
+        }
+        Ok(material)
+    }
+
+    fn add_pkcs12(
+        &mut self,
+        store: &Pkcs12Ref,
+        password: Option<&Password>,
+    ) -> Result<(), MaterialError> {
+        let text = password.map_or("", Password::as_str);
+        let parsed = store.parse2(text).map_err(|error| match password {
+            _ if first_reason(&error) != "incorrect password" => MaterialError::Foreign,
+            Some(_) => MaterialError::WrongPassword,
+            None => MaterialError::PasswordWanted,
+        })?;
+        let chain = parsed
+            .ca
+            .iter()
+            .flatten()
+            .map(|certificate| certificate.to_der());
+        let leaf = parsed.cert.iter().map(|certificate| certificate.to_der());
+        for der in leaf.chain(chain) {
+            let der = der.map_err(|error| MaterialError::Damaged(first_reason(&error)))?;
+            self.add(SectionKind::Certificate, der)?;
+        }
+        if let Some(key) = parsed.pkey {
+            self.keys.push(PrivateKey::new(key)?);
+        }
+        Ok(())
     }
 
     fn add(&mut self, kind: SectionKind, der: Vec<u8>) -> Result<(), MaterialError> {
@@ -99,19 +173,42 @@ impl Material {
         Ok(())
     }
 
-    /// The public keys of the certificates that are not a CA's: the candidates for a leaf.
-    pub fn leaf_public_key(&self) -> Option<PublicKeyHash> {
-        self.certificates.iter().find_map(|der| {
-            let (_, certificate) = X509Certificate::from_der(der).ok()?;
-            (!certificate.is_ca()).then(|| sha256(certificate.public_key().raw))
-        })
+    /// The certificate that the others in the file vouch for: the first that is not a CA's; else
+    /// the first of all, if it names a host, because a self-signed certificate is often marked as
+    /// a CA's.
+    pub fn leaf(&self) -> Option<Leaf> {
+        let parsed: Vec<X509Certificate<'_>> = self
+            .certificates
+            .iter()
+            .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
+            .collect();
+        let leaf = |certificate: &X509Certificate<'_>, is_ca| Leaf {
+            public_key: sha256(certificate.public_key().raw),
+            is_ca,
+        };
+        match parsed.iter().find(|certificate| !certificate.is_ca()) {
+            Some(certificate) => Some(leaf(certificate, false)),
+            None => parsed
+                .first()
+                .filter(|certificate| !names_of(certificate).is_empty())
+                .map(|certificate| leaf(certificate, true)),
+        }
     }
 }
 
+/// A certificate that a private key may belong to.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Leaf {
+    pub public_key: PublicKeyHash,
+    /// It is marked as a CA's: a leaf only if its key is there, too.
+    pub is_ca: bool,
+}
+
 impl PrivateKey {
-    fn from_der(der: &[u8]) -> Result<PrivateKey, MaterialError> {
-        let key = PKey::private_key_from_der(der)
-            .map_err(|error| MaterialError::Key(first_reason(&error)))?;
+    fn new(key: PKey<Private>) -> Result<PrivateKey, MaterialError> {
+        if key.id() == Id::RSA && key.bits() < MIN_RSA_BITS {
+            return Err(MaterialError::WeakKey { bits: key.bits() });
+        }
         let spki = key
             .public_key_to_der()
             .map_err(|error| MaterialError::Key(first_reason(&error)))?;
@@ -120,6 +217,62 @@ impl PrivateKey {
             public_key: sha256(&spki),
         })
     }
+
+    fn from_der(der: &[u8]) -> Result<PrivateKey, MaterialError> {
+        let key = PKey::private_key_from_der(der)
+            .map_err(|error| MaterialError::Key(first_reason(&error)))?;
+        PrivateKey::new(key)
+    }
+
+    fn decrypt_pem(bytes: &[u8], password: Option<&Password>) -> Result<PrivateKey, MaterialError> {
+        let password = password.ok_or(MaterialError::PasswordWanted)?;
+        let key = PKey::private_key_from_pem_passphrase(bytes, password.as_bytes())
+            .map_err(|_| MaterialError::WrongPassword)?;
+        PrivateKey::new(key)
+    }
+}
+
+/// What opens an encrypted key. Never shown.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Password(String);
+
+impl Password {
+    /// The first line of a password file, without its end.
+    pub fn from_file_content(content: &str) -> Password {
+        Password(content.lines().next().unwrap_or_default().to_owned())
+    }
+
+    fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    fn as_bytes(&self) -> &[u8] {
+        self.0.as_bytes()
+    }
+}
+
+impl std::fmt::Debug for Password {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Password(..)")
+    }
+}
+
+/// How every DER structure that we know begins.
+const DER_SEQUENCE: &[u8] = b"\x30";
+
+/// The text without its blocks of private keys.
+fn without_private_keys(bytes: &[u8]) -> Vec<u8> {
+    let mut kept = Vec::with_capacity(bytes.len());
+    let mut inside = false;
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        let is_key = has_marker(line, b"PRIVATE KEY-----");
+        inside |= is_key && line.starts_with(b"-----BEGIN");
+        if !inside {
+            kept.extend_from_slice(line);
+        }
+        inside &= !(is_key && line.starts_with(b"-----END"));
+    }
+    kept
 }
 
 /// The first line of BoringSSL's error queue in words, without its file names.
@@ -135,61 +288,5 @@ fn has_marker(bytes: &[u8], marker: &[u8]) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pair() -> (String, String) {
-        let key = rcgen::KeyPair::generate().unwrap();
-        let params = rcgen::CertificateParams::new(vec!["a.test".to_owned()]).unwrap();
-        let certificate = params.self_signed(&key).unwrap();
-        (certificate.pem(), key.serialize_pem())
-    }
-
-    #[test]
-    fn blocks_in_any_order_with_text_between() {
-        let (certificate, key) = pair();
-        let text = format!("# my key\r\n{key}\nsubject=/CN=a.test\n{certificate}\n\n");
-        let material = Material::parse(text.as_bytes()).unwrap();
-        assert_eq!(material.certificates.len(), 1);
-        assert_eq!(
-            material.leaf_public_key(),
-            Some(material.keys[0].public_key)
-        );
-    }
-
-    #[test]
-    fn every_truncation_is_an_error_or_whole_blocks() {
-        let (certificate, key) = pair();
-        let text = format!("{certificate}{key}");
-        for end in 0..text.len() {
-            if let Ok(material) = Material::parse(&text.as_bytes()[..end]) {
-                assert!(end >= certificate.len() - 2, "cut at {end}");
-                assert_eq!(material.certificates.len(), 1);
-            }
-        }
-    }
-
-    #[test]
-    fn what_is_wrong_is_said() {
-        let (certificate, _) = pair();
-        let cut = &certificate.as_bytes()[..certificate.len() / 2];
-        let garbage = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        for (bytes, wanted) in [
-            (&b" \n"[..], "is empty"),
-            (b"hello", "holds no PEM block"),
-            (cut, "is cut off"),
-            (garbage.as_bytes(), "certificate 1 in it cannot be parsed"),
-            (
-                b"-----BEGIN PRIVATE KEY-----\nAAAA\n-----END PRIVATE KEY-----\n",
-                "private key that cannot be read",
-            ),
-            (
-                b"-----BEGIN ENCRYPTED PRIVATE KEY-----\nAAAA\n-----END ENCRYPTED PRIVATE KEY-----\n",
-                "needs a password",
-            ),
-        ] {
-            let error = Material::parse(bytes).err().unwrap().to_string();
-            assert!(error.contains(wanted), "{error:?} should contain {wanted:?}");
-        }
-    }
-}
+#[path = "material_tests.rs"]
+mod tests;

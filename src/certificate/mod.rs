@@ -3,8 +3,19 @@
 
 pub mod certified_key;
 pub mod credential;
+pub mod folder;
+#[cfg(test)]
+mod folder_tests;
+pub mod generations;
 pub mod inventory;
+#[cfg(test)]
+mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
+pub mod reloader;
 pub mod table;
+#[cfg(test)]
+mod testing;
+pub mod unit;
+pub mod watcher;

@@ -1,11 +1,38 @@
 //! The configuration: what it can say, as types that hold only valid values. [`Config::parse`] is
 //! the only way to get one from text.
+//!
+//! The way of the text: `toml_file` reads it into a draft by the typed `reader` and the parsers of
+//! single `value`s, `command_line` reads arguments into the same draft, and `assemble` makes the
+//! draft a [`Config`] if everything fits together. All of them report everything they find, as
+//! [`Diagnostics`]; none of them touches the disk, but through the [`Environment`] they are given.
+
+mod assemble;
+mod command_line;
+mod diagnostic;
+mod draft;
+mod environment;
+mod file_check;
+mod load;
+mod reader;
+#[cfg(test)]
+mod tests;
+mod toml_file;
+mod upstream;
+mod value;
 
 use std::net::SocketAddr;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+pub use command_line::CommandLine;
+pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub use environment::{DefaultStateDir, Environment};
+pub use file_check::{FilePurpose, FileReference, check_files};
+pub use load::{ConfigError, default_path};
+
 use crate::certificate::name::Name;
+use diagnostic::{Report, Source};
+use draft::Draft;
 
 /// A whole, valid configuration. Paths are absolute or relative to the working directory: the
 /// parser has already resolved them against the file they stood in.
@@ -17,6 +44,36 @@ pub struct Config {
     pub certificates: Certificates,
     pub acme: Acme,
     pub sites: Vec<Site>,
+    /// The files and folders that the configuration names, and where it names them.
+    pub file_references: Vec<FileReference>,
+}
+
+impl Config {
+    /// Parses the text of `file`, which is named in the diagnostics and is what relative paths are
+    /// relative to. Everything that is wrong is found at once; if the text is no TOML, only that.
+    pub fn parse(
+        text: &str,
+        file: &Path,
+        environment: &Environment<'_>,
+    ) -> Result<Config, Diagnostics> {
+        // Some editors put a byte order mark before the text; it is no part of it.
+        let text = text.strip_prefix('\u{feff}').unwrap_or(text);
+        let report = Report::new(Source::file(file, text));
+        match toml_file::read(text, file, &report, environment) {
+            Some(draft) => Config::from_draft(draft, environment, report),
+            None => report.finish(None),
+        }
+    }
+
+    fn from_draft(
+        draft: Draft,
+        environment: &Environment<'_>,
+        report: Report<'_>,
+    ) -> Result<Config, Diagnostics> {
+        let default_state_dir = environment.default_state_dir.clone();
+        let config = assemble::assemble(draft, default_state_dir, &report);
+        report.finish(Some(config))
+    }
 }
 
 /// `[server]`: where to listen and how to run.
@@ -27,6 +84,8 @@ pub struct Server {
     pub https_listen: Vec<SocketAddr>,
     pub admin_listen: AdminListen,
     pub state_dir: PathBuf,
+    /// What to tell the user about a default `state_dir` that is not the documented one.
+    pub state_dir_note: Option<String>,
     /// Worker threads; 0 means one per core.
     pub threads: usize,
     /// How long a drain may take before what is left is cut off.
@@ -60,6 +119,8 @@ pub struct Certificates {
 pub struct CertificateFiles {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+    /// Its first line opens the private key, or the PKCS#12 file.
+    pub password_file: Option<PathBuf>,
 }
 
 /// `[acme]`: the certificate authorities, in the order in which they are tried. Never empty.
@@ -178,7 +239,8 @@ pub enum PathPattern {
 /// Where a request is sent.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Upstream {
-    /// `host:port`, `https://host:port`; the host is a name or an address.
+    /// `host:port`, `https://host:port`; the host is a name or an address, an IPv6 one without
+    /// its brackets.
     Tcp { host: String, port: u16, tls: bool },
     /// `unix:/path`.
     Unix(PathBuf),

@@ -1,0 +1,40 @@
+# Everything a developer does, one word each. `make` alone prints what there is.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.PHONY: help run build test lint clean setup-build setup-test setup-lint
+
+# Rust and Go install their programs where not every shell looks. Go's own folder comes first:
+# the system's Pebble, if there is one, may be too old for the tests.
+export GOBIN := $(or $(GOBIN),$(HOME)/go/bin)
+export PATH := $(GOBIN):$(HOME)/.cargo/bin:$(PATH):/usr/local/go/bin:/usr/sbin
+
+help: ## print what each target does
+	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+
+run: build ## build, then serve https://localhost:8443 with config/perennial.toml, state in ./state
+	target/release/perennial run --config config/perennial.toml
+
+build: setup-build ## install what the build needs (by apt), then build target/release/perennial
+	cargo build --release --locked
+
+test: setup-build setup-test ## install what the tests need (by apt and go install), then run all tests
+# Where Pebble is there, a test that cannot use it fails instead of being left out.
+	PERENNIAL_REQUIRE_PEBBLE="$$(scripts/has-pebble.sh && echo 1)" cargo test --locked --no-fail-fast
+
+lint: setup-build setup-lint ## check format, lints, licences and the dependency tree
+	cargo fmt --check
+	cargo clippy --locked --all-targets -- -D warnings
+	scripts/deny.sh
+
+clean: ## remove build results; keeps ./state, where keys and certificates are
+	cargo clean
+
+setup-build:
+	@scripts/setup-build.sh
+
+setup-test: setup-build
+	@scripts/setup-test.sh
+
+setup-lint: setup-build
+	@scripts/setup-lint.sh

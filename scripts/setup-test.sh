@@ -1,0 +1,89 @@
+#!/bin/sh
+# Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
+# not ours), and Pebble, the ACME server that Let's Encrypt's authors test with. Safe to run again.
+set -eu
+cd "$(dirname "$0")/.."
+. scripts/apt.sh
+
+PEBBLE_VERSION=v2.10.1
+POLICY=/usr/sbin/policy-rc.d
+
+# Debian starts a freshly installed nginx, which would take port 80. Nothing that is installed
+# here is to start, now or at the next boot.
+forbid_service_starts() {
+    if [ ! -e "$POLICY" ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+        as_root chmod 755 "$POLICY"
+        trap 'as_root rm -f "$POLICY"' EXIT
+        trap 'exit 130' INT TERM
+    fi
+}
+
+stop_installed_nginx() {
+    if [ -d /run/systemd/system ]; then
+        as_root systemctl disable --now nginx.service >/dev/null 2>&1 || true
+    fi
+}
+
+install_programs() {
+    new_nginx=no
+    command -v curl >/dev/null 2>&1 || need curl "the client with which the tests speak HTTP/1.1 and HTTP/2"
+    command -v openssl >/dev/null 2>&1 || need openssl "the tests look at served certificates with it"
+    # As root it is in /usr/sbin, which is not in every user's PATH.
+    if ! command -v nginx >/dev/null 2>&1 && [ ! -x /usr/sbin/nginx ]; then
+        need nginx-light "an upstream for the tests; it is not started as a service"
+        new_nginx=yes
+        forbid_service_starts
+    fi
+    install_missing
+    if [ "$new_nginx" = yes ]; then
+        stop_installed_nginx
+    fi
+}
+
+# Pebble wants Go 1.24; from 1.21 on Go fetches the toolchain that a module asks for by itself.
+GO_NEEDED=1.21
+
+has_go() {
+    command -v go >/dev/null 2>&1 && at_least "$(go env GOVERSION | sed 's/^go//')" "$GO_NEEDED"
+}
+
+# Debian 13 and Ubuntu 24.04 have a Go that is new enough, Debian 12 does not.
+install_go() {
+    command -v apt-cache >/dev/null 2>&1 || return 1
+    candidate=$(apt-cache policy golang-go | sed -n 's/^ *Candidate: *\([0-9]*:\)\{0,1\}\([0-9.]*\).*/\2/p')
+    [ -n "$candidate" ] && at_least "$candidate" "$GO_NEEDED" || return 1
+    need golang-go "builds Pebble, the ACME server for the tests"
+    install_missing
+}
+
+install_pebble() {
+    for command in pebble pebble-challtestsrv; do
+        echo "installing $command $PEBBLE_VERSION by go install"
+        go install "github.com/letsencrypt/pebble/v2/cmd/$command@$PEBBLE_VERSION" || return 1
+    done
+}
+
+without_pebble() {
+    cat >&2 <<EOF
+
+*********************************************************************************************
+*  No Pebble $PEBBLE_VERSION: $1
+*  The tests against a real ACME server are left out; ACME is then proven against the
+*  scripted CA of the tests alone. For all of them: install Go 1.24 or newer, run this again.
+*********************************************************************************************
+
+EOF
+}
+
+install_programs
+# Where `go install` puts its programs comes first, before an older Pebble of the system.
+export GOBIN="${GOBIN:-$HOME/go/bin}"
+PATH="$GOBIN:$PATH"
+if scripts/has-pebble.sh; then
+    :
+elif ! has_go && ! install_go; then
+    without_pebble "it is not here, and neither is a Go that can build it"
+elif ! install_pebble || ! scripts/has-pebble.sh; then
+    without_pebble "building it with go install failed, see above"
+fi

@@ -1,0 +1,218 @@
+//! The admin API's requests and answers.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Instant;
+
+use arc_swap::ArcSwap;
+use bytes::Bytes;
+use http::header::{ALLOW, CACHE_CONTROL, CONTENT_TYPE};
+use http::{Method, Request, Response, StatusCode};
+use http_body_util::Full;
+use serde::Serialize;
+use serde_json::json;
+
+use super::guard;
+use super::metrics::Metrics;
+use super::status::{self, Status};
+use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
+use crate::certificate::name::Name;
+use crate::certificate::reloader::Reloader;
+use crate::clock;
+use crate::config::Config;
+use crate::proxy::Routing;
+
+/// What the admin API shows, and the two things it can set off.
+pub struct Api {
+    pub config: Arc<Config>,
+    pub reloader: Reloader,
+    pub worker: WorkerHandle,
+    pub metrics: Arc<Metrics>,
+    pub routing: Arc<ArcSwap<Routing>>,
+    pub started: Instant,
+}
+
+type Answer = Response<Full<Bytes>>;
+
+impl Api {
+    /// Answers a request. `listener` is the TCP address it came in on; `None` for a Unix socket.
+    pub async fn answer<B>(&self, request: &Request<B>, listener: Option<SocketAddr>) -> Answer {
+        let path = request.uri().path();
+        let probe = matches!(path, "/healthz" | "/readyz");
+        if let Some(listener) = listener
+            && !probe
+            && let Err(refusal) = guard::check(request.headers(), listener)
+        {
+            return error(StatusCode::FORBIDDEN, refusal.message());
+        }
+        match (request.method(), path) {
+            (&Method::GET | &Method::HEAD, _) => self.get(path),
+            (&Method::POST, "/reload") => self.reload().await,
+            (&Method::POST, _) => match renewal_target(path) {
+                Some(name) => self.renew(name, request.uri().query()).await,
+                None => not_found(path),
+            },
+            _ => {
+                let mut answer = error(
+                    StatusCode::METHOD_NOT_ALLOWED,
+                    "only GET and POST are known",
+                );
+                let allowed = http::HeaderValue::from_static("GET, HEAD, POST");
+                answer.headers_mut().insert(ALLOW, allowed);
+                answer
+            }
+        }
+    }
+
+    fn get(&self, path: &str) -> Answer {
+        match path {
+            "/healthz" => text(StatusCode::OK, "ok\n".to_owned()),
+            "/readyz" => self.ready(),
+            "/status" => json_answer(StatusCode::OK, &self.status()),
+            "/metrics" => text(StatusCode::OK, self.render_metrics()),
+            _ => not_found(path),
+        }
+    }
+
+    fn ready(&self) -> Answer {
+        let now = clock::now();
+        let report = self.reloader.report();
+        let sites = status::sites(&self.config, &self.reloader.table().load(), now);
+        let reasons = status::unready_reasons(&sites, &report, now);
+        let code = if reasons.is_empty() {
+            StatusCode::OK
+        } else {
+            StatusCode::SERVICE_UNAVAILABLE
+        };
+        json_answer(
+            code,
+            &json!({ "ready": reasons.is_empty(), "reasons": reasons }),
+        )
+    }
+
+    fn status(&self) -> Status {
+        let report = self.reloader.report();
+        let now = clock::now();
+        Status {
+            version: env!("CARGO_PKG_VERSION").to_owned(),
+            uptime_seconds: self.started.elapsed().as_secs(),
+            config: self.config.path.clone(),
+            state_dir: self.config.server.state_dir.clone(),
+            reloader_heartbeat: clock::rfc3339(report.heartbeat),
+            sites: status::sites(&self.config, &self.reloader.table().load(), now),
+            upstreams: status::upstreams(&self.routing.load()),
+            certificates: status::certificates(&report, &self.worker.status(), now),
+        }
+    }
+
+    fn render_metrics(&self) -> String {
+        let report = self.reloader.report();
+        self.metrics
+            .set_certificates(&report, &self.worker.status());
+        self.metrics.render()
+    }
+
+    async fn reload(&self) -> Answer {
+        match self.reloader.rescan().await {
+            Some(changes) => json_answer(StatusCode::OK, &json!({ "changes": changes })),
+            None => error(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
+        }
+    }
+
+    async fn renew(&self, name: &str, query: Option<&str>) -> Answer {
+        let Ok(name) = name.parse::<Name>() else {
+            return error(StatusCode::BAD_REQUEST, &format!("{name:?} is not a name"));
+        };
+        let if_due = query.is_some_and(|query| query.split('&').any(|pair| pair == "if_due=true"));
+        let mode = if if_due {
+            RenewMode::IfDue
+        } else {
+            RenewMode::Force
+        };
+        match self.worker.renew(&name, mode).await {
+            Ok(decision) => json_answer(StatusCode::ACCEPTED, &Renewal::of(decision)),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
+        }
+    }
+}
+
+/// What follows from a request to renew, as JSON.
+#[derive(Serialize)]
+struct Renewal {
+    decision: String,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    until: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    explanation_url: Option<String>,
+}
+
+impl Renewal {
+    fn of(decision: Decision) -> Renewal {
+        let plain = |decision: String| Renewal {
+            decision,
+            until: None,
+            explanation_url: None,
+        };
+        let until = |decision: &str, at| Renewal {
+            until: Some(clock::rfc3339(at)),
+            ..plain(decision.to_owned())
+        };
+        match decision {
+            Decision::Ordering { reason } => plain(format!("ordering ({reason})")),
+            Decision::InProgress => plain("an order is in progress".to_owned()),
+            Decision::NotDue {
+                next_renewal,
+                explanation_url,
+            } => Renewal {
+                explanation_url,
+                ..until("not due", next_renewal)
+            },
+            Decision::Waiting { until: at } => until("due, but waiting after failures", at),
+            Decision::CoveredByFiles { until: at } => until("covered by files", at),
+        }
+    }
+}
+
+fn status_of(error: &RenewError) -> StatusCode {
+    match error {
+        RenewError::UnknownName(_) => StatusCode::NOT_FOUND,
+        RenewError::Refused(_) | RenewError::NotWriter => StatusCode::CONFLICT,
+        RenewError::Loading | RenewError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
+    }
+}
+
+/// NAME of `/certificates/NAME/renew`.
+fn renewal_target(path: &str) -> Option<&str> {
+    path.strip_prefix("/certificates/")?.strip_suffix("/renew")
+}
+
+fn not_found(path: &str) -> Answer {
+    error(StatusCode::NOT_FOUND, &format!("there is no {path} here"))
+}
+
+fn error(code: StatusCode, message: &str) -> Answer {
+    json_answer(code, &json!({ "error": message }))
+}
+
+fn json_answer(code: StatusCode, body: &impl Serialize) -> Answer {
+    match serde_json::to_vec_pretty(body) {
+        Ok(mut bytes) => {
+            bytes.push(b'\n');
+            build(code, "application/json", bytes.into())
+        }
+        Err(problem) => text(StatusCode::INTERNAL_SERVER_ERROR, format!("{problem}\n")),
+    }
+}
+
+fn text(code: StatusCode, body: String) -> Answer {
+    build(code, "text/plain; charset=utf-8", body.into())
+}
+
+fn build(code: StatusCode, content_type: &'static str, body: Bytes) -> Answer {
+    let mut answer = Response::new(Full::new(body));
+    *answer.status_mut() = code;
+    let headers = answer.headers_mut();
+    headers.insert(CONTENT_TYPE, http::HeaderValue::from_static(content_type));
+    headers.insert(CACHE_CONTROL, http::HeaderValue::from_static("no-store"));
+    answer
+}

@@ -1,0 +1,270 @@
+//! The metrics, in Prometheus' text format: it owns the registry and every metric name. Label
+//! values come from the configuration and from fixed sets, never from what a client sends.
+
+use std::time::Duration;
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
+    Registry, TextEncoder,
+};
+use time::OffsetDateTime;
+
+use crate::acme::worker::SubjectStatus;
+use crate::certificate::reloader::Report;
+
+/// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
+const DURATION_BUCKETS: [f64; 14] = [
+    0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 5.0, 15.0, 60.0,
+];
+
+/// Every metric of one server. A process may hold several: each has a registry of its own.
+pub struct Metrics {
+    registry: Registry,
+    requests: IntCounterVec,
+    request_duration: Histogram,
+    upstream_healthy: IntGaugeVec,
+    tls_handshakes: IntCounterVec,
+    connections: IntGauge,
+    certificate_not_after: GaugeVec,
+    certificate_reloads: IntCounterVec,
+    certificate_reload_failing: IntGaugeVec,
+    acme_orders: IntCounterVec,
+    acme_next_attempt: GaugeVec,
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Metrics::new()
+    }
+}
+
+impl Metrics {
+    pub fn new() -> Metrics {
+        let registry = Registry::new();
+        let metrics = Metrics {
+            requests: counters(
+                &registry,
+                "perennial_requests_total",
+                "Requests answered, by site (its first host, - for none) and status.",
+                &["site", "status"],
+            ),
+            request_duration: histogram(
+                &registry,
+                "perennial_request_duration_seconds",
+                "From the request's header to the end of the answer, upgraded connections excepted.",
+            ),
+            upstream_healthy: gauges(
+                &registry,
+                "perennial_upstream_healthy",
+                "Whether the last connection to the upstream succeeded (1, also before the first).",
+                &["site", "upstream"],
+            ),
+            tls_handshakes: counters(
+                &registry,
+                "perennial_tls_handshakes_total",
+                "TLS handshakes, by result and protocol version.",
+                &["result", "version"],
+            ),
+            connections: register(
+                &registry,
+                IntGauge::new("perennial_connections", "Open client connections."),
+            ),
+            certificate_not_after: float_gauges(
+                &registry,
+                "perennial_certificate_not_after_seconds",
+                "End of validity of the certificate served for a name, in Unix time.",
+                &["name", "source"],
+            ),
+            certificate_reloads: counters(
+                &registry,
+                "perennial_certificate_reloads_total",
+                "Certificates read after a change on disk, by result.",
+                &["result"],
+            ),
+            certificate_reload_failing: gauges(
+                &registry,
+                "perennial_certificate_reload_failing",
+                "1 while what is on disk for a name cannot be used and the last good one is served.",
+                &["name"],
+            ),
+            acme_orders: counters(
+                &registry,
+                "perennial_acme_orders_total",
+                "ACME orders, by CA and result.",
+                &["ca", "result"],
+            ),
+            acme_next_attempt: float_gauges(
+                &registry,
+                "perennial_acme_next_attempt_seconds",
+                "When the next order for a name is due after a failure, in Unix time.",
+                &["name"],
+            ),
+            registry,
+        };
+        metrics.set_build_info();
+        metrics
+    }
+
+    /// All metrics in Prometheus' text exposition format, version 0.0.4.
+    pub fn render(&self) -> String {
+        let mut text = Vec::new();
+        if let Err(error) = TextEncoder::new().encode(&self.registry.gather(), &mut text) {
+            tracing::error!(%error, "metrics cannot be written as text");
+        }
+        String::from_utf8_lossy(&text).into_owned()
+    }
+
+    /// One request is over. `duration` is `None` for an upgraded connection: how long a WebSocket
+    /// lives says nothing about how fast requests are answered.
+    pub fn request(&self, site: &str, status: http::StatusCode, duration: Option<Duration>) {
+        self.requests
+            .with_label_values(&[site, status.as_str()])
+            .inc();
+        if let Some(duration) = duration {
+            self.request_duration.observe(duration.as_secs_f64());
+        }
+    }
+
+    pub fn upstream_healthy(&self, site: &str, upstream: &str, healthy: bool) {
+        self.upstream_healthy
+            .with_label_values(&[site, upstream])
+            .set(i64::from(healthy));
+    }
+
+    /// Drops all upstreams: a new configuration names its own.
+    pub fn forget_upstreams(&self) {
+        self.upstream_healthy.reset();
+    }
+
+    /// `result` is one of a fixed few words, `version` the protocol's name or `-`.
+    pub fn tls_handshake(&self, result: &'static str, version: &'static str) {
+        self.tls_handshakes
+            .with_label_values(&[result, version])
+            .inc();
+    }
+
+    /// Counts an open connection until the guard is dropped.
+    pub fn connection(&self) -> OpenConnection {
+        self.connections.inc();
+        OpenConnection(self.connections.clone())
+    }
+
+    /// Brings everything about certificates up to date with what the reloader and the worker
+    /// know. Called for each scrape: certificates change far less often than they are looked at.
+    pub fn set_certificates(&self, report: &Report, subjects: &[SubjectStatus]) {
+        self.certificate_not_after.reset();
+        self.certificate_reload_failing.reset();
+        for (id, entry) in &report.entries {
+            let label = match &entry.live {
+                Some(live) => live.key.names()[0].to_string(),
+                None => id.certificate.display().to_string(),
+            };
+            if let Some(live) = &entry.live {
+                self.certificate_not_after
+                    .with_label_values(&[&label, live.source.as_str()])
+                    .set(unix_seconds(live.key.not_after()));
+            }
+            self.certificate_reload_failing
+                .with_label_values(&[&label])
+                .set(i64::from(entry.failure.is_some()));
+        }
+        self.acme_next_attempt.reset();
+        for subject in subjects {
+            if let Some(at) = subject.next_attempt {
+                self.acme_next_attempt
+                    .with_label_values(&[&subject.name.to_string()])
+                    .set(unix_seconds(at));
+            }
+        }
+        for (result, total) in [("ok", report.loads), ("failed", report.failures)] {
+            let counter = self.certificate_reloads.with_label_values(&[result]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    pub fn acme_order(&self, ca: &str, result: &'static str) {
+        self.acme_orders.with_label_values(&[ca, result]).inc();
+    }
+
+    fn set_build_info(&self) {
+        let info = Opts::new("perennial_build_info", "Always 1; the version is a label.")
+            .const_label("version", env!("CARGO_PKG_VERSION"));
+        register(&self.registry, Gauge::with_opts(info)).set(1.0);
+    }
+}
+
+/// A client connection that counts as open. See [`Metrics::connection`].
+pub struct OpenConnection(IntGauge);
+
+impl Drop for OpenConnection {
+    fn drop(&mut self) {
+        self.0.dec();
+    }
+}
+
+fn unix_seconds(at: OffsetDateTime) -> f64 {
+    at.unix_timestamp() as f64
+}
+
+/// Names, labels and buckets are constants of this file, each used once in a registry of its own:
+/// what could fail here would fail in every run, the tests' among them.
+#[expect(clippy::expect_used, reason = "constants, see above")]
+fn register<C>(registry: &Registry, collector: prometheus::Result<C>) -> C
+where
+    C: prometheus::core::Collector + Clone + 'static,
+{
+    let collector = collector.expect("metric names and labels are valid constants");
+    registry
+        .register(Box::new(collector.clone()))
+        .expect("metric names are unique");
+    collector
+}
+
+fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+    register(registry, IntCounterVec::new(Opts::new(name, help), labels))
+}
+
+fn gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+    register(registry, IntGaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn float_gauges(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> GaugeVec {
+    register(registry, GaugeVec::new(Opts::new(name, help), labels))
+}
+
+fn histogram(registry: &Registry, name: &str, help: &str) -> Histogram {
+    let options = HistogramOpts::new(name, help).buckets(DURATION_BUCKETS.to_vec());
+    register(registry, Histogram::with_opts(options))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_was_counted_is_rendered() {
+        let metrics = Metrics::new();
+        metrics.request(
+            "example.com",
+            http::StatusCode::OK,
+            Some(Duration::from_millis(3)),
+        );
+        metrics.upstream_healthy("example.com", "127.0.0.1:3000", false);
+        metrics.tls_handshake("ok", "TLSv1.3");
+        metrics.acme_order("https://ca.example/directory", "issued");
+        let open = metrics.connection();
+        let text = metrics.render();
+        for line in [
+            r#"perennial_requests_total{site="example.com",status="200"} 1"#,
+            "perennial_request_duration_seconds_count 1",
+            r#"perennial_upstream_healthy{site="example.com",upstream="127.0.0.1:3000"} 0"#,
+            r#"perennial_tls_handshakes_total{result="ok",version="TLSv1.3"} 1"#,
+            "perennial_connections 1",
+            r#"perennial_build_info{version="#,
+        ] {
+            assert!(text.contains(line), "{line} is not in\n{text}");
+        }
+        drop(open);
+        assert!(metrics.render().contains("perennial_connections 0"));
+    }
+}

@@ -1,0 +1,227 @@
+//! What `/status` and `/readyz` say, as data. Reads the live state; changes nothing.
+
+use std::collections::BTreeMap;
+use std::path::PathBuf;
+
+use serde::{Deserialize, Serialize};
+use time::OffsetDateTime;
+
+use crate::acme::worker::SubjectStatus;
+use crate::certificate::inventory::{Entry, EntryId};
+use crate::certificate::name::Name;
+use crate::certificate::reloader::Report;
+use crate::certificate::table::{LiveCertificate, Table};
+use crate::clock::rfc3339;
+use crate::config::{Config, TlsMode};
+use crate::proxy::Routing;
+
+/// The answer of `GET /status`. Instants are RFC 3339 in UTC.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct Status {
+    pub version: String,
+    pub uptime_seconds: u64,
+    pub config: Option<PathBuf>,
+    pub state_dir: PathBuf,
+    /// When the reloader last went round.
+    pub reloader_heartbeat: String,
+    pub sites: Vec<SiteStatus>,
+    pub upstreams: Vec<UpstreamStatus>,
+    pub certificates: Vec<CertificateStatus>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct SiteStatus {
+    pub hosts: Vec<String>,
+    pub tls: String,
+    /// The hosts for which no certificate can be served now.
+    pub without_certificate: Vec<String>,
+}
+
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct UpstreamStatus {
+    pub site: String,
+    pub upstream: String,
+    pub healthy: bool,
+}
+
+/// One certificate: what is served of it, and what is wrong with it.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct CertificateStatus {
+    /// The first name, or the file where nothing good was ever read from it.
+    pub name: String,
+    pub names: Vec<String>,
+    /// `acme`, `internal` or `file`.
+    pub source: String,
+    pub path: Option<PathBuf>,
+    pub serial: Option<String>,
+    /// SHA-256 of the leaf's DER, hex.
+    pub fingerprint: Option<String>,
+    pub issuer: Option<String>,
+    pub not_before: Option<String>,
+    pub not_after: Option<String>,
+    pub loaded_at: Option<String>,
+    /// Whether the files are still there.
+    pub on_disk: bool,
+    pub next_renewal: Option<String>,
+    /// When the CA is asked next, where an attempt failed or is still to come.
+    pub next_attempt: Option<String>,
+    pub last_error: Option<String>,
+    /// The file that the last error is about, where it is about one.
+    pub failing_file: Option<PathBuf>,
+    /// The CA that issues it.
+    pub ca: Option<String>,
+    /// The CA's explanation of an early renewal (RFC 9773).
+    pub explanation_url: Option<String>,
+}
+
+/// All certificates: those that were read, then those that are still to be issued.
+pub fn certificates(
+    report: &Report,
+    subjects: &[SubjectStatus],
+    now: OffsetDateTime,
+) -> Vec<CertificateStatus> {
+    let mut pending: BTreeMap<String, &SubjectStatus> = subjects
+        .iter()
+        .map(|subject| (subject.name.to_string(), subject))
+        .collect();
+    let mut rows: Vec<CertificateStatus> = Vec::new();
+    for (id, entry) in &report.entries {
+        let mut row = of_entry(id, entry, now);
+        if row.source != "file"
+            && let Some(subject) = row.names.iter().find_map(|name| pending.remove(name))
+        {
+            add_plan(&mut row, subject);
+        }
+        rows.push(row);
+    }
+    rows.extend(pending.into_values().map(of_subject));
+    rows
+}
+
+fn of_entry(id: &EntryId, entry: &Entry, now: OffsetDateTime) -> CertificateStatus {
+    let mut row = CertificateStatus {
+        name: id.certificate.display().to_string(),
+        source: id.source.as_str().to_owned(),
+        path: Some(id.certificate.to_path_buf()),
+        on_disk: entry.on_disk,
+        ..CertificateStatus::default()
+    };
+    if let Some(live) = &entry.live {
+        fill(&mut row, live);
+        if now > live.key.not_after() {
+            row.last_error = Some(format!("expired at {}", rfc3339(live.key.not_after())));
+        }
+    }
+    if let Some(failure) = &entry.failure {
+        row.last_error = Some(format!("{} {}", failure.path.display(), failure.cause));
+        row.failing_file = Some(failure.path.clone());
+    }
+    row
+}
+
+fn fill(row: &mut CertificateStatus, live: &LiveCertificate) {
+    let key = &live.key;
+    row.names = key.names().iter().map(Name::to_string).collect();
+    row.name = row.names[0].clone();
+    row.source = live.source.as_str().to_owned();
+    row.serial = Some(key.serial().to_owned());
+    row.fingerprint = Some(key.fingerprint().to_string());
+    row.issuer = Some(key.issuer().to_owned());
+    row.not_before = Some(rfc3339(key.not_before()));
+    row.not_after = Some(rfc3339(key.not_after()));
+    row.loaded_at = Some(rfc3339(live.loaded_at));
+}
+
+fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
+    row.next_renewal = subject.next_renewal.map(rfc3339);
+    row.next_attempt = subject.next_attempt.map(rfc3339);
+    row.ca = subject.ca.clone();
+    row.explanation_url = subject.explanation_url.clone();
+    if row.last_error.is_none() {
+        row.last_error = subject.last_error.clone();
+    }
+}
+
+fn of_subject(subject: &SubjectStatus) -> CertificateStatus {
+    let mut row = CertificateStatus {
+        name: subject.name.to_string(),
+        names: subject.names.iter().map(Name::to_string).collect(),
+        source: subject.issuer.as_str().to_owned(),
+        ..CertificateStatus::default()
+    };
+    add_plan(&mut row, subject);
+    row
+}
+
+/// The sites and what they lack.
+pub fn sites(config: &Config, table: &Table, now: OffsetDateTime) -> Vec<SiteStatus> {
+    config
+        .sites
+        .iter()
+        .map(|site| SiteStatus {
+            hosts: site.hosts.iter().map(Name::to_string).collect(),
+            tls: mode_name(site.tls).to_owned(),
+            without_certificate: match site.tls {
+                TlsMode::Off => Vec::new(),
+                _ => lacking(&site.hosts, table, now),
+            },
+        })
+        .collect()
+}
+
+fn lacking(hosts: &[Name], table: &Table, now: OffsetDateTime) -> Vec<String> {
+    hosts
+        .iter()
+        .filter(|host| {
+            let choice = table.get(host);
+            choice.is_none_or(|choice| now > choice.best.key.not_after())
+        })
+        .map(Name::to_string)
+        .collect()
+}
+
+/// The upstreams of all sites, those with an address.
+pub fn upstreams(routing: &Routing) -> Vec<UpstreamStatus> {
+    let mut rows = Vec::new();
+    for site in routing.sites() {
+        for upstream in site.routes.iter().flat_map(|route| route.pool.upstreams()) {
+            if upstream.is_dialled() {
+                rows.push(UpstreamStatus {
+                    site: site.label.to_string(),
+                    upstream: upstream.label().to_owned(),
+                    healthy: upstream.is_healthy(),
+                });
+            }
+        }
+    }
+    rows
+}
+
+fn mode_name(mode: TlsMode) -> &'static str {
+    match mode {
+        TlsMode::Auto => "auto",
+        TlsMode::Acme => "acme",
+        TlsMode::Internal => "internal",
+        TlsMode::Files => "files",
+        TlsMode::Off => "off",
+    }
+}
+
+/// The reloader goes round at least every 20 s; one that is later than this is stuck.
+const HEARTBEAT_FRESH: time::Duration = time::Duration::seconds(60);
+
+/// Why the process is not ready; empty if it is.
+pub fn unready_reasons(sites: &[SiteStatus], report: &Report, now: OffsetDateTime) -> Vec<String> {
+    let mut reasons: Vec<String> = sites
+        .iter()
+        .flat_map(|site| &site.without_certificate)
+        .map(|host| format!("no valid certificate to serve for {host}"))
+        .collect();
+    if now - report.heartbeat > HEARTBEAT_FRESH {
+        let since = rfc3339(report.heartbeat);
+        reasons.push(format!(
+            "the certificate reloader has not gone round since {since}"
+        ));
+    }
+    reasons
+}

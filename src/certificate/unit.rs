@@ -1,0 +1,387 @@
+//! A certificate and its key on disk, as one unit: when to look at them again, and what a look
+//! finds. Decides nothing about what is served.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use time::{Duration, OffsetDateTime};
+
+use super::certified_key::{CertifiedKey, CertifiedKeyError};
+use super::inventory::EntryId;
+use super::material::{Material, Password};
+use super::observe::{self, Digest, Observation, ReadError, Stamp};
+use crate::clock;
+
+/// A candidate that fails while its files changed less than this ago is being written, not
+/// broken: certbot, lego and a person with `cp` write one file after the other.
+pub const PATIENCE: Duration = Duration::seconds(5);
+
+/// How soon a candidate is looked at again that is young, incomplete or in doubt.
+pub const RECHECK: Duration = Duration::milliseconds(250);
+
+/// One certificate's files and what the last look at them found.
+#[derive(Debug)]
+pub struct Unit {
+    pub id: EntryId,
+    pub certificate: PathBuf,
+    /// `None`: a file of a drop folder for whose certificate no key was found.
+    pub private_key: Option<PathBuf>,
+    /// Its first line opens an encrypted key.
+    password_file: Option<PathBuf>,
+    sight: Option<Sight>,
+    /// The content of what is served now.
+    served: Option<PairDigest>,
+    /// Since when the candidate has been failing.
+    failing_since: Option<OffsetDateTime>,
+    recheck: bool,
+    /// When time alone makes the candidate good.
+    retry_at: Option<OffsetDateTime>,
+}
+
+/// The metadata of both files; `None` for a file that is not there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Sight {
+    pub certificate: Option<Stamp>,
+    pub private_key: Option<Stamp>,
+}
+
+/// The checksums of both files.
+pub type PairDigest = (Digest, Digest);
+
+/// A unit that has to be read, detached from its source so that reading needs no borrow.
+#[derive(Clone, Debug)]
+pub struct Task {
+    pub id: EntryId,
+    pub certificate: PathBuf,
+    pub private_key: Option<PathBuf>,
+    pub password_file: Option<PathBuf>,
+    pub served: Option<PairDigest>,
+    /// What to say where no key fits: the folder that was searched.
+    pub searched: Option<Arc<Path>>,
+}
+
+/// What reading a unit found.
+#[derive(Debug)]
+pub enum Finding {
+    /// Neither file is there.
+    Absent,
+    /// The files hold what is served already.
+    Same { young: bool },
+    /// A whole, verified pair.
+    Good {
+        key: Box<CertifiedKey>,
+        digest: PairDigest,
+        young: bool,
+    },
+    /// Not a pair; `path` is the file at fault.
+    Bad { path: PathBuf, cause: String },
+}
+
+/// What a finding comes to, now.
+#[derive(Debug)]
+pub enum Verdict {
+    /// Nothing new, or not yet sure.
+    Wait,
+    /// What is served is what is on disk.
+    Unchanged,
+    Vanished,
+    Replace(Box<CertifiedKey>),
+    Failed {
+        path: PathBuf,
+        cause: String,
+    },
+}
+
+impl Unit {
+    pub fn new(id: EntryId, certificate: PathBuf, private_key: Option<PathBuf>) -> Unit {
+        Unit {
+            id,
+            certificate,
+            private_key,
+            password_file: None,
+            sight: None,
+            served: None,
+            failing_since: None,
+            recheck: false,
+            retry_at: None,
+        }
+    }
+
+    /// The same unit with a file whose first line opens an encrypted key.
+    pub fn with_password_file(mut self, file: Option<PathBuf>) -> Unit {
+        self.password_file = file;
+        self
+    }
+
+    /// Whether the unit has to be looked at again even if no metadata changes.
+    pub fn needs_recheck(&self) -> bool {
+        self.recheck
+    }
+
+    /// When the unit has to be looked at again although no file changes.
+    pub fn retry_at(&self) -> Option<OffsetDateTime> {
+        self.retry_at
+    }
+
+    /// Whether a good certificate was ever read from here.
+    pub fn has_served(&self) -> bool {
+        self.served.is_some()
+    }
+
+    /// The key file was found elsewhere than before.
+    pub fn set_private_key(&mut self, private_key: Option<PathBuf>) {
+        if self.private_key != private_key {
+            self.private_key = private_key;
+            self.sight = None;
+        }
+    }
+
+    /// What the metadata says now, by asking the file system.
+    pub fn stat(&self) -> Sight {
+        Sight {
+            certificate: observe::stat(&self.certificate),
+            private_key: self.private_key.as_deref().and_then(observe::stat),
+        }
+    }
+
+    /// Notes the metadata and says whether the files have to be read.
+    pub fn look(&mut self, sight: Sight) -> bool {
+        let changed = self.sight != Some(sight);
+        if changed {
+            self.sight = Some(sight);
+        }
+        // What failed may be cured by something that no metadata of these files shows.
+        changed || self.recheck || self.failing_since.is_some()
+    }
+
+    pub fn task(&self, searched: Option<Arc<Path>>) -> Task {
+        Task {
+            id: self.id.clone(),
+            certificate: self.certificate.clone(),
+            private_key: self.private_key.clone(),
+            password_file: self.password_file.clone(),
+            served: self.served,
+            searched,
+        }
+    }
+
+    /// Judges a finding: good material is taken, except a chain that lost its intermediates in a
+    /// file that may still be growing, and except what is not valid now where what is `served`
+    /// is. Bad material is reported once it has had `patience` to get better.
+    pub fn judge(
+        &mut self,
+        finding: Finding,
+        served: Option<&CertifiedKey>,
+        patience: Duration,
+        now: OffsetDateTime,
+    ) -> Verdict {
+        let served_chain = served.map_or(0, CertifiedKey::chain_length);
+        self.retry_at = None;
+        match finding {
+            Finding::Absent if self.served.is_none() => {
+                let cause = ReadError::Missing.to_string();
+                self.fail(self.certificate.clone(), cause, patience, now)
+            }
+            Finding::Absent if self.is_patient(patience, now) => Verdict::Wait,
+            Finding::Absent => {
+                self.served = None;
+                Verdict::Vanished
+            }
+            Finding::Same { young } => {
+                self.failing_since = None;
+                self.recheck = young;
+                Verdict::Unchanged
+            }
+            Finding::Good { key, young, .. } if young && key.chain_length() < served_chain => {
+                self.recheck = true;
+                Verdict::Wait
+            }
+            Finding::Good { key, .. }
+                if !key.is_valid_at(now) && served.is_some_and(|key| key.is_valid_at(now)) =>
+            {
+                // Whichever comes first makes it the better one: its start, or the other's end.
+                let start = Some(key.not_before()).filter(|start| *start > now);
+                self.retry_at = start
+                    .into_iter()
+                    .chain(served.map(CertifiedKey::not_after))
+                    .min();
+                self.fail(
+                    self.certificate.clone(),
+                    not_valid(&key, now),
+                    patience,
+                    now,
+                )
+            }
+            Finding::Good { key, digest, young } => {
+                self.failing_since = None;
+                self.recheck = young;
+                self.served = Some(digest);
+                Verdict::Replace(key)
+            }
+            Finding::Bad { path, cause } => self.fail(path, cause, patience, now),
+        }
+    }
+
+    fn fail(
+        &mut self,
+        path: PathBuf,
+        cause: String,
+        patience: Duration,
+        now: OffsetDateTime,
+    ) -> Verdict {
+        if self.is_patient(patience, now) {
+            Verdict::Wait
+        } else {
+            Verdict::Failed { path, cause }
+        }
+    }
+
+    /// Whether a failure may still be a write under way; if so, another look is due soon.
+    fn is_patient(&mut self, patience: Duration, now: OffsetDateTime) -> bool {
+        let since = *self.failing_since.get_or_insert(now);
+        self.recheck = now - since < patience;
+        self.recheck
+    }
+}
+
+fn not_valid(key: &CertifiedKey, now: OffsetDateTime) -> String {
+    if now < key.not_before() {
+        let start = clock::rfc3339(key.not_before());
+        format!(
+            "holds a certificate that is not valid before {start}; the one in service stays until then"
+        )
+    } else {
+        let end = clock::rfc3339(key.not_after());
+        format!("holds a certificate that expired at {end}; the one in service is valid and stays")
+    }
+}
+
+/// Reads and verifies an explicit pair. The error is the file at fault and what is wrong with it.
+pub fn read_pair(
+    certificate: &Path,
+    private_key: &Path,
+    password_file: Option<&Path>,
+    now: OffsetDateTime,
+) -> Result<CertifiedKey, (PathBuf, String)> {
+    let certificate = certificate.to_owned();
+    let id = EntryId {
+        source: super::table::SourceKind::File,
+        certificate: Arc::new(certificate.clone()),
+    };
+    let task = Unit::new(id, certificate, Some(private_key.to_owned()))
+        .with_password_file(password_file.map(Path::to_owned))
+        .task(None);
+    match task.try_examine(now)? {
+        Finding::Good { key, .. } => Ok(*key),
+        // Nothing was served from it before, so it cannot be the same.
+        _ => Err((task.certificate, ReadError::Missing.to_string())),
+    }
+}
+
+impl Task {
+    /// Reads and verifies both files.
+    pub fn examine(&self, now: OffsetDateTime) -> Finding {
+        match self.try_examine(now) {
+            Ok(finding) => finding,
+            Err((path, cause)) => Finding::Bad { path, cause },
+        }
+    }
+
+    fn try_examine(&self, now: OffsetDateTime) -> Result<Finding, (PathBuf, String)> {
+        let at = |path: &Path| {
+            let path = path.to_owned();
+            move |error: ReadError| (path, error.to_string())
+        };
+        let certificate = read_resolved(&self.certificate, now);
+        let Some(key_path) = &self.private_key else {
+            return self.without_key(certificate);
+        };
+        let private_key = read_resolved(key_path, now);
+        let key_is_missing = matches!(private_key, Err(ReadError::Missing));
+        // In a drop folder the certificate is the unit, and a key by itself nothing.
+        if let Err(ReadError::Missing) = certificate
+            && (key_is_missing || self.searched.is_some())
+        {
+            return Ok(Finding::Absent);
+        }
+        let (certificate_bytes, certificate) = certificate.map_err(at(&self.certificate))?;
+        let (key_bytes, private_key) = private_key.map_err(at(key_path))?;
+        let digest = (certificate.digest, private_key.digest);
+        let young = certificate.young || private_key.young;
+        if self.served == Some(digest) {
+            return Ok(Finding::Same { young });
+        }
+        let password = self.password(now)?;
+        let key = self.assemble(&certificate_bytes, &key_bytes, key_path, password.as_ref())?;
+        Ok(Finding::Good {
+            key: Box::new(key),
+            digest,
+            young,
+        })
+    }
+
+    fn without_key(
+        &self,
+        certificate: Result<(Vec<u8>, Observation), ReadError>,
+    ) -> Result<Finding, (PathBuf, String)> {
+        let fault = |cause: String| (self.certificate.clone(), cause);
+        let bytes = match certificate {
+            Err(ReadError::Missing) => return Ok(Finding::Absent),
+            Err(error) => return Err(fault(error.to_string())),
+            Ok((bytes, _)) => bytes,
+        };
+        let material = Material::parse(&bytes, None).map_err(|error| fault(error.to_string()))?;
+        if material.certificates.is_empty() {
+            return Err(fault(CertifiedKeyError::NoCertificate.to_string()));
+        }
+        let place = match &self.searched {
+            Some(folder) => folder.display().to_string(),
+            None => "the same place".to_owned(),
+        };
+        Err(fault(format!(
+            "no private key in {place} matches its certificate"
+        )))
+    }
+
+    fn password(&self, now: OffsetDateTime) -> Result<Option<Password>, (PathBuf, String)> {
+        let Some(path) = &self.password_file else {
+            return Ok(None);
+        };
+        let (bytes, _) = observe::read(path, now)
+            .map_err(|error| (path.clone(), format!("(the password file) {error}")))?;
+        Ok(Some(Password::from_file_content(&String::from_utf8_lossy(
+            &bytes,
+        ))))
+    }
+
+    fn assemble(
+        &self,
+        certificate_bytes: &[u8],
+        key_bytes: &[u8],
+        key_path: &Path,
+        password: Option<&Password>,
+    ) -> Result<CertifiedKey, (PathBuf, String)> {
+        let certificate = Material::parse(certificate_bytes, password)
+            .map_err(|error| (self.certificate.clone(), error.to_string()))?;
+        let private_key = Material::parse(key_bytes, password)
+            .map_err(|error| (key_path.to_owned(), error.to_string()))?;
+        CertifiedKey::from_materials(&certificate, &private_key).map_err(|error| {
+            let path = match &error {
+                CertifiedKeyError::NoKey | CertifiedKeyError::KeyMismatch { .. } => key_path,
+                _ => &self.certificate,
+            };
+            (path.to_owned(), error.to_string())
+        })
+    }
+}
+
+/// Reads a file through its links, and makes sure that the links led to the same place before and
+/// after: a `..data` link that is swapped meanwhile would mix two generations.
+fn read_resolved(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), ReadError> {
+    let before = observe::resolve(path);
+    let reading = observe::read(path, now)?;
+    if observe::resolve(path) != before {
+        return Err(ReadError::Unstable);
+    }
+    Ok(reading)
+}

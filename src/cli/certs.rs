@@ -1,0 +1,168 @@
+//! `perennial certs`.
+
+use std::process::ExitCode;
+
+use super::admin_client::{AdminArgs, AdminClientError};
+use super::status::print_certificates;
+use crate::admin::status::{CertificateStatus, Status};
+use crate::certificate::name::Name;
+
+#[derive(Debug, clap::Args)]
+pub(super) struct CertsArgs {
+    #[command(subcommand)]
+    command: CertsCommand,
+}
+
+#[derive(Debug, clap::Subcommand)]
+enum CertsCommand {
+    /// List all certificates
+    List(ListArgs),
+    /// Show the certificates for a name
+    Show(NameArgs),
+    /// Order a new certificate for a name now
+    Renew(RenewArgs),
+}
+
+#[derive(Debug, clap::Args)]
+struct ListArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
+}
+
+#[derive(Debug, clap::Args)]
+struct NameArgs {
+    #[arg(value_parser = parse_name)]
+    name: Name,
+    #[command(flatten)]
+    list: ListArgs,
+}
+
+#[derive(Debug, clap::Args)]
+struct RenewArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Ask the CA whether it is time, and order only if it is
+    #[arg(long)]
+    if_due: bool,
+}
+
+fn parse_name(text: &str) -> Result<Name, String> {
+    text.parse().map_err(|error| format!("{text:?} {error}"))
+}
+
+pub(super) fn main(args: CertsArgs) -> ExitCode {
+    exit(match args.command {
+        CertsCommand::List(args) => list(&args),
+        CertsCommand::Show(args) => show(&args),
+        CertsCommand::Renew(args) => renew(&args),
+    })
+}
+
+/// The exit code of a command that talked to the admin API; an error is printed.
+pub(super) fn exit(result: Result<(), AdminClientError>) -> ExitCode {
+    match result {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("perennial: {error}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn certificates(admin: &AdminArgs) -> Result<Vec<CertificateStatus>, AdminClientError> {
+    Ok(admin.get::<Status>("/status")?.certificates)
+}
+
+fn list(args: &ListArgs) -> Result<(), AdminClientError> {
+    let certificates = certificates(&args.admin)?;
+    if args.json {
+        print_json(&certificates);
+    } else {
+        print_certificates(&certificates);
+    }
+    Ok(())
+}
+
+fn show(args: &NameArgs) -> Result<(), AdminClientError> {
+    let wanted = &args.name;
+    let mut found = certificates(&args.list.admin)?;
+    found.retain(|certificate| {
+        certificate
+            .names
+            .iter()
+            .filter_map(|name| name.parse::<Name>().ok())
+            .any(|name| name.covers(wanted))
+    });
+    if found.is_empty() {
+        return Err(AdminClientError::Refused {
+            path: "/status".to_owned(),
+            status: http::StatusCode::NOT_FOUND,
+            message: format!(
+                "there is no certificate for {wanted}; `perennial certs list` shows all"
+            ),
+        });
+    }
+    if args.list.json {
+        print_json(&found);
+    } else {
+        found.iter().for_each(print_details);
+    }
+    Ok(())
+}
+
+fn renew(args: &RenewArgs) -> Result<(), AdminClientError> {
+    let NameArgs { name, list } = &args.name;
+    let query = if args.if_due { "?if_due=true" } else { "" };
+    let path = format!("/certificates/{name}/renew{query}");
+    let decision: serde_json::Value = list.admin.post(&path)?;
+    if list.json {
+        println!("{decision:#}");
+    } else {
+        let text = decision["decision"].as_str().unwrap_or("accepted");
+        let until = decision["until"].as_str().map(|at| format!(", until {at}"));
+        println!("{name}: {text}{}", until.unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn print_json(certificates: &[CertificateStatus]) {
+    match serde_json::to_string_pretty(certificates) {
+        Ok(text) => println!("{text}"),
+        Err(error) => eprintln!("perennial: {error}"),
+    }
+}
+
+fn print_details(certificate: &CertificateStatus) {
+    let line = |label: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            println!("  {label:14} {value}");
+        }
+    };
+    println!("{}", certificate.name);
+    line("names", &Some(certificate.names.join(", ")));
+    line("source", &Some(certificate.source.clone()));
+    line(
+        "file",
+        &certificate
+            .path
+            .as_ref()
+            .map(|path| path.display().to_string()),
+    );
+    line("serial", &certificate.serial);
+    line("fingerprint", &certificate.fingerprint);
+    line("issuer", &certificate.issuer);
+    line("not before", &certificate.not_before);
+    line("not after", &certificate.not_after);
+    line("loaded at", &certificate.loaded_at);
+    line("CA", &certificate.ca);
+    line("next renewal", &certificate.next_renewal);
+    line("next attempt", &certificate.next_attempt);
+    line("last error", &certificate.last_error);
+    line("explanation", &certificate.explanation_url);
+    if !certificate.on_disk && certificate.serial.is_some() {
+        println!("  its files are gone; it is served until something better is there");
+    }
+}

@@ -1,0 +1,86 @@
+//! The command line, one file per command. Commands print; everything else logs.
+
+mod admin_client;
+mod certs;
+mod check;
+mod completions;
+mod logging;
+mod proxy;
+mod run;
+mod status;
+
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use clap::{Parser, Subcommand};
+
+/// The configuration is wrong, or the command line is (EX_USAGE of sysexits.h).
+pub const EXIT_USAGE: u8 = 64;
+
+/// HTTPS reverse proxy whose certificates never go stale.
+#[derive(Debug, Parser)]
+#[command(name = "perennial", version, about, disable_help_subcommand = true)]
+#[command(after_help = "Try: perennial proxy localhost:8443=respond:hello\n\
+                        Or:  perennial proxy example.com=127.0.0.1:3000")]
+pub(crate) struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Debug, Subcommand)]
+enum Command {
+    /// Proxy sites given on the command line, with certificates that get and renew themselves
+    Proxy(proxy::ProxyArgs),
+    /// Run with a configuration file
+    Run(run::RunArgs),
+    /// Check a configuration file: exit status 0, or 64 with diagnostics
+    Check(check::CheckArgs),
+    /// Show what a running perennial does
+    Status(status::StatusArgs),
+    /// Show and renew certificates of a running perennial
+    Certs(certs::CertsArgs),
+    /// Print a completion script for a shell
+    Completions(completions::CompletionsArgs),
+}
+
+/// Which configuration file; shared by `run` and `check`.
+#[derive(Debug, clap::Args)]
+struct ConfigArgs {
+    /// Configuration file [default: ./config/perennial.toml, else /etc/perennial/perennial.toml]
+    #[arg(long, short, value_name = "FILE")]
+    config: Option<PathBuf>,
+}
+
+/// Parses the command line and does what it says.
+pub fn main() -> ExitCode {
+    let cli = match Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Printing fails only when nobody reads; the exit code still tells.
+            let _ = error.print();
+            return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
+        }
+    };
+    match cli.command {
+        Command::Proxy(args) => proxy::main(args),
+        Command::Run(args) => run::main(args),
+        Command::Check(args) => check::main(args),
+        Command::Status(args) => status::main(args),
+        Command::Certs(args) => certs::main(args),
+        Command::Completions(args) => completions::main(args),
+    }
+}
+
+impl ConfigArgs {
+    /// The file to read, or a message that says where none was found.
+    fn file(self) -> Result<PathBuf, String> {
+        self.config
+            .or_else(crate::config::default_path)
+            .ok_or_else(|| {
+                "no configuration: neither ./config/perennial.toml nor \
+             /etc/perennial/perennial.toml exists; name one with --config, or try \
+             `perennial proxy example.com=127.0.0.1:3000`"
+                    .to_owned()
+            })
+    }
+}

@@ -1,0 +1,93 @@
+//! `perennial status`.
+
+use std::process::ExitCode;
+
+use super::admin_client::AdminArgs;
+use crate::admin::status::{CertificateStatus, Status};
+
+#[derive(Debug, clap::Args)]
+pub(super) struct StatusArgs {
+    #[command(flatten)]
+    admin: AdminArgs,
+    /// Print the admin API's JSON
+    #[arg(long)]
+    json: bool,
+}
+
+pub(super) fn main(args: StatusArgs) -> ExitCode {
+    let printed = if args.json {
+        args.admin
+            .get::<serde_json::Value>("/status")
+            .map(|json| println!("{json:#}"))
+    } else {
+        args.admin
+            .get::<Status>("/status")
+            .map(|status| print(&status))
+    };
+    super::certs::exit(printed)
+}
+
+fn print(status: &Status) {
+    println!(
+        "perennial {}, up {}",
+        status.version,
+        duration(status.uptime_seconds)
+    );
+    println!("state directory {}", status.state_dir.display());
+    for site in &status.sites {
+        let missing = if site.without_certificate.is_empty() {
+            String::new()
+        } else {
+            format!("  NO CERTIFICATE: {}", site.without_certificate.join(", "))
+        };
+        println!("site {} (tls {}){missing}", site.hosts.join(", "), site.tls);
+    }
+    for upstream in status.upstreams.iter().filter(|upstream| !upstream.healthy) {
+        println!(
+            "upstream {} of {} does not answer",
+            upstream.upstream, upstream.site
+        );
+    }
+    print_certificates(&status.certificates);
+}
+
+/// A line for each certificate, and one more for what is wrong with it.
+pub(super) fn print_certificates(certificates: &[CertificateStatus]) {
+    let width = certificates
+        .iter()
+        .map(|c| c.name.len())
+        .max()
+        .unwrap_or(0)
+        .max(4);
+    println!(
+        "{:width$}  {:8}  {:20}  {:20}  SERIAL",
+        "NAME", "SOURCE", "NOT AFTER", "RENEWAL"
+    );
+    for certificate in certificates {
+        let or_dash = |text: &Option<String>| text.clone().unwrap_or_else(|| "-".to_owned());
+        println!(
+            "{:width$}  {:8}  {:20}  {:20}  {}",
+            certificate.name,
+            certificate.source,
+            or_dash(&certificate.not_after),
+            or_dash(&certificate.next_renewal),
+            or_dash(&certificate.serial),
+        );
+        if let Some(error) = &certificate.last_error {
+            println!("{:width$}  error: {error}", "");
+        }
+        if let (Some(at), Some(_)) = (&certificate.next_attempt, &certificate.last_error) {
+            println!("{:width$}  next attempt: {at}", "");
+        }
+    }
+}
+
+fn duration(seconds: u64) -> String {
+    let (days, hours, minutes) = (seconds / 86400, seconds / 3600 % 24, seconds / 60 % 60);
+    match (days, hours, minutes) {
+        (0, 0, 0) => format!("{seconds} s"),
+        (0, 0, _) => format!("{minutes} min"),
+        (0, _, _) => format!("{hours} h {minutes} min"),
+        _ => format!("{days} d {hours} h"),
+    }
+}

@@ -1,0 +1,431 @@
+//! A [`Draft`] -> a [`Config`]: defaults are filled in, and what does not fit together is
+//! reported. Nothing here knows how the values were written.
+
+use std::collections::HashMap;
+use std::collections::hash_map::Entry;
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::diagnostic::{Located, Problem, Report};
+use super::draft::{
+    AuthorityDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft,
+    ServerDraft, SiteDraft,
+};
+use super::environment::DefaultStateDir;
+use super::file_check::{FilePurpose, FileReference};
+use super::value::overlap;
+use super::{
+    Acme, AdminListen, CertificateAuthority, CertificateFiles, Certificates, ChallengeType, Config,
+    PathPattern, Route, Server, Site, TlsMode,
+};
+use crate::certificate::name::Name;
+
+const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
+const DEFAULT_HTTPS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 443);
+const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2019);
+const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
+const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
+const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const DEFAULT_CHALLENGES: [ChallengeType; 2] = [ChallengeType::TlsAlpn01, ChallengeType::Http01];
+
+/// Makes the configuration whole. It is one to use only if `report` stays empty.
+pub(super) fn assemble(
+    draft: Draft,
+    default_state_dir: DefaultStateDir,
+    report: &Report<'_>,
+) -> Config {
+    check_listen_addresses(&draft.server, report);
+    check_listeners_suffice(&draft, report);
+    check_certificate_sources(&draft.certificates, report);
+    check_directories_differ(&draft, report);
+    check_hosts_unique(&draft.sites, report);
+    for site in &draft.sites {
+        check_tls(site, draft.certificates.has_sources, report);
+        check_routes(site, report);
+    }
+    let file_references = file_references(&draft, report);
+    Config {
+        path: draft.path,
+        server: server(draft.server, default_state_dir),
+        certificates: certificates(draft.certificates),
+        acme: acme(draft.acme, draft.fallbacks),
+        sites: draft.sites.into_iter().map(site).collect(),
+        file_references,
+    }
+}
+
+fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
+    let (state_dir, state_dir_note) = match draft.state_dir {
+        Some(path) => (path, None),
+        None => (default_state_dir.path, default_state_dir.note),
+    };
+    Server {
+        http_listen: addresses(draft.http_listen, DEFAULT_HTTP),
+        https_listen: addresses(draft.https_listen, DEFAULT_HTTPS),
+        admin_listen: draft
+            .admin_listen
+            .map_or(AdminListen::Tcp(DEFAULT_ADMIN), |admin| admin.value),
+        state_dir,
+        state_dir_note,
+        threads: draft.threads.unwrap_or(0),
+        grace_period: draft.grace_period.unwrap_or(DEFAULT_GRACE_PERIOD),
+    }
+}
+
+fn addresses(listen: Listen, default: SocketAddr) -> Vec<SocketAddr> {
+    match listen {
+        Listen::Default => vec![default],
+        Listen::Nowhere(_) => Vec::new(),
+        Listen::On(addresses) => addresses.into_iter().map(|one| one.value).collect(),
+    }
+}
+
+fn certificates(draft: CertificatesDraft) -> Certificates {
+    let files = draft.files.into_iter().map(|files| CertificateFiles {
+        private_key: files
+            .private_key
+            .map_or_else(|| files.certificate.value.clone(), |key| key.value),
+        certificate: files.certificate.value,
+        password_file: files.password_file.map(|path| path.value),
+    });
+    Certificates {
+        directories: draft.directories.into_iter().map(|one| one.value).collect(),
+        poll_interval: draft.poll_interval.unwrap_or(DEFAULT_POLL_INTERVAL),
+        watch: draft.watch.unwrap_or(true),
+        default: draft.default,
+        files: files.collect(),
+    }
+}
+
+fn acme(draft: AuthorityDraft, fallbacks: Vec<AuthorityDraft>) -> Acme {
+    let first = CertificateAuthority {
+        directory: draft
+            .directory
+            .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value),
+        email: draft.email,
+        ca_certificate: draft.ca_certificate.map(|path| path.value),
+        challenges: draft
+            .challenges
+            .unwrap_or_else(|| DEFAULT_CHALLENGES.to_vec()),
+        key_type: draft.key_type.unwrap_or_default(),
+        profile: draft.profile,
+        external_account: draft.external_account,
+    };
+    let rest: Vec<_> = fallbacks
+        .into_iter()
+        .map(|draft| fallback(draft, &first))
+        .collect();
+    Acme {
+        authorities: std::iter::once(first).chain(rest).collect(),
+    }
+}
+
+/// A profile and an external account belong to one CA alone; everything else is inherited.
+fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateAuthority {
+    CertificateAuthority {
+        directory: draft
+            .directory
+            .map_or_else(|| first.directory.clone(), |url| url.value),
+        email: draft.email.or_else(|| first.email.clone()),
+        ca_certificate: draft
+            .ca_certificate
+            .map(|path| path.value)
+            .or_else(|| first.ca_certificate.clone()),
+        challenges: draft.challenges.unwrap_or_else(|| first.challenges.clone()),
+        key_type: draft.key_type.unwrap_or(first.key_type),
+        profile: draft.profile,
+        external_account: draft.external_account,
+    }
+}
+
+fn site(draft: SiteDraft) -> Site {
+    let own = (!draft.upstreams.is_empty()).then(|| Route {
+        path: everything(),
+        upstreams: draft.upstreams,
+    });
+    let mut routes: Vec<Route> = draft
+        .routes
+        .into_iter()
+        .map(|route| Route {
+            path: route.path.value,
+            upstreams: route.upstreams,
+        })
+        .chain(own)
+        .collect();
+    routes.sort_by_key(|route| match &route.path {
+        PathPattern::Exact(_) => (0, 0),
+        PathPattern::Prefix(prefix) => (1, usize::MAX - prefix.len()),
+    });
+    Site {
+        hosts: draft.hosts.into_iter().map(|host| host.value).collect(),
+        tls: draft.tls.map(|tls| tls.value).unwrap_or_default(),
+        certificate_per: draft.certificate_per,
+        routes,
+    }
+}
+
+fn everything() -> PathPattern {
+    PathPattern::Prefix("/".to_owned())
+}
+
+/// One wish to listen. Without a place it is a default.
+struct Claim {
+    key: &'static str,
+    address: SocketAddr,
+    at: Option<usize>,
+}
+
+fn claims(key: &'static str, listen: &Listen, default: SocketAddr) -> Vec<Claim> {
+    let claim = |address, at| Claim { key, address, at };
+    match listen {
+        Listen::Default => vec![claim(default, None)],
+        Listen::Nowhere(_) => Vec::new(),
+        Listen::On(addresses) => addresses
+            .iter()
+            .map(|one| claim(one.value, Some(one.at)))
+            .collect(),
+    }
+}
+
+fn check_listen_addresses(server: &ServerDraft, report: &Report<'_>) {
+    let mut all = claims("http_listen", &server.http_listen, DEFAULT_HTTP);
+    all.extend(claims("https_listen", &server.https_listen, DEFAULT_HTTPS));
+    let admin = match &server.admin_listen {
+        None => Some((DEFAULT_ADMIN, None)),
+        Some(Located { value, at }) => match value {
+            AdminListen::Tcp(address) => Some((*address, Some(*at))),
+            AdminListen::Unix(_) | AdminListen::Off => None,
+        },
+    };
+    all.extend(admin.map(|(address, at)| Claim {
+        key: "admin_listen",
+        address,
+        at,
+    }));
+    for (i, claim) in all.iter().enumerate() {
+        let earlier = &all[..i];
+        if let Some(other) = earlier.iter().find(|o| overlap(o.address, claim.address)) {
+            report_overlap(claim, other, report);
+        }
+    }
+}
+
+fn report_overlap(claim: &Claim, other: &Claim, report: &Report<'_>) {
+    // The defaults do not overlap, so at least one of the two was written.
+    let (written, at, other) = match (claim.at, other.at) {
+        (Some(at), _) => (claim, at, other),
+        (None, Some(at)) => (other, at, claim),
+        (None, None) => return,
+    };
+    let whence = match other.at {
+        Some(at) => report.source.reference(at),
+        None => "its default".to_owned(),
+    };
+    let problem = Problem::new(format!(
+        "`{}` {:?} overlaps `{}` {:?} ({whence})",
+        written.key,
+        written.address.to_string(),
+        other.key,
+        other.address.to_string(),
+    ));
+    report.add(
+        at,
+        problem.help("give each of them an address or a port of its own"),
+    );
+}
+
+/// A key that switches a listener off must not take away what a site lives on.
+fn check_listeners_suffice(draft: &Draft, report: &Report<'_>) {
+    let mut modes = draft.sites.iter().filter_map(mode);
+    if let Listen::Nowhere(at) = draft.server.https_listen
+        && modes.clone().any(|mode| mode != TlsMode::Off)
+    {
+        let problem = Problem::new("`https_listen` is empty, but there are sites that need HTTPS");
+        report.add(
+            at,
+            problem.help("leave the key out, or set tls = \"off\" in every site"),
+        );
+    }
+    let Listen::Nowhere(at) = draft.server.http_listen else {
+        return;
+    };
+    if modes.any(|mode| mode == TlsMode::Off) {
+        let problem =
+            Problem::new("`http_listen` is empty, but there are sites with tls = \"off\"");
+        report.add(at, problem.help("leave the key out, or give it an address"));
+    }
+    let only_http01 = draft.acme.challenges.as_deref() == Some(&[ChallengeType::Http01]);
+    if only_http01 && draft.sites.iter().any(may_order) {
+        let problem = Problem::new("`http_listen` is empty, but http-01 is the only challenge");
+        report.add(
+            at,
+            problem.help("give it an address, or allow the challenge tls-alpn-01"),
+        );
+    }
+}
+
+/// Whether certificates for the site may be ordered from an ACME CA.
+fn may_order(site: &SiteDraft) -> bool {
+    match mode(site) {
+        Some(TlsMode::Acme) => true,
+        Some(TlsMode::Auto) => site.hosts.iter().any(|host| !host.value.is_private()),
+        Some(TlsMode::Internal | TlsMode::Files | TlsMode::Off) | None => false,
+    }
+}
+
+fn mode(site: &SiteDraft) -> Option<TlsMode> {
+    site.tls.as_ref().map(|tls| tls.value)
+}
+
+fn check_certificate_sources(certificates: &CertificatesDraft, report: &Report<'_>) {
+    let files = certificates.files.iter().map(|files| &files.certificate);
+    check_paths_differ("certificate", files, report);
+    check_paths_differ("directory", certificates.directories.iter(), report);
+}
+
+fn check_paths_differ<'p>(
+    what: &str,
+    paths: impl Iterator<Item = &'p Located<PathBuf>>,
+    report: &Report<'_>,
+) {
+    let mut seen: HashMap<&PathBuf, usize> = HashMap::new();
+    for Located { value: path, at } in paths {
+        match seen.entry(path) {
+            Entry::Vacant(entry) => {
+                entry.insert(*at);
+            }
+            Entry::Occupied(first) => {
+                let problem = Problem::new(format!(
+                    "the {what} {} is already listed ({})",
+                    path.display(),
+                    report.source.reference(*first.get())
+                ));
+                report.add(*at, problem.help("remove one of the two"));
+            }
+        }
+    }
+}
+
+fn check_directories_differ(draft: &Draft, report: &Report<'_>) {
+    let first = match &draft.acme.directory {
+        Some(url) => (url.value.as_str(), Some(url.at)),
+        None => (DEFAULT_DIRECTORY, None),
+    };
+    let mut seen = HashMap::from([first]);
+    for url in draft.fallbacks.iter().filter_map(|f| f.directory.as_ref()) {
+        if let Some(first) = seen.insert(&url.value, Some(url.at)) {
+            let whence = match first {
+                Some(at) => report.source.reference(at),
+                None => "the default of [acme]".to_owned(),
+            };
+            let problem = Problem::new(format!(
+                "the directory {:?} is already in use ({whence})",
+                url.value
+            ));
+            report.add(url.at, problem.help("a fallback needs a CA of its own"));
+        }
+    }
+}
+
+fn check_hosts_unique(sites: &[SiteDraft], report: &Report<'_>) {
+    let mut seen: HashMap<&Name, (usize, usize)> = HashMap::new();
+    for (index, site) in sites.iter().enumerate() {
+        for Located { value: name, at } in &site.hosts {
+            let Some((first_site, first)) = seen.get(name).copied() else {
+                seen.insert(name, (index, *at));
+                continue;
+            };
+            let whose = match first_site == index {
+                true => "this site already has",
+                false => "another site already has",
+            };
+            let reference = report.source.reference(first);
+            let problem = Problem::new(format!("{whose} the host {name} ({reference})"));
+            report.add(
+                *at,
+                problem.help("a host belongs to one site: remove one of the two"),
+            );
+        }
+    }
+}
+
+/// Whether certificates for the site can come from where it says.
+fn check_tls(site: &SiteDraft, has_certificate_files: bool, report: &Report<'_>) {
+    let Some(tls) = &site.tls else { return };
+    if tls.value == TlsMode::Files && !has_certificate_files {
+        let problem = Problem::new("tls = \"files\", but no certificate files are configured")
+            .help("add `directories` or [[certificates.files]] to [certificates]");
+        report.add(tls.at, problem);
+    }
+    for host in site.hosts.iter().filter(|host| host.value.is_wildcard()) {
+        let needs_order = match tls.value {
+            TlsMode::Acme => true,
+            TlsMode::Auto => !host.value.is_private() && !has_certificate_files,
+            TlsMode::Internal | TlsMode::Files | TlsMode::Off => false,
+        };
+        if needs_order {
+            report.add(host.at, wildcard_problem(&host.value));
+        }
+    }
+}
+
+fn wildcard_problem(name: &Name) -> Problem {
+    Problem::new(format!(
+        "a certificate for the wildcard {name} needs the challenge DNS-01, which this version does \
+         not have"
+    ))
+    .help(
+        "list the hosts one by one, or set tls = \"files\" with a certificate of your own, or \
+         tls = \"internal\"",
+    )
+}
+
+fn check_routes(site: &SiteDraft, report: &Report<'_>) {
+    let mut seen: HashMap<&PathPattern, usize> = HashMap::new();
+    let everything = everything();
+    for RouteDraft { path, .. } in &site.routes {
+        if let Some(first) = seen.insert(&path.value, path.at) {
+            let reference = report.source.reference(first);
+            let problem = Problem::new(format!(
+                "this site already has a route for this path ({reference})"
+            ));
+            report.add(path.at, problem.help("put all upstreams into one route"));
+        }
+        if path.value == everything && !site.upstreams.is_empty() {
+            let problem = Problem::new(
+                "the route \"/*\" and the `upstreams` of the site mean the same requests",
+            );
+            report.add(path.at, problem.help("remove one of the two"));
+        }
+    }
+}
+
+fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
+    let reference = |purpose, path: &Located<PathBuf>| FileReference {
+        purpose,
+        path: path.value.clone(),
+        place: report.source.place(path.at),
+    };
+    let pair = |files: &CertificateFilesDraft| {
+        let key = files.private_key.as_ref().unwrap_or(&files.certificate);
+        let mut references = vec![
+            reference(FilePurpose::Certificate, &files.certificate),
+            reference(FilePurpose::PrivateKey, key),
+        ];
+        let password = files.password_file.as_ref();
+        references.extend(password.map(|path| reference(FilePurpose::Password, path)));
+        references
+    };
+    let authorities = std::iter::once(&draft.acme).chain(&draft.fallbacks);
+    let directories = draft.certificates.directories.iter();
+    directories
+        .map(|path| reference(FilePurpose::DropFolder, path))
+        .chain(draft.certificates.files.iter().flat_map(pair))
+        .chain(
+            authorities
+                .filter_map(|authority| authority.ca_certificate.as_ref())
+                .map(|path| reference(FilePurpose::TrustAnchors, path)),
+        )
+        .collect()
+}

@@ -1,0 +1,85 @@
+//! A configuration whose values are each valid, and not yet known to fit together. Both the file
+//! and the command line are read into one, and only `assemble` makes a [`super::Config`] of it.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+use std::time::Duration;
+
+use super::diagnostic::Located;
+use super::{
+    AdminListen, CertificatePer, ChallengeType, ExternalAccount, KeyType, PathPattern, TlsMode,
+    Upstream,
+};
+use crate::certificate::name::Name;
+
+#[derive(Default)]
+pub(super) struct Draft {
+    /// The file it came from.
+    pub(super) path: Option<PathBuf>,
+    pub(super) server: ServerDraft,
+    pub(super) certificates: CertificatesDraft,
+    pub(super) acme: AuthorityDraft,
+    pub(super) fallbacks: Vec<AuthorityDraft>,
+    pub(super) sites: Vec<SiteDraft>,
+}
+
+#[derive(Default)]
+pub(super) struct ServerDraft {
+    pub(super) http_listen: Listen,
+    pub(super) https_listen: Listen,
+    pub(super) admin_listen: Option<Located<AdminListen>>,
+    pub(super) state_dir: Option<PathBuf>,
+    pub(super) threads: Option<usize>,
+    pub(super) grace_period: Option<Duration>,
+}
+
+#[derive(Default)]
+pub(super) enum Listen {
+    #[default]
+    Default,
+    /// Written as an empty array, there.
+    Nowhere(usize),
+    On(Vec<Located<SocketAddr>>),
+}
+
+#[derive(Default)]
+pub(super) struct CertificatesDraft {
+    pub(super) directories: Vec<Located<PathBuf>>,
+    pub(super) files: Vec<CertificateFilesDraft>,
+    /// Whether any source of certificate files was written, be it a wrong one.
+    pub(super) has_sources: bool,
+    pub(super) poll_interval: Option<Duration>,
+    pub(super) watch: Option<bool>,
+    pub(super) default: Option<Name>,
+}
+
+pub(super) struct CertificateFilesDraft {
+    pub(super) certificate: Located<PathBuf>,
+    pub(super) private_key: Option<Located<PathBuf>>,
+    pub(super) password_file: Option<Located<PathBuf>>,
+}
+
+#[derive(Default)]
+pub(super) struct AuthorityDraft {
+    pub(super) directory: Option<Located<String>>,
+    pub(super) email: Option<String>,
+    pub(super) ca_certificate: Option<Located<PathBuf>>,
+    pub(super) challenges: Option<Vec<ChallengeType>>,
+    pub(super) key_type: Option<KeyType>,
+    pub(super) profile: Option<String>,
+    pub(super) external_account: Option<ExternalAccount>,
+}
+
+pub(super) struct SiteDraft {
+    pub(super) hosts: Vec<Located<Name>>,
+    /// Nothing where it was written and could not be read.
+    pub(super) tls: Option<Located<TlsMode>>,
+    pub(super) certificate_per: CertificatePer,
+    pub(super) upstreams: Vec<Upstream>,
+    pub(super) routes: Vec<RouteDraft>,
+}
+
+pub(super) struct RouteDraft {
+    pub(super) path: Located<PathPattern>,
+    pub(super) upstreams: Vec<Upstream>,
+}

@@ -1,0 +1,343 @@
+//! Typed reading of a TOML tree: every value is asked for by key and type, and what does not fit
+//! is reported with its place. This module knows which keys exist and never what they mean.
+
+use toml::de::{DeTable, DeValue};
+
+use super::diagnostic::{Located, Problem, Report};
+
+/// The keys that one kind of table can have.
+pub(super) struct Section {
+    /// As it is written in a file; empty for the top level.
+    header: &'static str,
+    keys: &'static [&'static str],
+}
+
+pub(super) const TOP: Section = Section {
+    header: "",
+    keys: &["server", "certificates", "acme", "sites"],
+};
+pub(super) const SERVER: Section = Section {
+    header: "[server]",
+    keys: &[
+        "http_listen",
+        "https_listen",
+        "admin_listen",
+        "state_dir",
+        "threads",
+        "grace_period",
+    ],
+};
+pub(super) const CERTIFICATES: Section = Section {
+    header: "[certificates]",
+    keys: &["directories", "poll_interval", "watch", "default", "files"],
+};
+pub(super) const CERTIFICATE_FILES: Section = Section {
+    header: "[[certificates.files]]",
+    keys: &["certificate", "private_key", "password_file"],
+};
+pub(super) const ACME: Section = Section {
+    header: "[acme]",
+    keys: &[
+        "email",
+        "directory",
+        "ca_certificate",
+        "challenges",
+        "key_type",
+        "profile",
+        "external_account",
+        "fallback",
+    ],
+};
+pub(super) const FALLBACK: Section = Section {
+    header: "[[acme.fallback]]",
+    keys: &[
+        "email",
+        "directory",
+        "ca_certificate",
+        "challenges",
+        "key_type",
+        "profile",
+        "external_account",
+    ],
+};
+pub(super) const EXTERNAL_ACCOUNT: Section = Section {
+    header: "[acme.external_account]",
+    keys: &["kid", "hmac_key", "hmac_key_file"],
+};
+pub(super) const SITE: Section = Section {
+    header: "[[sites]]",
+    keys: &["hosts", "tls", "certificate_per", "upstreams", "routes"],
+};
+pub(super) const ROUTE: Section = Section {
+    header: "[[sites.routes]]",
+    keys: &["path", "upstreams"],
+};
+
+/// Every section, in the order in which a misplaced key is looked for.
+const SECTIONS: [&Section; 9] = [
+    &TOP,
+    &SERVER,
+    &CERTIFICATES,
+    &CERTIFICATE_FILES,
+    &ACME,
+    &FALLBACK,
+    &EXTERNAL_ACCOUNT,
+    &SITE,
+    &ROUTE,
+];
+
+/// What a value should have been, for the message when it is not.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    pub(super) what: &'static str,
+    /// As it would stand after the `=`.
+    pub(super) example: &'static str,
+}
+
+/// One table of the file, its unknown keys already reported.
+pub(super) struct Table<'a> {
+    report: &'a Report<'a>,
+    section: &'static Section,
+    table: &'a DeTable<'a>,
+    /// Where the table begins: its header, or the brace of an inline one.
+    pub(super) at: usize,
+}
+
+impl<'a> Table<'a> {
+    pub(super) fn open(
+        report: &'a Report<'a>,
+        section: &'static Section,
+        table: &'a DeTable<'a>,
+        at: usize,
+    ) -> Table<'a> {
+        for key in table.keys() {
+            let name: &str = key.get_ref();
+            if !section.keys.contains(&name) {
+                report.add(key.span().start, unknown_key(section, name));
+            }
+        }
+        Table {
+            report,
+            section,
+            table,
+            at,
+        }
+    }
+
+    pub(super) fn get(&self, key: &'static str) -> Option<Value<'a>> {
+        debug_assert!(self.section.keys.contains(&key), "{key} is no known key");
+        self.table.get(key).map(|value| Value {
+            report: self.report,
+            key,
+            is_element: false,
+            inner: value.get_ref(),
+            at: value.span().start,
+        })
+    }
+
+    /// Like [`Table::get`], and reports the key if it is not there. `example` is what could stand
+    /// after the `=`.
+    pub(super) fn require(&self, key: &'static str, example: &str) -> Option<Value<'a>> {
+        let value = self.get(key);
+        if value.is_none() {
+            let problem = Problem::new(format!("{} has no `{key}`", self.section.header))
+                .help(format!("add for example {key} = {example}"));
+            self.report.add(self.at, problem);
+        }
+        value
+    }
+}
+
+/// One value of the file, of any type.
+#[derive(Clone, Copy)]
+pub(super) struct Value<'a> {
+    report: &'a Report<'a>,
+    key: &'static str,
+    /// Whether it is an element of the array that the key holds.
+    is_element: bool,
+    inner: &'a DeValue<'a>,
+    pub(super) at: usize,
+}
+
+impl<'a> Value<'a> {
+    pub(super) fn boolean(self) -> Option<bool> {
+        const BOOLEAN: Kind = Kind {
+            what: "true or false",
+            example: "true",
+        };
+        match self.inner {
+            DeValue::Boolean(value) => Some(*value),
+            _ => self.wrong_type(BOOLEAN),
+        }
+    }
+
+    pub(super) fn integer(self, kind: Kind) -> Option<Located<i128>> {
+        let DeValue::Integer(integer) = self.inner else {
+            return self.wrong_type(kind);
+        };
+        // The TOML parser has checked the digits; what is left to fail is the size.
+        let value = i128::from_str_radix(integer.as_str(), integer.radix());
+        let too_large = || Problem::new(format!("`{}` is far too large", self.key));
+        self.report
+            .keep(self.at, value.map_err(|_| too_large()))
+            .map(|value| Located { value, at: self.at })
+    }
+
+    /// A string that `parse` understands.
+    pub(super) fn parse<T>(
+        self,
+        kind: Kind,
+        parse: impl FnOnce(&str) -> Result<T, Problem>,
+    ) -> Option<Located<T>> {
+        let DeValue::String(text) = self.inner else {
+            return self.wrong_type(kind);
+        };
+        self.report
+            .keep(self.at, parse(text))
+            .map(|value| Located { value, at: self.at })
+    }
+
+    /// An array of strings. Elements that do not parse are reported and left out.
+    pub(super) fn list<T>(
+        self,
+        kind: Kind,
+        parse: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<List<T>> {
+        const STRING: Kind = Kind {
+            what: "a string",
+            example: "",
+        };
+        let DeValue::Array(array) = self.inner else {
+            return self.wrong_type(kind);
+        };
+        let elements = array.iter().map(|element| Value {
+            is_element: true,
+            inner: element.get_ref(),
+            at: element.span().start,
+            ..self
+        });
+        Some(List {
+            at: self.at,
+            is_empty: array.is_empty(),
+            values: elements
+                .filter_map(|element| element.parse(STRING, &parse))
+                .collect(),
+        })
+    }
+
+    pub(super) fn table(self, section: &'static Section) -> Option<Table<'a>> {
+        match self.inner {
+            DeValue::Table(table) => Some(Table::open(self.report, section, table, self.at)),
+            other => {
+                let problem = Problem::new(format!(
+                    "`{}` must be a table, not {}",
+                    self.key,
+                    type_of(other)
+                ))
+                .help(format!("write it as {}", section.header));
+                self.report.add(self.at, problem);
+                None
+            }
+        }
+    }
+
+    /// An array of tables. What is no table is reported and left out.
+    pub(super) fn tables(self, section: &'static Section) -> Option<List<Table<'a>>> {
+        let DeValue::Array(array) = self.inner else {
+            let problem = Problem::new(format!(
+                "`{}` must be an array of tables, not {}",
+                self.key,
+                type_of(self.inner)
+            ))
+            .help(format!("write it as {}", section.header));
+            self.report.add(self.at, problem);
+            return None;
+        };
+        let tables = array.iter().filter_map(|element| {
+            let value = Value {
+                inner: element.get_ref(),
+                at: element.span().start,
+                ..self
+            };
+            let at = value.at;
+            value.table(section).map(|value| Located { value, at })
+        });
+        Some(List {
+            at: self.at,
+            is_empty: array.is_empty(),
+            values: tables.collect(),
+        })
+    }
+
+    fn wrong_type<T>(self, kind: Kind) -> Option<T> {
+        let subject = match self.is_element {
+            true => format!("an element of `{}`", self.key),
+            false => format!("`{}`", self.key),
+        };
+        let problem = Problem::new(format!(
+            "{subject} must be {}, not {}",
+            kind.what,
+            type_of(self.inner)
+        ));
+        let problem = match self.is_element {
+            true => problem.help("put it between double quotes"),
+            false => problem.help(format!("write for example {} = {}", self.key, kind.example)),
+        };
+        self.report.add(self.at, problem);
+        None
+    }
+}
+
+/// The good elements of an array.
+pub(super) struct List<T> {
+    pub(super) at: usize,
+    /// Whether the array was written empty, as opposed to having no good element.
+    pub(super) is_empty: bool,
+    pub(super) values: Vec<Located<T>>,
+}
+
+fn type_of(value: &DeValue<'_>) -> &'static str {
+    match value {
+        DeValue::String(_) => "a string",
+        DeValue::Integer(_) => "a whole number",
+        DeValue::Float(_) => "a decimal number",
+        DeValue::Boolean(_) => "a boolean",
+        DeValue::Datetime(_) => "a date or time",
+        DeValue::Array(_) => "an array",
+        DeValue::Table(_) => "a table",
+    }
+}
+
+fn unknown_key(section: &Section, key: &str) -> Problem {
+    let home = |section: &Section| match section.header {
+        "" => "at the top level".to_owned(),
+        header => format!("in {header}"),
+    };
+    let problem = Problem::new(format!("unknown key `{key}` {}", home(section)));
+    if let Some(nearest) = nearest(key, section.keys) {
+        return problem.help(format!("did you mean `{nearest}`?"));
+    }
+    match SECTIONS.iter().find(|other| other.keys.contains(&key)) {
+        Some(other) => problem.help(format!("`{key}` belongs {}", home(other))),
+        None => problem.help(format!("known here: {}", section.keys.join(", "))),
+    }
+}
+
+/// The candidate that `text` was most likely meant to be, if any is near.
+pub(super) fn nearest<'c>(text: &str, candidates: &[&'c str]) -> Option<&'c str> {
+    let text = text.to_lowercase().replace('-', "_");
+    let distance = |candidate: &str| {
+        let candidate = candidate.replace('-', "_");
+        // Somebody who writes `cert` or `key` means the long name that has it as a part.
+        if text.len() >= 3 && candidate.contains(&text) {
+            return 1;
+        }
+        strsim::damerau_levenshtein(&text, &candidate)
+    };
+    candidates
+        .iter()
+        .map(|candidate| (distance(candidate), *candidate))
+        .min()
+        .filter(|(distance, _)| *distance <= (text.chars().count() / 3).max(1))
+        .map(|(_, candidate)| candidate)
+}

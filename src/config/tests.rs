@@ -1,0 +1,54 @@
+//! The configuration as a whole: what is wrong and where, what the defaults are, and that what is
+//! shipped parses.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use super::*;
+
+mod broken;
+mod good;
+mod shipped;
+
+fn variable(name: &str) -> Option<String> {
+    (name == "EAB_KEY").then(|| "c2VjcmV0LWtleQ".to_owned())
+}
+
+fn read_secret(path: &Path) -> std::io::Result<String> {
+    match path.ends_with("hmac.key") {
+        true => Ok("c2VjcmV0LWtleQ==\n".to_owned()),
+        false => Err(std::io::ErrorKind::NotFound.into()),
+    }
+}
+
+fn environment() -> Environment<'static> {
+    Environment {
+        variable: &variable,
+        read_secret: &read_secret,
+        default_state_dir: DefaultStateDir {
+            path: "/var/lib/perennial".into(),
+            note: None,
+        },
+    }
+}
+
+/// Parses as the file `dir/p.toml`.
+fn parse(text: &str) -> Result<Config, Diagnostics> {
+    Config::parse(text, Path::new("dir/p.toml"), &environment())
+}
+
+fn good(text: &str) -> Config {
+    parse(text).unwrap_or_else(|found| panic!("{text}\n{found}"))
+}
+
+/// The files with `extension` below `directory` of the repository.
+fn files_in(directory: &str, extension: &str) -> Vec<PathBuf> {
+    let directory = Path::new(env!("CARGO_MANIFEST_DIR")).join(directory);
+    let mut files: Vec<PathBuf> = std::fs::read_dir(&directory)
+        .unwrap()
+        .map(|entry| entry.unwrap().path())
+        .filter(|path| path.extension().is_some_and(|e| e == extension))
+        .collect();
+    files.sort();
+    files
+}

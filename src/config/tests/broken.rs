@@ -1,0 +1,566 @@
+//! Broken configurations and the whole line of the diagnostic for each.
+
+use super::*;
+
+const SITE: &str = "[[sites]]\nhosts = [\"example.com\"]\nupstreams = [\"3000\"]\n";
+
+/// What is found wrong, one line each, without the help.
+fn lines(found: &Diagnostics) -> Vec<String> {
+    let line = |diagnostic: &Diagnostic| format!("{}: {}", diagnostic.place, diagnostic.message);
+    found.iter().map(line).collect()
+}
+
+/// Each case is a configuration and what is found, the only thing, after `dir/p.toml:`.
+#[track_caller]
+fn check(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        let found = parse(text).expect_err(text);
+        let expected = format!("dir/p.toml:{expected}");
+        assert_eq!(lines(&found), [expected], "{text}");
+    }
+}
+
+/// The same, for what stands before a good site.
+#[track_caller]
+fn check_before_site(cases: &[(&str, &str)]) {
+    for (text, expected) in cases {
+        check(&[(&format!("{text}\n{SITE}"), expected)]);
+    }
+}
+
+/// The same, for one upstream.
+#[track_caller]
+fn check_upstream(cases: &[(&str, &str)]) {
+    for (upstream, why) in cases {
+        let text = format!("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"{upstream}\"]\n");
+        let expected = format!("3:14: {upstream:?} is not an upstream: {why}");
+        check(&[(&text, &expected)]);
+    }
+}
+
+#[test]
+fn text_that_is_no_toml() {
+    check_before_site(&[
+        ("[server", "1:8: invalid TOML: unclosed table, expected `]`"),
+        (
+            "[server]\nthreads = 1\nthreads = 2",
+            "3:1: invalid TOML: duplicate key \"threads\"",
+        ),
+        (
+            "[acme]\nemail = ops@example.com",
+            "2:9: invalid TOML: string values must be quoted",
+        ),
+    ]);
+}
+
+#[test]
+fn keys_that_are_not_known() {
+    check_before_site(&[
+        (
+            "[server]\nhttps_liste = [\":1\"]",
+            "2:1: unknown key `https_liste` in [server]",
+        ),
+        ("threads = 2", "1:1: unknown key `threads` at the top level"),
+        (
+            "[certificates]\nfolder = \"x\"",
+            "2:1: unknown key `folder` in [certificates]",
+        ),
+        (
+            "[[acme.fallback]]\ndirectory = \"https://b.test/\"\nfallback = 1",
+            "3:1: unknown key `fallback` in [[acme.fallback]]",
+        ),
+    ]);
+}
+
+#[test]
+fn unknown_keys_get_the_best_help() {
+    let help = |text: &str| {
+        let found = parse(text).unwrap_err();
+        let mut unknown = found
+            .iter()
+            .filter(|d| d.message.starts_with("unknown key"));
+        unknown.next().unwrap().help.clone().unwrap()
+    };
+    assert_eq!(help("[server]\nthread = 1"), "did you mean `threads`?");
+    assert_eq!(help("[[sites]]\nhost = 1"), "did you mean `hosts`?");
+    assert_eq!(
+        help("[server]\nwatch = 1"),
+        "`watch` belongs in [certificates]"
+    );
+    assert_eq!(
+        help("[[certificates.files]]\ncert = 1"),
+        "did you mean `certificate`?"
+    );
+    assert_eq!(
+        help("[[sites]]\n[[sites.routes]]\nx = 1"),
+        "known here: path, upstreams"
+    );
+}
+
+#[test]
+fn values_of_a_wrong_type() {
+    check_before_site(&[
+        (
+            "[server]\nthreads = 1.5",
+            "2:11: `threads` must be a whole number, not a decimal number",
+        ),
+        (
+            "[server]\ngrace_period = 30",
+            "2:16: `grace_period` must be a duration in quotes, not a whole number",
+        ),
+        (
+            "[server]\nhttp_listen = \":80\"",
+            "2:15: `http_listen` must be an array of listen addresses, not a string",
+        ),
+        (
+            "[server]\nhttp_listen = [8080]",
+            "2:16: an element of `http_listen` must be a string, not a whole number",
+        ),
+        (
+            "[certificates]\nwatch = \"yes\"",
+            "2:9: `watch` must be true or false, not a string",
+        ),
+        (
+            "[certificates]\ndefault = 2026-01-01",
+            "2:11: `default` must be a host name in quotes, not a date or time",
+        ),
+        (
+            "server = 5",
+            "1:10: `server` must be a table, not a whole number",
+        ),
+        ("acme = [1]", "1:8: `acme` must be a table, not an array"),
+        (
+            "[certificates.files]\ncertificate = \"x\"",
+            "1:1: `files` must be an array of tables, not a table",
+        ),
+        (
+            "[server]\nthreads = 99999999999999999999999999999999999999999",
+            "2:11: `threads` is far too large",
+        ),
+    ]);
+}
+
+#[test]
+fn numbers_and_durations() {
+    check_before_site(&[
+        ("[server]\nthreads = -1", "2:11: -1 is no number of threads"),
+        (
+            "[server]\nthreads = 4096",
+            "2:11: 4096 is no number of threads",
+        ),
+        (
+            "[server]\ngrace_period = \"30\"",
+            "2:16: \"30\" is not a duration: it has no unit",
+        ),
+        (
+            "[server]\ngrace_period = \"-5s\"",
+            "2:16: \"-5s\" is not a duration: it does not begin with a number",
+        ),
+        (
+            "[server]\ngrace_period = \"1h30m\"",
+            "2:16: \"1h30m\" is not a duration: \"h30m\" is no unit",
+        ),
+        (
+            "[server]\ngrace_period = \"99999999999999999d\"",
+            "2:16: \"99999999999999999d\" is not a duration: it is far too long",
+        ),
+        (
+            "[server]\ngrace_period = \"8d\"",
+            "2:16: \"8d\" is out of bounds",
+        ),
+        (
+            "[certificates]\npoll_interval = \"0s\"",
+            "2:17: \"0s\" is out of bounds",
+        ),
+        (
+            "[certificates]\npoll_interval = \"99ms\"",
+            "2:17: \"99ms\" is out of bounds",
+        ),
+    ]);
+}
+
+#[test]
+fn listen_addresses() {
+    check_before_site(&[
+        (
+            "[server]\nhttp_listen = [\":8080\", \"localhost:80\"]",
+            "2:25: \"localhost:80\" is not a listen address: \"localhost\" is no IP address",
+        ),
+        (
+            "[server]\nhttp_listen = [\"8080\"]",
+            "2:16: \"8080\" is not a listen address: it has no address",
+        ),
+        (
+            "[server]\nhttp_listen = [\"[::1]\"]",
+            "2:16: \"[::1]\" is not a listen address: it has no port",
+        ),
+        (
+            "[server]\nhttp_listen = [\":99999\"]",
+            "2:16: \":99999\" is not a listen address: \"99999\" is no port",
+        ),
+        (
+            "[server]\nhttp_listen = [\"*:80\"]",
+            "2:16: \"*:80\" is not a listen address: `*` is no address",
+        ),
+        (
+            "[server]\nadmin_listen = \":2019\"",
+            "2:16: \":2019\" is not a loopback address, and the admin API has no authentication",
+        ),
+        (
+            "[server]\nadmin_listen = \"192.0.2.1:2019\"",
+            "2:16: \"192.0.2.1:2019\" is not a loopback address, and the admin API has no \
+             authentication",
+        ),
+    ]);
+}
+
+#[test]
+fn listen_addresses_that_overlap() {
+    check_before_site(&[
+        (
+            "[server]\nhttp_listen = [\"[::]:443\"]",
+            "2:16: `http_listen` \"[::]:443\" overlaps `https_listen` \"[::]:443\" (its default)",
+        ),
+        (
+            "[server]\nhttp_listen = [\":81\", \"127.0.0.1:81\"]",
+            "2:23: `http_listen` \"127.0.0.1:81\" overlaps `http_listen` \"[::]:81\" (line 2)",
+        ),
+        (
+            "[server]\nhttps_listen = [\"[::1]:9\"]\nadmin_listen = \"[::1]:9\"",
+            "3:16: `admin_listen` \"[::1]:9\" overlaps `https_listen` \"[::1]:9\" (line 2)",
+        ),
+        (
+            "[server]\nhttp_listen = [\":2019\"]",
+            "2:16: `http_listen` \"[::]:2019\" overlaps `admin_listen` \"127.0.0.1:2019\" (its \
+             default)",
+        ),
+    ]);
+}
+
+#[test]
+fn listeners_that_sites_need() {
+    check_before_site(&[
+        (
+            "[server]\nhttps_listen = []",
+            "2:16: `https_listen` is empty, but there are sites that need HTTPS",
+        ),
+        (
+            "[server]\nhttp_listen = []\n[acme]\nchallenges = [\"http-01\"]",
+            "2:15: `http_listen` is empty, but http-01 is the only challenge",
+        ),
+    ]);
+    check(&[(
+        "[server]\nhttp_listen = []\n[[sites]]\nhosts = [\"a.test\"]\ntls = \"off\"\nupstreams = \
+         [\"1\"]",
+        "2:15: `http_listen` is empty, but there are sites with tls = \"off\"",
+    )]);
+}
+
+#[test]
+fn paths() {
+    check_before_site(&[
+        ("[server]\nstate_dir = \"\"", "2:13: the path is empty"),
+        (
+            "[server]\nstate_dir = \"~/state\"",
+            "2:13: \"~/state\" begins with `~`, which only a shell expands",
+        ),
+        (
+            "[certificates]\ndirectories = [\"a\", \"./a\"]",
+            "2:21: the directory dir/a is already listed (line 2)",
+        ),
+        (
+            "[[certificates.files]]\ncertificate = \"a.pem\"\n[[certificates.files]]\ncertificate \
+             = \"a.pem\"\nprivate_key = \"b.key\"",
+            "4:15: the certificate dir/a.pem is already listed (line 2)",
+        ),
+        (
+            "[[certificates.files]]\nprivate_key = \"b.key\"",
+            "1:1: [[certificates.files]] has no `certificate`",
+        ),
+        (
+            "[certificates]\ndefault = \"a b\"",
+            "2:11: host \"a b\" has the character ' ', which no host name can have",
+        ),
+    ]);
+}
+
+#[test]
+fn authorities() {
+    check_before_site(&[
+        (
+            "[acme]\nchallenges = [\"tls-alpn-01\", \"dns-01\"]",
+            "2:30: this version does not have the challenge \"dns-01\"",
+        ),
+        (
+            "[acme]\nchallenges = [\"http-1\"]",
+            "2:15: \"http-1\" is no challenge",
+        ),
+        (
+            "[acme]\nchallenges = [\"http-01\", \"http-01\"]",
+            "2:26: this challenge is already listed",
+        ),
+        (
+            "[acme]\nkey_type = \"P-256\"",
+            "2:12: \"P-256\" is no key type",
+        ),
+        ("[acme]\nprofile = \"\"", "2:11: the profile is empty"),
+        (
+            "[acme]\nemail = \"ops@\"",
+            "2:9: \"ops@\" is not an e-mail address",
+        ),
+        (
+            "[acme]\nemail = \"mailto:a@b.test\"",
+            "2:9: \"mailto:a@b.test\" is a URL, not an e-mail address",
+        ),
+        (
+            "[acme]\ndirectory = \"acme.test/dir\"",
+            "2:13: \"acme.test/dir\" is not an ACME directory URL: it is not a URL",
+        ),
+        (
+            "[acme]\ndirectory = \"http://10.0.0.1/dir\"",
+            "2:13: \"http://10.0.0.1/dir\" is not an ACME directory URL: plain http is for a CA \
+             on this host alone",
+        ),
+        (
+            "[[acme.fallback]]\nemail = \"a@b.test\"",
+            "1:1: [[acme.fallback]] has no `directory`",
+        ),
+        (
+            "[[acme.fallback]]\ndirectory = \"https://acme-v02.api.letsencrypt.org/directory\"",
+            "2:13: the directory \"https://acme-v02.api.letsencrypt.org/directory\" is already in \
+             use (the default of [acme])",
+        ),
+    ]);
+}
+
+#[test]
+fn external_accounts() {
+    const HEADER: &str = "[acme.external_account]\n";
+    for (text, expected) in [
+        (
+            "kid = \"k\"",
+            "1:1: [acme.external_account] has no HMAC key",
+        ),
+        (
+            "hmac_key = \"AAAA\"",
+            "1:1: [acme.external_account] has no `kid`",
+        ),
+        (
+            "kid = \"k\"\nhmac_key = \"AAAA\"\nhmac_key_file = \"k\"",
+            "4:17: `hmac_key` and `hmac_key_file` are both set",
+        ),
+        (
+            "kid = \"k\"\nhmac_key = \"a+b/\"",
+            "3:12: the HMAC key is not base64url",
+        ),
+        (
+            "kid = \"k\"\nhmac_key = \"${NOT_SET}\"",
+            "3:12: the environment variable NOT_SET, which `hmac_key` names, is not set",
+        ),
+        (
+            "kid = \"k\"\nhmac_key_file = \"missing\"",
+            "3:17: cannot read dir/missing: entity not found",
+        ),
+    ] {
+        check_before_site(&[(&format!("{HEADER}{text}"), expected)]);
+    }
+}
+
+#[test]
+fn no_message_shows_a_secret() {
+    for value in ["c2VjcmV0+", "\"c2VjcmV0+\"", "[\"c2VjcmV0+\"]"] {
+        let text = format!("[acme.external_account]\nkid = \"k\"\nhmac_key = {value}\n{SITE}");
+        let found = parse(&text).unwrap_err();
+        assert!(!found.to_string().contains("c2VjcmV0"), "{found}");
+        assert!(!format!("{found:?}").contains("c2VjcmV0"), "{found:?}");
+    }
+}
+
+#[test]
+fn sites() {
+    check(&[
+        ("", "1:1: there is no site, so there is nothing to serve"),
+        (
+            "sites = []",
+            "1:9: there is no site, so there is nothing to serve",
+        ),
+        (
+            "[[sites]]\nhosts = []\nupstreams = [\"1\"]",
+            "2:9: `hosts` is empty",
+        ),
+        (
+            "[[sites]]\nhosts = [\"a.test\"]\nupstreams = []",
+            "3:13: `upstreams` is empty, so requests could go nowhere",
+        ),
+        (
+            "[[sites]]\nhosts = [\"a.test\"]\nroutes = []",
+            "1:1: [[sites]] has neither `upstreams` nor routes",
+        ),
+        (
+            "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\ntls = \"on\"",
+            "4:7: \"on\" is no TLS mode",
+        ),
+        (
+            "[[sites]]\nhosts = [\"*.a.test\"]\nupstreams = [\"1\"]\ntls = \"acmee\"",
+            "4:7: \"acmee\" is no TLS mode",
+        ),
+        (
+            "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\ncertificate_per = \"name\"",
+            "4:19: \"name\" is no unit of certificates",
+        ),
+        (
+            "[[sites]]\nhosts = [\"*.*.test\"]\nupstreams = [\"1\"]",
+            "2:10: host \"*.*.test\" has a `*` elsewhere than as its whole first label, before a \
+             name of at least one label",
+        ),
+        (
+            "[[sites]]\nhosts = [\"*.example.com\"]\ntls = \"acme\"\nupstreams = [\"1\"]",
+            "2:10: a certificate for the wildcard *.example.com needs the challenge DNS-01, which \
+             this version does not have",
+        ),
+        (
+            "[[sites]]\nhosts = [\"a.test\"]\ntls = \"files\"\nupstreams = [\"1\"]",
+            "3:7: tls = \"files\", but no certificate files are configured",
+        ),
+    ]);
+}
+
+#[test]
+fn routes() {
+    let check = |routes: &str, expected: &str| {
+        check(&[(
+            &format!("[[sites]]\nhosts = [\"a.test\"]\n{routes}"),
+            expected,
+        )]);
+    };
+    check(
+        "[[sites.routes]]\npath = \"/a*\"\nupstreams = [\"1\"]",
+        "4:8: path \"/a*\" has a `*` that does not follow a `/`",
+    );
+    check(
+        "[[sites.routes]]\npath = \"/a?b\"\nupstreams = [\"1\"]",
+        "4:8: path \"/a?b\" has the character '?', which no request path can have",
+    );
+    check(
+        "[[sites.routes]]\npath = \"\"\nupstreams = [\"1\"]",
+        "4:8: path \"\" does not begin with `/`",
+    );
+    check(
+        "[[sites.routes]]\nupstreams = [\"1\"]",
+        "3:1: [[sites.routes]] has no `path`",
+    );
+    check(
+        "routes = [{ path = \"/\", upstreams = [\"1\"] }, { path = \"/\", upstreams = [\"2\"] }]",
+        "3:55: this site already has a route for this path (line 3)",
+    );
+    check(
+        "upstreams = [\"1\"]\n[[sites.routes]]\npath = \"/*\"\nupstreams = [\"1\"]",
+        "5:8: the route \"/*\" and the `upstreams` of the site mean the same requests",
+    );
+}
+
+#[test]
+fn upstreams() {
+    check_upstream(&[
+        ("", "it is empty"),
+        ("0", "\"0\" is no port"),
+        ("70000", "\"70000\" is no port"),
+        ("localhost", "it has no port"),
+        ("localhost:+80", "\"+80\" is no port"),
+        ("localhost:80/app", "it has a path"),
+        ("https://a.test/app", "it has a path"),
+        ("https://user@a.test", "it has a user name"),
+        ("https://", "its host \"\" is empty"),
+        ("ftp://a.test", "\"ftp\" is no known scheme"),
+        ("::1:3000", "an IPv6 address and its port run together"),
+        ("*.a.test:80", "its host is a wildcard"),
+        (
+            "a b:80",
+            "its host \"a b\" has the character ' ', which no host name can have",
+        ),
+        ("respond:", "it has no text"),
+    ]);
+}
+
+#[test]
+fn everything_is_found_at_once_and_in_the_order_of_the_text() {
+    let found = parse(
+        "[server]\nthreads = -1\ngrace = \"5s\"\n[[sites]]\nhosts = [\"ä b\", \"a.test\", 7]\n\
+         [acme]\nemail = 5\n",
+    )
+    .unwrap_err();
+    assert_eq!(
+        lines(&found),
+        [
+            "dir/p.toml:2:11: -1 is no number of threads",
+            "dir/p.toml:3:1: unknown key `grace` in [server]",
+            "dir/p.toml:4:1: [[sites]] has neither `upstreams` nor routes",
+            "dir/p.toml:5:10: host \"ä b\" has the character ' ', which no host name can have",
+            "dir/p.toml:5:27: an element of `hosts` must be a string, not a whole number",
+            "dir/p.toml:7:9: `email` must be an e-mail address in quotes, not a whole number",
+        ]
+    );
+    assert!(found.to_string().contains(
+        "dir/p.toml:3:1: unknown key `grace` in [server]\n  help: did you mean \
+         `grace_period`?\ndir/p.toml:4:1: "
+    ));
+}
+
+#[test]
+fn the_command_line() {
+    let from = |arguments: CommandLine| {
+        lines(&Config::from_arguments(arguments, &environment()).unwrap_err())
+    };
+    let sites = |sites: &[&str]| CommandLine {
+        sites: sites.iter().map(|s| (*s).to_owned()).collect(),
+        ..CommandLine::default()
+    };
+    assert_eq!(
+        from(sites(&[])),
+        ["command line: SITE=UPSTREAM: there is no site, so there is nothing to serve"]
+    );
+    assert_eq!(
+        from(sites(&[
+            "3000",
+            "a.test=x",
+            "a b=1",
+            "a.test/x*=1",
+            "*.b.test=1"
+        ])),
+        [
+            "command line: 3000: this has no `=`",
+            "command line: a.test=x: \"x\" is not an upstream: it has no port",
+            "command line: a b=1: host \"a b\" has the character ' ', which no host name can have",
+            "command line: a.test/x*=1: path \"/x*\" has a `*` that does not follow a `/`",
+            "command line: *.b.test=1: a certificate for the wildcard *.b.test needs the \
+             challenge DNS-01, which this version does not have",
+        ]
+    );
+    assert_eq!(
+        from(CommandLine {
+            http_listen: vec!["127.0.0.1:443".into()],
+            admin_listen: Some("0.0.0.0:1".into()),
+            email: Some("x".into()),
+            acme_directory: Some("http://ca.test".into()),
+            ..sites(&["a.test=1"])
+        }),
+        [
+            "command line: --admin-listen 0.0.0.0:1: \"0.0.0.0:1\" is not a loopback address, and \
+             the admin API has no authentication",
+            "command line: --email x: \"x\" is not an e-mail address",
+            "command line: --acme-directory http://ca.test: \"http://ca.test\" is not an ACME \
+             directory URL: plain http is for a CA on this host alone",
+            "command line: --http-listen 127.0.0.1:443: `http_listen` \"127.0.0.1:443\" overlaps \
+             `https_listen` \"[::]:443\" (its default)",
+        ]
+    );
+}
+
+/// A file that an editor has half written must give diagnostics, never a panic.
+#[test]
+fn every_beginning_of_a_good_file_is_taken() {
+    let text = include_str!("../../../config/perennial.toml");
+    for end in (0..text.len()).filter(|end| text.is_char_boundary(*end)) {
+        let _ = parse(&text[..end]);
+    }
+}

@@ -1,0 +1,281 @@
+//! Good configurations, and what they mean.
+
+use super::*;
+
+fn site(rest: &str) -> Site {
+    let text = format!("[[sites]]\nhosts = [\"a.test\"]\n{rest}");
+    good(&text).sites.remove(0)
+}
+
+fn tcp(host: &str, port: u16, tls: bool) -> Upstream {
+    Upstream::Tcp {
+        host: host.to_owned(),
+        port,
+        tls,
+    }
+}
+
+#[test]
+fn the_least_configuration_has_all_defaults() {
+    let config = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n");
+    assert_eq!(config.path.as_deref(), Some(Path::new("dir/p.toml")));
+    let server = &config.server;
+    assert_eq!(server.http_listen, ["[::]:80".parse().unwrap()]);
+    assert_eq!(server.https_listen, ["[::]:443".parse().unwrap()]);
+    let admin = "127.0.0.1:2019".parse().unwrap();
+    assert_eq!(server.admin_listen, AdminListen::Tcp(admin));
+    assert_eq!(server.state_dir, Path::new("/var/lib/perennial"));
+    assert_eq!((server.threads, &server.state_dir_note), (0, &None));
+    assert_eq!(server.grace_period, Duration::from_secs(30));
+    let certificates = &config.certificates;
+    assert!(certificates.directories.is_empty() && certificates.files.is_empty());
+    assert_eq!(certificates.poll_interval, Duration::from_secs(5));
+    assert!(certificates.watch && certificates.default.is_none());
+    let [authority] = &config.acme.authorities[..] else {
+        panic!("one CA")
+    };
+    assert_eq!(
+        authority.directory,
+        "https://acme-v02.api.letsencrypt.org/directory"
+    );
+    assert_eq!(
+        authority.challenges,
+        [ChallengeType::TlsAlpn01, ChallengeType::Http01]
+    );
+    assert_eq!(authority.key_type, KeyType::P256);
+    assert!(authority.external_account.is_none() && authority.profile.is_none());
+    let site = &config.sites[0];
+    assert_eq!(site.tls, TlsMode::Auto);
+    assert_eq!(site.certificate_per, CertificatePer::Host);
+    assert!(config.file_references.is_empty());
+}
+
+#[test]
+fn addresses_that_do_not_clash() {
+    let config = good(
+        "[server]\nhttp_listen = [\"127.0.0.1:0\", \"[::1]:0\", \"0.0.0.0:81\", \"[::1]:81\"]\n\
+         https_listen = [\":0\", \"127.0.0.1:8443\", \"127.0.0.2:8443\"]\n\
+         admin_listen = \"unix:run/admin.sock\"\n\
+         [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n",
+    );
+    assert_eq!(config.server.http_listen.len(), 4);
+    assert_eq!(config.server.https_listen[0], "[::]:0".parse().unwrap());
+    assert_eq!(
+        config.server.admin_listen,
+        AdminListen::Unix("dir/run/admin.sock".into())
+    );
+}
+
+#[test]
+fn durations() {
+    for (text, expected) in [
+        ("250ms", Duration::from_millis(250)),
+        ("5s", Duration::from_secs(5)),
+        ("2m", Duration::from_secs(120)),
+        ("12h", Duration::from_secs(43_200)),
+        ("1d", Duration::from_secs(86_400)),
+    ] {
+        let config = good(&format!(
+            "[certificates]\npoll_interval = \"{text}\"\n[[sites]]\nhosts = [\"a.test\"]\n\
+             upstreams = [\"3000\"]\n"
+        ));
+        assert_eq!(config.certificates.poll_interval, expected);
+    }
+}
+
+#[test]
+fn upstreams() {
+    for (text, expected) in [
+        ("3000", tcp("127.0.0.1", 3000, false)),
+        ("App.test:80", tcp("app.test", 80, false)),
+        ("my_app:80", tcp("my_app", 80, false)),
+        ("10.0.0.1:80", tcp("10.0.0.1", 80, false)),
+        ("[::1]:3000", tcp("::1", 3000, false)),
+        ("http://a.test", tcp("a.test", 80, false)),
+        ("https://a.test/", tcp("a.test", 443, true)),
+        ("https://[fd00::1]", tcp("fd00::1", 443, true)),
+        ("https://[fd00::1]:8443", tcp("fd00::1", 8443, true)),
+        ("unix:/run/a.sock", Upstream::Unix("/run/a.sock".into())),
+        ("unix:a.sock", Upstream::Unix("dir/a.sock".into())),
+        (
+            "respond:Hi: it = works",
+            Upstream::Respond("Hi: it = works".into()),
+        ),
+    ] {
+        let site = site(&format!("upstreams = [\"{text}\"]"));
+        assert_eq!(site.routes[0].upstreams, [expected]);
+    }
+}
+
+#[test]
+fn routes_are_sorted_most_specific_first() {
+    let route = |path: &str| format!("[[sites.routes]]\npath = \"{path}\"\nupstreams = [\"1\"]\n");
+    let routes = ["/a/*", "/a/b/*", "/a", "/a/b/c"].map(route).concat();
+    let site = site(&format!("upstreams = [\"2\"]\n{routes}"));
+    let paths: Vec<_> = site.routes.iter().map(|route| &route.path).collect();
+    assert_eq!(
+        paths,
+        [
+            &PathPattern::Exact("/a".into()),
+            &PathPattern::Exact("/a/b/c".into()),
+            &PathPattern::Prefix("/a/b/".into()),
+            &PathPattern::Prefix("/a/".into()),
+            &PathPattern::Prefix("/".into()),
+        ]
+    );
+    let last = &site.routes[4].upstreams;
+    assert_eq!(last, &[tcp("127.0.0.1", 2, false)]);
+}
+
+#[test]
+fn wildcards_that_need_no_order() {
+    for text in [
+        "[certificates]\ndirectories = [\"certs\"]\n[[sites]]\nhosts = [\"*.example.com\"]\n",
+        "[[certificates.files]]\ncertificate = \"a.pem\"\n[[sites]]\nhosts = [\"*.example.com\"]\n",
+        "[[sites]]\nhosts = [\"*.example.com\"]\ntls = \"internal\"\n",
+        "[[sites]]\nhosts = [\"*.example.com\"]\ntls = \"off\"\n",
+        "[[sites]]\nhosts = [\"*.home.arpa\"]\n",
+    ] {
+        assert!(good(&format!("{text}upstreams = [\"3000\"]")).sites[0].hosts[0].is_wildcard());
+    }
+}
+
+#[test]
+fn hosts_can_be_addresses() {
+    let config = good(
+        "[[sites]]\nhosts = [\"192.0.2.1\", \"2001:db8::1\"]\ntls = \"acme\"\nupstreams = \
+         [\"3000\"]\n",
+    );
+    assert_eq!(config.sites[0].hosts.len(), 2);
+}
+
+#[test]
+fn fallbacks_inherit_all_but_what_belongs_to_one_ca() {
+    let config = good(
+        "[acme]\ndirectory = \"http://127.0.0.1:4000/dir\"\nemail = \"a@b.test\"\n\
+         challenges = [\"http-01\"]\nkey_type = \"p384\"\nprofile = \"shortlived\"\n\
+         ca_certificate = \"root.pem\"\nexternal_account = { kid = \"k\", hmac_key = \
+         \"${EAB_KEY}\" }\n\
+         [[acme.fallback]]\ndirectory = \"https://b.test/dir\"\nkey_type = \"rsa2048\"\n\
+         [acme.fallback.external_account]\nkid = \"k2\"\nhmac_key_file = \"hmac.key\"\n\
+         [[acme.fallback]]\ndirectory = \"https://c.test/dir\"\n\
+         [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n",
+    );
+    let [first, second, third] = &config.acme.authorities[..] else {
+        panic!("three CAs")
+    };
+    let key = |ca: &CertificateAuthority| ca.external_account.as_ref().unwrap().hmac_key.clone();
+    assert_eq!(key(first), b"secret-key");
+    assert_eq!(key(second), b"secret-key");
+    assert_eq!(second.key_type, KeyType::Rsa2048);
+    assert_eq!(third.key_type, KeyType::P384);
+    assert!(third.external_account.is_none() && third.profile.is_none());
+    for inherited in [second, third] {
+        assert_eq!(inherited.email.as_deref(), Some("a@b.test"));
+        assert_eq!(inherited.challenges, [ChallengeType::Http01]);
+        assert_eq!(inherited.ca_certificate, Some("dir/root.pem".into()));
+    }
+    assert!(!format!("{config:?}").contains("secret"));
+}
+
+#[test]
+fn a_byte_order_mark_and_windows_line_ends_are_no_matter() {
+    good("\u{feff}[[sites]]\r\nhosts = [\"a.test\"]\r\nupstreams = [\"3000\"]\r\n");
+    let found = parse("\u{feff}[server]\r\n[sever]\r\n").unwrap_err();
+    assert!(
+        found[1].to_string().starts_with("dir/p.toml:2:2: "),
+        "{found}"
+    );
+}
+
+#[test]
+fn the_command_line_says_what_a_file_says() {
+    let arguments = CommandLine {
+        sites: [
+            "example.com=3000",
+            "Example.com=3001",
+            "example.com/api/*=10.0.0.1:80",
+            "localhost=respond:a=b",
+        ]
+        .map(str::to_owned)
+        .to_vec(),
+        https_listen: vec![":8443".into()],
+        admin_listen: Some("off".into()),
+        state_dir: Some("state".into()),
+        acme_directory: Some("https://127.0.0.1:14000/dir".into()),
+        acme_ca_certificate: Some("pebble.pem".into()),
+        email: Some("ops@example.com".into()),
+        internal: true,
+        ..CommandLine::default()
+    };
+    let config = Config::from_arguments(arguments, &environment()).unwrap();
+    assert_eq!(config.path, None);
+    assert_eq!(config.server.http_listen, ["[::]:80".parse().unwrap()]);
+    assert_eq!(config.server.https_listen, ["[::]:8443".parse().unwrap()]);
+    assert_eq!(config.server.admin_listen, AdminListen::Off);
+    assert_eq!(config.server.state_dir, Path::new("state"));
+    assert_eq!(
+        config.acme.authorities[0].email.as_deref(),
+        Some("ops@example.com")
+    );
+    assert_eq!(config.file_references[0].purpose, FilePurpose::TrustAnchors);
+    let [first, second] = &config.sites[..] else {
+        panic!("two sites")
+    };
+    assert_eq!((first.tls, first.routes.len()), (TlsMode::Internal, 2));
+    assert_eq!(first.routes[0].path, PathPattern::Prefix("/api/".into()));
+    assert_eq!(first.routes[1].upstreams.len(), 2);
+    assert_eq!(
+        second.routes[0].upstreams,
+        [Upstream::Respond("a=b".into())]
+    );
+}
+
+#[test]
+fn files_that_are_named_are_looked_at_where_they_are_named() {
+    let dir = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &str| std::fs::write(dir.path().join(name), text).unwrap();
+    write(
+        "good.pem",
+        "-----BEGIN CERTIFICATE-----\n-----BEGIN PRIVATE KEY-----\n",
+    );
+    write("empty.pem", "");
+    let file = dir.path().join("p.toml");
+    write(
+        "p.toml",
+        "[certificates]\ndirectories = [\".\", \"nowhere\", \"good.pem\"]\n\
+         [[certificates.files]]\ncertificate = \"good.pem\"\n\
+         [[certificates.files]]\ncertificate = \"missing.pem\"\n\
+         [[certificates.files]]\ncertificate = \"empty.pem\"\nprivate_key = \"nowhere\"\n\
+         [acme]\nca_certificate = \"empty.pem\"\n\
+         [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n",
+    );
+    let found = check_files(&Config::load(&file).unwrap()).to_string();
+    let found = found.replace(&format!("{}/", dir.path().display()), "");
+    assert_eq!(
+        found,
+        "p.toml:2:21: the drop folder nowhere does not exist\n\
+         p.toml:2:32: the drop folder good.pem is not a directory\n\
+         p.toml:6:15: the certificate file missing.pem does not exist\n\
+         p.toml:9:15: the private key file nowhere does not exist\n\
+         p.toml:11:18: the ca_certificate empty.pem holds no PEM certificate"
+    );
+}
+
+#[test]
+fn a_file_that_cannot_be_read_says_so() {
+    let dir = tempfile::tempdir().unwrap();
+    let file = dir.path().join("p.toml");
+    let missing = Config::load(&file).unwrap_err().to_string();
+    assert!(
+        missing.starts_with("cannot read the configuration "),
+        "{missing}"
+    );
+    std::fs::write(&file, b"# fine\n# not \xff").unwrap();
+    let found = Config::load(&file).unwrap_err().to_string();
+    let expected = format!(
+        "{}:2:7: invalid TOML: this byte is not UTF-8",
+        file.display()
+    );
+    assert!(found.starts_with(&expected), "{found}");
+}

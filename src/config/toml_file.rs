@@ -1,0 +1,415 @@
+//! The text of a configuration file -> a [`Draft`]. Here is what every key means; whether the
+//! values fit together is not asked here.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use toml::de::DeTable;
+
+use super::diagnostic::{Located, Problem, Report};
+use super::draft::{
+    AuthorityDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft,
+    ServerDraft, SiteDraft,
+};
+use super::environment::Environment;
+use super::reader::{
+    ACME, CERTIFICATE_FILES, CERTIFICATES, EXTERNAL_ACCOUNT, FALLBACK, Kind, List, ROUTE, SERVER,
+    SITE, TOP, Table, Value,
+};
+use super::upstream::upstream;
+use super::value::{
+    admin_listen, certificate_per, challenge_type, directory_url, duration_between, email,
+    file_path, hmac_key, host, key_type, listen_address, path_pattern, secret, tls_mode, token,
+};
+use super::{AdminListen, ChallengeType, ExternalAccount, TlsMode, Upstream};
+use crate::certificate::name::Name;
+
+const DURATION: Kind = kind("a duration in quotes", "\"30s\"");
+const PATH: Kind = kind("a path in quotes", "\"/etc/perennial/name\"");
+const PATHS: Kind = kind("an array of paths", "[\"/etc/perennial/certs\"]");
+const ADDRESSES: Kind = kind("an array of listen addresses", "[\"[::]:8443\"]");
+const ADMIN_ADDRESS: Kind = kind("a listen address in quotes", "\"127.0.0.1:2019\"");
+const THREADS: Kind = kind("a whole number", "0");
+const NAME: Kind = kind("a host name in quotes", "\"example.com\"");
+const NAMES: Kind = kind("an array of host names", "[\"example.com\"]");
+const EMAIL: Kind = kind("an e-mail address in quotes", "\"ops@example.com\"");
+const URL: Kind = kind("a URL in quotes", "\"https://ca.example.com/directory\"");
+const CHALLENGES: Kind = kind("an array of challenges", "[\"tls-alpn-01\", \"http-01\"]");
+const KEY_TYPE: Kind = kind("a key type in quotes", "\"p256\"");
+const TOKEN: Kind = kind("a string", "\"...\"");
+const MODE: Kind = kind("a TLS mode in quotes", "\"auto\"");
+const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
+const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
+const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
+
+/// More threads than any machine has cores are a slip of the finger.
+const MAX_THREADS: i128 = 1024;
+
+const fn kind(what: &'static str, example: &'static str) -> Kind {
+    Kind { what, example }
+}
+
+/// What a file is read with.
+struct Reader<'a> {
+    report: &'a Report<'a>,
+    environment: &'a Environment<'a>,
+    /// What relative paths are relative to.
+    base: &'a Path,
+}
+
+/// Reads the text that `report` is about. Nothing is returned where the text is no TOML: what its
+/// errors hide would only be reported as missing.
+pub(super) fn read(
+    text: &str,
+    file: &Path,
+    report: &Report<'_>,
+    environment: &Environment<'_>,
+) -> Option<Draft> {
+    let (tree, errors) = DeTable::parse_recoverable(text);
+    for error in &errors {
+        let span = error.span().unwrap_or(0..0);
+        report.add(span.start, syntax_problem(error.message(), text.get(span)));
+    }
+    if !errors.is_empty() {
+        return None;
+    }
+    let reader = Reader {
+        report,
+        environment,
+        base: file.parent().unwrap_or(Path::new("")),
+    };
+    let top = Table::open(report, &TOP, tree.get_ref(), 0);
+    Some(reader.top(&top, file))
+}
+
+/// The values themselves stay out of these messages: one may be a secret.
+fn syntax_problem(message: &str, found: Option<&str>) -> Problem {
+    let message = message.replace(", expected literal string", "");
+    match (message.as_str(), found) {
+        ("duplicate key", Some(key)) => Problem::new(format!(
+            "invalid TOML: duplicate key {key:?}"
+        ))
+        .help("a key and a [table] can stand once; what can stand several times is [[sites]]"),
+        ("string values must be quoted", _) => {
+            Problem::new(format!("invalid TOML: {message}")).help("put it between double quotes")
+        }
+        _ => Problem::new(format!("invalid TOML: {message}")),
+    }
+}
+
+impl<'a> Reader<'a> {
+    fn top(&self, top: &Table<'a>, file: &Path) -> Draft {
+        let server = top.get("server").and_then(|v| v.table(&SERVER));
+        let certificates = top.get("certificates").and_then(|v| v.table(&CERTIFICATES));
+        let acme = top.get("acme").and_then(|v| v.table(&ACME));
+        let fallbacks = acme.as_ref().and_then(|acme| acme.get("fallback"));
+        Draft {
+            path: Some(file.to_owned()),
+            server: server.map(|table| self.server(&table)).unwrap_or_default(),
+            certificates: certificates
+                .map(|table| self.certificates(&table))
+                .unwrap_or_default(),
+            acme: acme
+                .as_ref()
+                .map(|table| self.authority(table))
+                .unwrap_or_default(),
+            fallbacks: fallbacks
+                .and_then(|value| value.tables(&FALLBACK))
+                .map(|tables| self.fallbacks(&tables))
+                .unwrap_or_default(),
+            sites: self.sites(top.get("sites")),
+        }
+    }
+
+    fn server(&self, table: &Table<'a>) -> ServerDraft {
+        let state_dir = table.get("state_dir").and_then(|v| self.path(v));
+        let grace_period = table.get("grace_period");
+        ServerDraft {
+            http_listen: listen(table.get("http_listen")),
+            https_listen: listen(table.get("https_listen")),
+            admin_listen: table.get("admin_listen").map(|v| self.admin_listen(v)),
+            state_dir: state_dir.map(|path| path.value),
+            threads: table.get("threads").and_then(|v| self.threads(v)),
+            grace_period: grace_period.and_then(|v| duration_of(v, "0s", "7d")),
+        }
+    }
+
+    fn admin_listen(&self, value: Value<'a>) -> Located<AdminListen> {
+        let parsed = value.parse(ADMIN_ADDRESS, |text| admin_listen(text, self.base));
+        // What could not be read claims no address, not even the default one.
+        parsed.unwrap_or(Located {
+            value: AdminListen::Off,
+            at: value.at,
+        })
+    }
+
+    fn threads(&self, value: Value<'a>) -> Option<usize> {
+        let threads = value.integer(THREADS)?;
+        let in_bounds = (0..=MAX_THREADS).contains(&threads.value);
+        let count = usize::try_from(threads.value).ok().filter(|_| in_bounds);
+        let problem = || {
+            Problem::new(format!("{} is no number of threads", threads.value))
+                .help(format!("write 0 for one per core, or up to {MAX_THREADS}"))
+        };
+        self.report.keep(threads.at, count.ok_or_else(problem))
+    }
+
+    fn certificates(&self, table: &Table<'a>) -> CertificatesDraft {
+        let directories = table
+            .get("directories")
+            .and_then(|v| v.list(PATHS, |text| file_path(text, self.base)));
+        let files = table.get("files");
+        let is_empty = directories.as_ref().is_some_and(|list| list.is_empty);
+        let poll_interval = table.get("poll_interval");
+        CertificatesDraft {
+            has_sources: files.is_some() || (table.get("directories").is_some() && !is_empty),
+            directories: directories.map(|list| list.values).unwrap_or_default(),
+            files: files
+                .and_then(|value| value.tables(&CERTIFICATE_FILES))
+                .map(|tables| self.certificate_files(tables))
+                .unwrap_or_default(),
+            poll_interval: poll_interval.and_then(|v| duration_of(v, "100ms", "1d")),
+            watch: table.get("watch").and_then(Value::boolean),
+            default: table
+                .get("default")
+                .and_then(|v| v.parse(NAME, host))
+                .map(|name| name.value),
+        }
+    }
+
+    fn certificate_files(&self, tables: List<Table<'a>>) -> Vec<CertificateFilesDraft> {
+        let pair = |table: Located<Table<'a>>| {
+            let private_key = table.value.get("private_key").and_then(|v| self.path(v));
+            let password_file = table.value.get("password_file").and_then(|v| self.path(v));
+            let certificate = table
+                .value
+                .require("certificate", "\"/etc/perennial/fullchain.pem\"")?;
+            Some(CertificateFilesDraft {
+                certificate: self.path(certificate)?,
+                private_key,
+                password_file,
+            })
+        };
+        tables.values.into_iter().filter_map(pair).collect()
+    }
+
+    fn path(&self, value: Value<'a>) -> Option<Located<PathBuf>> {
+        value.parse(PATH, |text| file_path(text, self.base))
+    }
+
+    fn authority(&self, table: &Table<'a>) -> AuthorityDraft {
+        let external_account = table
+            .get("external_account")
+            .and_then(|v| v.table(&EXTERNAL_ACCOUNT));
+        let profile = |text: &str| token("profile", text);
+        AuthorityDraft {
+            directory: table
+                .get("directory")
+                .and_then(|v| v.parse(URL, directory_url)),
+            email: table
+                .get("email")
+                .and_then(|v| v.parse(EMAIL, email))
+                .map(|email| email.value),
+            ca_certificate: table.get("ca_certificate").and_then(|v| self.path(v)),
+            challenges: table.get("challenges").and_then(|v| self.challenges(v)),
+            key_type: table
+                .get("key_type")
+                .and_then(|v| v.parse(KEY_TYPE, key_type))
+                .map(|key_type| key_type.value),
+            profile: table
+                .get("profile")
+                .and_then(|v| v.parse(TOKEN, profile))
+                .map(|profile| profile.value),
+            external_account: external_account.and_then(|table| self.external_account(&table)),
+        }
+    }
+
+    fn fallbacks(&self, tables: &List<Table<'a>>) -> Vec<AuthorityDraft> {
+        let fallback = |table: &Located<Table<'a>>| {
+            table
+                .value
+                .require("directory", "\"https://acme.zerossl.com/v2/DV90\"")?;
+            Some(self.authority(&table.value))
+        };
+        tables.values.iter().filter_map(fallback).collect()
+    }
+
+    fn challenges(&self, value: Value<'a>) -> Option<Vec<ChallengeType>> {
+        let list = value.list(CHALLENGES, challenge_type)?;
+        if list.is_empty {
+            let problem = Problem::new("`challenges` is empty, so no order could succeed")
+                .help("leave the key out for both, tls-alpn-01 and http-01");
+            self.report.add(list.at, problem);
+        }
+        let mut challenges = Vec::new();
+        for Located { value, at } in list.values {
+            if challenges.contains(&value) {
+                let problem = Problem::new("this challenge is already listed");
+                self.report.add(
+                    at,
+                    problem.help("the order is the order of preference; remove one"),
+                );
+            }
+            challenges.push(value);
+        }
+        Some(challenges)
+    }
+
+    fn external_account(&self, table: &Table<'a>) -> Option<ExternalAccount> {
+        let kid = table
+            .require(
+                "kid",
+                "\"...\", the key identifier that the CA gave with the key",
+            )
+            .and_then(|value| value.parse(TOKEN, |text| self.secret("kid", text)));
+        let hmac_key = self.external_account_key(table);
+        Some(ExternalAccount {
+            kid: kid?.value,
+            hmac_key: hmac_key?,
+        })
+    }
+
+    fn external_account_key(&self, table: &Table<'a>) -> Option<Vec<u8>> {
+        match (table.get("hmac_key"), table.get("hmac_key_file")) {
+            (Some(value), None) => value
+                .parse(TOKEN, |text| hmac_key(&self.secret("hmac_key", text)?))
+                .map(|key| key.value),
+            (None, Some(value)) => {
+                let path = self.path(value)?;
+                self.report.keep(path.at, self.key_from_file(&path.value))
+            }
+            (Some(_), Some(file)) => {
+                let problem = Problem::new("`hmac_key` and `hmac_key_file` are both set");
+                self.report.add(file.at, problem.help("remove one of them"));
+                None
+            }
+            (None, None) => {
+                let problem = Problem::new("[acme.external_account] has no HMAC key")
+                    .help("add hmac_key_file = \"FILE\" or hmac_key = \"${ENV_NAME}\"");
+                self.report.add(table.at, problem);
+                None
+            }
+        }
+    }
+
+    fn secret(&self, key: &str, text: &str) -> Result<String, Problem> {
+        token(key, &secret(key, text, self.environment.variable)?)
+    }
+
+    fn key_from_file(&self, path: &Path) -> Result<Vec<u8>, Problem> {
+        let text = (self.environment.read_secret)(path).map_err(|error| {
+            Problem::new(format!("cannot read {}: {error}", path.display()))
+                .help("the file holds the HMAC key and must be readable for the server's user")
+        })?;
+        hmac_key(&text)
+    }
+
+    fn sites(&self, value: Option<Value<'a>>) -> Vec<SiteDraft> {
+        let at = value.map_or(0, |value| value.at);
+        let tables = match value {
+            Some(value) => match value.tables(&SITE) {
+                Some(tables) => tables,
+                None => return Vec::new(),
+            },
+            None => List {
+                at,
+                is_empty: true,
+                values: Vec::new(),
+            },
+        };
+        if tables.is_empty {
+            let problem = Problem::new("there is no site, so there is nothing to serve");
+            let help = "add [[sites]] with hosts = [\"example.com\"] and upstreams = [\"3000\"]";
+            self.report.add(at, problem.help(help));
+        }
+        let sites = tables.values.iter();
+        sites.map(|table| self.site(&table.value)).collect()
+    }
+
+    fn site(&self, table: &Table<'a>) -> SiteDraft {
+        let tls = match table.get("tls") {
+            Some(value) => value.parse(MODE, tls_mode),
+            None => Some(Located {
+                value: TlsMode::default(),
+                at: table.at,
+            }),
+        };
+        let certificate_per = table
+            .get("certificate_per")
+            .and_then(|v| v.parse(CERTIFICATE_PER, certificate_per));
+        let upstreams = table.get("upstreams");
+        let routes = table.get("routes");
+        let routes = routes.and_then(|value| value.tables(&ROUTE));
+        let has_routes = match &routes {
+            Some(routes) => !routes.is_empty,
+            None => table.get("routes").is_some(),
+        };
+        if upstreams.is_none() && !has_routes {
+            let problem = Problem::new("[[sites]] has neither `upstreams` nor routes")
+                .help("add for example upstreams = [\"127.0.0.1:3000\"]");
+            self.report.add(table.at, problem);
+        }
+        SiteDraft {
+            hosts: self.hosts(table).unwrap_or_default(),
+            tls,
+            certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
+            upstreams: self.upstreams(upstreams),
+            routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
+        }
+    }
+
+    fn hosts(&self, table: &Table<'a>) -> Option<Vec<Located<Name>>> {
+        let hosts = table.require("hosts", NAMES.example)?.list(NAMES, host)?;
+        if hosts.is_empty {
+            let problem = Problem::new("`hosts` is empty").help("write hosts = [\"example.com\"]");
+            self.report.add(hosts.at, problem);
+        }
+        Some(hosts.values)
+    }
+
+    fn upstreams(&self, value: Option<Value<'a>>) -> Vec<Upstream> {
+        let list = value.and_then(|v| v.list(UPSTREAMS, |text| upstream(text, self.base)));
+        let Some(list) = list else {
+            return Vec::new();
+        };
+        if list.is_empty {
+            let problem = Problem::new("`upstreams` is empty, so requests could go nowhere")
+                .help("write upstreams = [\"127.0.0.1:3000\"]");
+            self.report.add(list.at, problem);
+        }
+        list.values.into_iter().map(|one| one.value).collect()
+    }
+
+    fn routes(&self, tables: &List<Table<'a>>) -> Vec<RouteDraft> {
+        let route = |table: &Located<Table<'a>>| {
+            let table = &table.value;
+            let path = table
+                .require("path", PATTERN.example)
+                .and_then(|v| v.parse(PATTERN, path_pattern));
+            let upstreams = self.upstreams(table.require("upstreams", UPSTREAMS.example));
+            Some(RouteDraft {
+                path: path?,
+                upstreams,
+            })
+        };
+        tables.values.iter().filter_map(route).collect()
+    }
+}
+
+fn listen(value: Option<Value<'_>>) -> Listen {
+    let Some(value) = value else {
+        return Listen::Default;
+    };
+    match value.list(ADDRESSES, listen_address) {
+        Some(list) if list.is_empty => Listen::Nowhere(list.at),
+        Some(list) => Listen::On(list.values),
+        // What could not be read claims no address, not even the default one.
+        None => Listen::On(Vec::new()),
+    }
+}
+
+fn duration_of(value: Value<'_>, least: &str, most: &str) -> Option<Duration> {
+    value
+        .parse(DURATION, |text| duration_between(text, least, most))
+        .map(|duration| duration.value)
+}

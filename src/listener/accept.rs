@@ -1,0 +1,183 @@
+//! The accept loop: takes connections, does the handshake under a deadline, hands them to the
+//! HTTP engine, and drains them when told to stop.
+
+use std::io;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use boring::ssl::{ErrorCode, SslAcceptor};
+use pingora::apps::ServerApp;
+use pingora::protocols::tls::SslStream;
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio_util::task::TaskTracker;
+
+use super::connection::{ConnectionInfo, TlsInfo};
+use super::stream::ClientStream;
+use super::tls::{self, Outcome};
+use crate::admin::metrics::Metrics;
+use crate::certificate::table::TableReader;
+
+/// How long a client may take for its TLS handshake, the wait for the first load included.
+pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
+
+/// After an error of accept(2) that is the host's and not one connection's (no file descriptors,
+/// no memory): trying again at once would only burn the processor.
+const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
+
+/// What every connection is served with.
+pub struct Service<A> {
+    pub app: Arc<A>,
+    pub tls: SslAcceptor,
+    pub table: TableReader,
+    pub metrics: Arc<Metrics>,
+    /// Turns true when the process drains.
+    pub shutdown: watch::Receiver<bool>,
+    pub connections: TaskTracker,
+}
+
+/// What a listener speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    Http,
+    Https,
+}
+
+/// Accepts connections until the drain begins.
+pub async fn accept_loop<A>(listener: TcpListener, protocol: Protocol, service: Arc<Service<A>>)
+where
+    A: ServerApp + Send + Sync + 'static,
+{
+    let mut shutdown = service.shutdown.clone();
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            // The sender is never dropped before the drain; if it were, stopping is right.
+            _ = shutdown.wait_for(|stop| *stop) => return,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                let connection = serve(stream, client, protocol, service.clone());
+                service.connections.spawn(connection);
+            }
+            Err(error) if concerns_one_connection(&error) => {}
+            Err(error) => {
+                tracing::error!(%error, "cannot accept connections");
+                tokio::time::sleep(ACCEPT_BACKOFF).await;
+            }
+        }
+    }
+}
+
+fn concerns_one_connection(error: &io::Error) -> bool {
+    matches!(
+        error.kind(),
+        io::ErrorKind::ConnectionAborted
+            | io::ErrorKind::ConnectionReset
+            | io::ErrorKind::Interrupted
+    )
+}
+
+async fn serve<A>(
+    stream: TcpStream,
+    client: SocketAddr,
+    protocol: Protocol,
+    service: Arc<Service<A>>,
+) where
+    A: ServerApp + Send + Sync + 'static,
+{
+    let _open = service.metrics.connection();
+    // Fails only on a connection that is gone already.
+    let _ = stream.set_nodelay(true);
+    let Ok(local) = stream.local_addr() else {
+        return;
+    };
+    let mut info = ConnectionInfo {
+        client: canonical(client),
+        local: canonical(local),
+        tls: None,
+    };
+    let stream = match protocol {
+        Protocol::Http => ClientStream::plain(stream, info),
+        Protocol::Https => {
+            let Some(stream) = handshake(stream, &info, &service).await else {
+                return;
+            };
+            info.tls = Some(describe(&stream));
+            ClientStream::tls(stream, info)
+        }
+    };
+    service
+        .app
+        .process_new(Box::new(stream), &service.shutdown)
+        .await;
+}
+
+/// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
+}
+
+fn describe(stream: &SslStream<TcpStream>) -> TlsInfo {
+    let ssl = stream.ssl();
+    TlsInfo {
+        server_name: ssl
+            .servername(boring::ssl::NameType::HOST_NAME)
+            .map(|name| name.trim_end_matches('.').to_ascii_lowercase().into()),
+        version: ssl.version_str(),
+        served: tls::served(ssl),
+    }
+}
+
+/// Does the handshake. `None`: it failed, or it was a challenge validation, which is over with it.
+async fn handshake<A>(
+    stream: TcpStream,
+    info: &ConnectionInfo,
+    service: &Service<A>,
+) -> Option<SslStream<TcpStream>> {
+    let ssl = match tls::new_handshake(&service.tls, info.local.ip()) {
+        Ok(ssl) => ssl,
+        Err(error) => {
+            tracing::error!(%error, "cannot begin a TLS handshake");
+            return None;
+        }
+    };
+    let mut stream = SslStream::new(ssl, stream).ok()?;
+    let result = tokio::time::timeout(HANDSHAKE_DEADLINE, complete(&mut stream, service)).await;
+    let outcome = tls::outcome(stream.ssl());
+    let version = stream.ssl().version_str();
+    let (label, cause) = match (&result, outcome) {
+        (Ok(Ok(())), Outcome::Challenge) => ("challenge", None),
+        (Ok(Ok(())), _) => ("ok", None),
+        (_, Outcome::Refused) => ("unknown_name", None),
+        (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
+        (Err(_), _) => ("timeout", None),
+    };
+    service.metrics.tls_handshake(label, version);
+    if label == "ok" {
+        return Some(stream);
+    }
+    tracing::debug!(
+        client = %info.client, result = label, cause,
+        server_name = stream.ssl().servername(boring::ssl::NameType::HOST_NAME),
+        "TLS handshake"
+    );
+    None
+}
+
+/// Drives the handshake, waiting for the first load where it asks for a certificate that may
+/// still come.
+async fn complete<A>(
+    stream: &mut SslStream<TcpStream>,
+    service: &Service<A>,
+) -> Result<(), boring::ssl::Error> {
+    loop {
+        match stream.accept().await {
+            Err(error) if error.code() == ErrorCode::PENDING_CERTIFICATE => {
+                service.table.loaded().await;
+            }
+            result => return result,
+        }
+    }
+}

@@ -1,0 +1,29 @@
+//! What is known about a client connection once it has been accepted: the proxy reads it, from the
+//! stream's digest, for every request on that connection. It never changes afterwards.
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+
+use crate::certificate::table::LiveCertificate;
+
+/// A connection from a client.
+#[derive(Clone)]
+pub struct ConnectionInfo {
+    /// The client's address; an IPv4-mapped IPv6 address is given as IPv4.
+    pub client: SocketAddr,
+    /// The address it connected to.
+    pub local: SocketAddr,
+    /// `None` on a plain HTTP listener.
+    pub tls: Option<TlsInfo>,
+}
+
+/// What the TLS handshake settled.
+#[derive(Clone)]
+pub struct TlsInfo {
+    /// The server name the client asked for (RFC 6066 section 3), lower case.
+    pub server_name: Option<Arc<str>>,
+    /// `TLSv1.2` or `TLSv1.3`.
+    pub version: &'static str,
+    /// The certificate that was served; `None` when a resumed session needed none.
+    pub served: Option<Arc<LiveCertificate>>,
+}

@@ -1,0 +1,10 @@
+//! Sockets, TLS and the accept loop. Reads the live certificate table and the challenge table on
+//! each handshake; it never reads a file and never changes either table.
+
+pub mod accept;
+pub mod connection;
+pub mod sockets;
+pub mod stream;
+pub mod tls;
+
+pub use connection::{ConnectionInfo, TlsInfo};

@@ -1,0 +1,217 @@
+//! Authorities that mostly work: validation as RFC 8555 and RFC 8737 say, refused nonces, rate
+//! limits, certificates that are not what was ordered.
+
+use std::path::Path;
+use std::time::Duration;
+
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
+use crate::support::client::serial;
+use crate::support::clock;
+use crate::support::perennial::Perennial;
+use crate::support::place::Place;
+use crate::support::scripted_ca::{
+    CertificateFault, Fault, Kind, RenewalInfoAnswer, ScriptedCa, Validation, problem,
+};
+use crate::support::sites::site;
+use crate::support::wait::{SOON, never_within, wait_until};
+
+const NAME: &str = "a.example.test";
+
+/// Started; `acme` continues the `[acme]` table.
+async fn start(place: Place, ca: &ScriptedCa, acme: &str) -> Perennial {
+    let site = site(NAME, "acme", &["respond:hello"]);
+    Perennial::run(place, &format!("{}{acme}{site}", ca.acme_table())).await
+}
+
+async fn wait_for_certificate(perennial: &Perennial, ca: &ScriptedCa) -> String {
+    wait_until(SOON, "the authority's newest certificate", async || {
+        let served = serial(perennial.place.https, NAME).await.ok()?;
+        (ca.serials().last() == Some(&served)).then_some(served)
+    })
+    .await
+}
+
+async fn last_error(perennial: &Perennial) -> String {
+    let error = wait_until(SOON, "last_error in /status", async || {
+        perennial.status_field(NAME, "last_error").await
+    });
+    error.await.as_str().expect("a text").to_owned()
+}
+
+async fn renew(perennial: &Perennial) {
+    let (status, body) = perennial
+        .admin_post(&format!("/certificates/{NAME}/renew"))
+        .await;
+    assert_eq!(status, 202, "{body}");
+}
+
+async fn validated_by(challenge: &str) {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.validation = Validation::Real);
+    let only = format!("challenges = [\"{challenge}\"]\n");
+    let perennial = start(place, &ca, &only).await;
+    wait_for_certificate(&perennial, &ca).await;
+    let requests = ca.requests();
+    let mut challenges = requests.iter().filter(|one| one.kind == Kind::Challenge);
+    assert!(challenges.all(|one| one.path.ends_with(challenge)));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn http_01_as_the_rfc_says() {
+    validated_by("http-01").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tls_alpn_01_as_the_rfc_says() {
+    validated_by("tls-alpn-01").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn refused_nonces_are_tried_again() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.bad_nonces = 6);
+    let perennial = start(place, &ca, "").await;
+    wait_for_certificate(&perennial, &ca).await;
+    assert_eq!(ca.issued().len(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rate_limit_is_waited_for_as_long_as_it_says() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let retry_after = Some("7200".to_owned());
+    ca.script(|script| script.break_one(Kind::NewOrder, Fault::TooMany { retry_after }));
+    let perennial = start(place, &ca, "").await;
+    last_error(&perennial).await;
+    let next = perennial
+        .status_field(NAME, "next_attempt")
+        .await
+        .expect("a time");
+    let next = OffsetDateTime::parse(next.as_str().expect("a text"), &Rfc3339).expect("RFC 3339");
+    let wait = next - clock::now();
+    assert!(
+        wait > time::Duration::seconds(7000),
+        "Retry-After was 7200 s, not {wait}"
+    );
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refusal_is_told_in_the_authoritys_words() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let words = "CAA record for a.example.test prevents issuance";
+    let refusal = Fault::Refuse(problem(403, "caa", words));
+    ca.script(|script| script.break_one(Kind::NewOrder, refusal));
+    let perennial = start(place, &ca, "").await;
+    let error = last_error(&perennial).await;
+    assert!(error.contains(words), "{error}");
+    perennial.wait_for_log(words, SOON).await;
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+}
+
+async fn a_bad_certificate_replaces_nothing(fault: CertificateFault) {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let perennial = start(place, &ca, "").await;
+    let good = wait_for_certificate(&perennial, &ca).await;
+    ca.script(|script| script.certificate = fault);
+    renew(&perennial).await;
+    let error = last_error(&perennial).await;
+    assert!(!error.is_empty());
+    never_within(Duration::from_secs(1), async || {
+        let served = serial(perennial.place.https, NAME).await;
+        (served.as_ref() != Ok(&good)).then(|| format!("served: {served:?}"))
+    })
+    .await;
+    ca.script(|script| script.certificate = CertificateFault::None);
+    renew(&perennial).await;
+    wait_for_certificate(&perennial, &ca).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_another_key() {
+    a_bad_certificate_replaces_nothing(CertificateFault::OtherKey).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_for_other_names() {
+    a_bad_certificate_replaces_nothing(CertificateFault::OtherNames).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_cut_short() {
+    a_bad_certificate_replaces_nothing(CertificateFault::Truncated).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_window_in_the_past_renews_now_and_says_what_it_replaces() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let far = RenewalInfoAnswer::window("2090-01-01T00:00:00Z", "2090-01-02T00:00:00Z");
+    ca.script(|script| script.renewal_info = Some(far));
+    let perennial = start(place, &ca, "").await;
+    let first = wait_for_certificate(&perennial, &ca).await;
+    let past = RenewalInfoAnswer::window("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z");
+    ca.script(|script| script.renewal_info = Some(past));
+    let path = format!("/certificates/{NAME}/renew?if_due=true");
+    let (status, body) = perennial.admin_post(&path).await;
+    assert_eq!(status, 202, "{body}");
+    let second = wait_until(SOON, "the renewed certificate", async || {
+        let served = serial(perennial.place.https, NAME).await.ok()?;
+        (served != first).then_some(served)
+    });
+    assert_eq!(ca.serials().get(1), Some(&second.await));
+    let replaces = ca.replaces();
+    assert_eq!(replaces[0], None);
+    assert!(
+        replaces[1].as_ref().is_some_and(|id| id.contains('.')),
+        "{replaces:?}"
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn already_replaced_orders_again_without_saying_so() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let far = RenewalInfoAnswer::window("2090-01-01T00:00:00Z", "2090-01-02T00:00:00Z");
+    ca.script(|script| script.renewal_info = Some(far));
+    let perennial = start(place, &ca, "").await;
+    wait_for_certificate(&perennial, &ca).await;
+    ca.script(|script| script.already_replaced = true);
+    renew(&perennial).await;
+    wait_until(SOON, "a second certificate", async || {
+        ca.issued().get(1).cloned()
+    })
+    .await;
+    wait_for_certificate(&perennial, &ca).await;
+    assert_eq!(ca.replaces(), [None, None]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_account_is_made_once_and_kept() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let mut perennial = start(place, &ca, "").await;
+    wait_for_certificate(&perennial, &ca).await;
+    let accounts = perennial.place.state().join("accounts");
+    let file = |folder: &Path| {
+        let entry = std::fs::read_dir(folder).expect("a folder").next();
+        let path = entry.expect("one authority").expect("readable").path();
+        std::fs::read(path.join("account.json")).expect("an account")
+    };
+    let before = file(&accounts);
+    perennial.restart().await;
+    renew(&perennial).await;
+    wait_until(SOON, "a second certificate", async || {
+        ca.issued().get(1).cloned()
+    })
+    .await;
+    wait_for_certificate(&perennial, &ca).await;
+    assert_eq!(ca.count(Kind::NewAccount), 1);
+    assert!(file(&accounts) == before, "the account file has changed");
+}

@@ -1,0 +1,26 @@
+//! End-to-end scenarios: each starts the built program and talks to it as its users do, with real
+//! files, real clients and real certificate authorities. One file is one scenario.
+//!
+//! Nothing here links the library: what is tested is what is shipped.
+
+// A test that finds nothing to unwrap has failed, and says where.
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
+
+mod acme_pebble;
+mod acme_scripted;
+mod admin;
+mod broken_files;
+mod ca_down;
+mod check;
+mod cli;
+mod crash_write;
+mod drain;
+mod proxy;
+mod proxy_answers;
+mod reload;
+mod reload_layouts;
+mod renewal_pebble;
+mod start;
+mod streaming;
+mod support;
+mod unreadable_files;

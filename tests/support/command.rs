@@ -1,0 +1,77 @@
+//! Other people's programs: run to their end, or found on this machine.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+
+/// What a program printed and how it ended.
+#[derive(Debug)]
+pub struct Finished {
+    pub code: Option<i32>,
+    pub stdout: String,
+    pub stderr: String,
+}
+
+impl Finished {
+    pub fn success(&self) -> bool {
+        self.code == Some(0)
+    }
+
+    pub fn assert_success(self) -> Finished {
+        assert!(self.success(), "the command failed: {self:#?}");
+        self
+    }
+
+    pub fn json(&self) -> serde_json::Value {
+        serde_json::from_str(&self.stdout)
+            .unwrap_or_else(|error| panic!("no JSON on stdout ({error}): {self:#?}"))
+    }
+}
+
+/// Runs a program to its end without holding up the test's own servers.
+pub async fn run(mut command: Command) -> Finished {
+    let done = tokio::task::spawn_blocking(move || {
+        let output = command.stdin(Stdio::null()).output();
+        output.unwrap_or_else(|error| panic!("{command:?}: {error}"))
+    });
+    let output = done.await.expect("the blocking task does not panic");
+    Finished {
+        code: output.status.code(),
+        stdout: String::from_utf8_lossy(&output.stdout).into_owned(),
+        stderr: String::from_utf8_lossy(&output.stderr).into_owned(),
+    }
+}
+
+/// The real curl, without the user's own settings.
+pub async fn curl(arguments: &[&str]) -> Finished {
+    let mut command = Command::new("curl");
+    command.args(["--disable", "--silent", "--show-error", "--max-time", "20"]);
+    command.args(arguments);
+    run(command).await
+}
+
+/// `openssl s_client`, ended right after the handshake.
+pub async fn s_client(arguments: &[&str]) -> Finished {
+    let mut command = Command::new("openssl");
+    command.arg("s_client").args(arguments);
+    run(command).await
+}
+
+/// The first of that name; see [`find_all`].
+pub fn find(program: &str) -> Option<PathBuf> {
+    find_all(program).next()
+}
+
+/// Looks in PATH and where `go install` and Debian put programs.
+pub fn find_all(program: &str) -> impl Iterator<Item = PathBuf> {
+    let path = std::env::var_os("PATH").unwrap_or_default();
+    let mut folders: Vec<PathBuf> = std::env::split_paths(&path).collect();
+    if let Some(gopath) = std::env::var_os("GOPATH") {
+        folders.push(Path::new(&gopath).join("bin"));
+    }
+    if let Some(home) = std::env::home_dir() {
+        folders.push(home.join("go/bin"));
+    }
+    folders.push("/usr/sbin".into());
+    let candidates = folders.into_iter().map(move |folder| folder.join(program));
+    candidates.filter(|path| path.is_file())
+}

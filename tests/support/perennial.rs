@@ -1,0 +1,216 @@
+//! The program under test as a child process: started, signalled, killed, asked.
+
+use std::io::{BufRead, BufReader};
+use std::process::{Child, Command, ExitStatus, Stdio};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::process::{Pid, Signal, kill_process};
+
+use super::admin_api::client;
+use super::command::{self, Finished};
+use super::place::Place;
+use super::wait::{SOON, wait_until};
+
+const PROGRAM: &str = env!("CARGO_BIN_EXE_perennial");
+const LOG_LINES_SHOWN: usize = 80;
+
+/// Killed when dropped; if the test has failed by then, the end of its log is printed.
+pub struct Perennial {
+    pub place: Place,
+    before: Vec<String>,
+    arguments: Vec<String>,
+    environment: Vec<(String, String)>,
+    child: Option<Child>,
+    log: Arc<Mutex<Vec<String>>>,
+}
+
+impl Perennial {
+    /// `perennial run` with the place's `[server]` table followed by `rest`. Not started yet.
+    pub fn with_config(place: Place, rest: &str) -> Perennial {
+        let text = format!("{}{rest}", place.server_table());
+        let file = place.write("perennial.toml", text);
+        Self::with_arguments(place, &["run", "--config", &file.display().to_string()])
+    }
+
+    /// `perennial proxy` on the place's addresses. Not started yet.
+    pub fn with_proxy(place: Place, arguments: &[&str]) -> Perennial {
+        let (http, https) = (place.http.to_string(), place.https.to_string());
+        let (admin, state) = (place.admin.to_string(), place.state());
+        let state = state.display().to_string();
+        let mut all = vec!["proxy", "--http-listen", &http, "--https-listen", &https];
+        all.extend(["--admin-listen", &admin, "--state-dir", &state]);
+        all.extend(arguments);
+        Self::with_arguments(place, &all)
+    }
+
+    fn with_arguments(place: Place, arguments: &[&str]) -> Perennial {
+        Perennial {
+            place,
+            before: Vec::new(),
+            arguments: arguments.iter().map(ToString::to_string).collect(),
+            environment: Vec::new(),
+            child: None,
+            log: Arc::default(),
+        }
+    }
+
+    /// Started and serving: `perennial run`.
+    pub async fn run(place: Place, rest: &str) -> Perennial {
+        let mut perennial = Self::with_config(place, rest);
+        perennial.start_and_wait().await;
+        perennial
+    }
+
+    pub fn env(mut self, key: &str, value: &str) -> Perennial {
+        self.environment.push((key.into(), value.into()));
+        self
+    }
+
+    /// Puts a program such as `setpriv` in front.
+    pub fn through(mut self, before: &[&str]) -> Perennial {
+        self.before = before.iter().map(ToString::to_string).collect();
+        self
+    }
+
+    pub fn forget_env(&mut self) {
+        self.environment.clear();
+    }
+
+    /// `perennial run` with exactly this configuration; the place's addresses must be in it where
+    /// the test asks them. Not started yet.
+    pub fn with_whole_config(place: Place, text: &str) -> Perennial {
+        let file = place.write("perennial.toml", text);
+        Self::with_arguments(place, &["run", "--config", &file.display().to_string()])
+    }
+
+    /// Replaces everything after the `[server]` table.
+    pub fn rewrite_config(&self, rest: &str) {
+        let text = format!("{}{rest}", self.place.server_table());
+        self.place.write("perennial.toml", text);
+    }
+
+    pub fn start(&mut self) {
+        let mut words = self.before.clone();
+        words.push(PROGRAM.into());
+        let mut command = Command::new(&words[0]);
+        command.args(&words[1..]).args(&self.arguments);
+        command.args(["--log-level", "debug"]);
+        command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "1");
+        command.envs(self.environment.iter().cloned());
+        command.stdin(Stdio::null()).stdout(Stdio::null());
+        let mut child = command.stderr(Stdio::piped()).spawn().expect(PROGRAM);
+        self.collect(child.stderr.take().expect("a pipe"));
+        self.child = Some(child);
+    }
+
+    fn collect(&self, pipe: impl std::io::Read + Send + 'static) {
+        let log = Arc::clone(&self.log);
+        std::thread::spawn(move || {
+            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+                log.lock().unwrap().push(line);
+            }
+        });
+    }
+
+    pub async fn start_and_wait(&mut self) {
+        self.start();
+        self.wait_healthy().await;
+    }
+
+    /// The same state, configuration and addresses; what ran before is killed.
+    pub async fn restart(&mut self) {
+        self.kill9();
+        self.start_and_wait().await;
+    }
+
+    pub fn kill9(&mut self) {
+        if let Some(mut child) = self.child.take() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+    }
+
+    pub fn signal(&self, signal: Signal) {
+        let child = self.child.as_ref().expect("it was started");
+        let pid = i32::try_from(child.id()).expect("a process id");
+        kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("it runs");
+    }
+
+    pub fn exited(&mut self) -> Option<ExitStatus> {
+        let child = self.child.as_mut().expect("it was started");
+        child.try_wait().expect("its status")
+    }
+
+    pub async fn wait_exit(&mut self, deadline: Duration) -> ExitStatus {
+        wait_until(deadline, "the program to exit", async || self.exited()).await
+    }
+
+    /// Until the process serves: `GET /healthz` answers 200.
+    pub async fn wait_healthy(&mut self) {
+        self.wait_for_200("/healthz").await;
+    }
+
+    /// Until every host has a certificate: `GET /readyz` answers 200.
+    pub async fn wait_ready(&mut self) {
+        self.wait_for_200("/readyz").await;
+    }
+
+    async fn wait_for_200(&mut self, path: &str) {
+        wait_until(SOON, path, async || {
+            if let Some(status) = self.exited() {
+                panic!("perennial ended by itself: {status}");
+            }
+            let url = format!("http://{}{path}", self.place.admin);
+            let response = client().get(url).send().await.ok()?;
+            (response.status() == 200).then_some(())
+        })
+        .await;
+    }
+
+    /// Another command of the program, pointed at this one's admin address.
+    pub async fn cli(&self, arguments: &[&str]) -> Finished {
+        let admin = self.place.admin.to_string();
+        cli(&[arguments, &["--admin", &admin]].concat()).await
+    }
+
+    pub fn log(&self) -> Vec<String> {
+        self.log.lock().unwrap().clone()
+    }
+
+    pub fn log_lines_with(&self, pattern: &str) -> Vec<String> {
+        let lines = self.log().into_iter();
+        lines.filter(|line| line.contains(pattern)).collect()
+    }
+
+    pub async fn wait_for_log(&self, pattern: &str, deadline: Duration) -> String {
+        let what = format!("a log line with {pattern:?}");
+        wait_until(deadline, &what, async || {
+            self.log_lines_with(pattern).into_iter().next()
+        })
+        .await
+    }
+}
+
+impl Drop for Perennial {
+    fn drop(&mut self) {
+        self.kill9();
+        if std::thread::panicking() {
+            let log = self.log();
+            let from = log.len().saturating_sub(LOG_LINES_SHOWN);
+            eprintln!("--- the end of perennial's log ---");
+            log[from..].iter().for_each(|line| eprintln!("{line}"));
+        }
+    }
+}
+
+/// Any command of the program, run to its end.
+pub async fn cli(arguments: &[&str]) -> Finished {
+    let mut command = Command::new(PROGRAM);
+    command.args(arguments).env("RUST_BACKTRACE", "1");
+    command::run(command).await
+}
+
+pub fn program() -> &'static str {
+    PROGRAM
+}

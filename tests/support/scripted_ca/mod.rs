@@ -1,0 +1,148 @@
+//! An ACME authority (RFC 8555, 9773) inside the test, for what Pebble cannot play: rate limits,
+//! HTML errors, nonsense, hung connections, wrong certificates. It counts every request.
+
+mod book;
+mod issuing;
+mod jws;
+mod orders;
+mod problem;
+mod protocol;
+mod script;
+mod validation;
+
+use std::net::SocketAddr;
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
+
+pub use problem::problem;
+pub use script::{CertificateFault, Fault, Kind, RenewalInfoAnswer, Script, Validation};
+
+use super::certs::{TestCa, serial_of};
+use super::place::Place;
+use super::server::Server;
+use book::Book;
+
+/// Stopped when dropped. Plain HTTP: the product accepts that for loopback authorities.
+pub struct ScriptedCa {
+    /// The directory URL.
+    pub directory: String,
+    server: Server,
+    shared: Arc<Shared>,
+}
+
+/// One request that arrived, answered or not.
+#[derive(Clone, Debug)]
+pub struct Logged {
+    pub method: String,
+    pub path: String,
+    pub kind: Kind,
+    pub at: Instant,
+}
+
+struct Shared {
+    base: String,
+    proxy: (SocketAddr, SocketAddr),
+    ca: TestCa,
+    script: Mutex<Script>,
+    log: Mutex<Vec<Logged>>,
+    book: Mutex<Book>,
+}
+
+impl ScriptedCa {
+    /// Behaves well, and calls every challenge valid without looking.
+    pub async fn start(place: &Place) -> ScriptedCa {
+        let addr = place.free();
+        let base = format!("http://{addr}");
+        let shared = Arc::new(Shared {
+            base: base.clone(),
+            proxy: (place.http, place.https),
+            ca: TestCa::new(),
+            script: Mutex::default(),
+            log: Mutex::default(),
+            book: Mutex::default(),
+        });
+        let router = Router::new().fallback(protocol::handle);
+        let server = Server::tcp(addr, router.with_state(Arc::clone(&shared))).await;
+        ScriptedCa {
+            directory: format!("{base}/directory"),
+            server,
+            shared,
+        }
+    }
+
+    /// The `[acme]` table that orders here.
+    pub fn acme_table(&self) -> String {
+        format!("[acme]\ndirectory = \"{}\"\n", self.directory)
+    }
+
+    /// Changes its behaviour from the next request on.
+    pub fn script(&self, change: impl FnOnce(&mut Script)) {
+        change(&mut self.shared.script.lock().unwrap());
+    }
+
+    /// Unreachable from now on: the listener and all connections are closed.
+    pub async fn stop(&self) {
+        self.server.stop().await;
+    }
+
+    /// Back on the same port.
+    pub async fn resume(&self) {
+        self.server.start().await;
+    }
+
+    pub fn requests(&self) -> Vec<Logged> {
+        self.shared.log.lock().unwrap().clone()
+    }
+
+    pub fn count(&self, kind: Kind) -> usize {
+        self.requests()
+            .iter()
+            .filter(|entry| entry.kind == kind)
+            .count()
+    }
+
+    /// The PEM chains it issued, oldest first.
+    pub fn issued(&self) -> Vec<String> {
+        self.shared.book.lock().unwrap().certificates.clone()
+    }
+
+    /// The serials of its certificates, oldest first, as `Served::serial` writes them.
+    pub fn serials(&self) -> Vec<String> {
+        let leaf = |pem: &String| CertificateDer::from_pem_slice(pem.as_bytes()).ok();
+        let issued = self.issued();
+        let leaves = issued.iter().filter_map(leaf);
+        leaves.map(|der| serial_of(&der)).collect()
+    }
+
+    /// The `replaces` of each order, oldest first (RFC 9773 section 5).
+    pub fn replaces(&self) -> Vec<Option<String>> {
+        let book = self.shared.book.lock().unwrap();
+        book.orders
+            .iter()
+            .map(|order| order.replaces.clone())
+            .collect()
+    }
+
+    pub fn root_pem(&self) -> &str {
+        &self.shared.ca.root_pem
+    }
+}
+
+impl Default for Script {
+    fn default() -> Script {
+        Script {
+            faults: Vec::new(),
+            bad_nonces: 0,
+            validation: Validation::Always,
+            stuck_in_processing: false,
+            certificate: CertificateFault::None,
+            lifetime: Duration::from_secs(90 * 24 * 3600),
+            renewal_info: None,
+            already_replaced: false,
+        }
+    }
+}
