@@ -67,6 +67,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             https_listen: Vec::new(),
             admin_listen: AdminListen::Off,
             state_dir: PathBuf::new(),
+            state_dir_note: None,
             threads: 0,
             grace_period: StdDuration::from_secs(1),
         },
@@ -89,6 +90,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             }],
         },
         sites,
+        file_references: Vec::new(),
     })
 }
 
