@@ -98,8 +98,13 @@ impl std::fmt::Display for AcmeError {
             write!(f, " ({problem})")?;
         }
         for sub in &self.subproblems {
-            let identifier = sub.identifier.as_deref().unwrap_or("?");
-            write!(f, "; {identifier}: {}", sub.detail.trim_end_matches('.'))?;
+            let detail = sub.detail.trim_end_matches('.');
+            match &sub.identifier {
+                Some(identifier) if sub.identifier != self.identifier => {
+                    write!(f, "; {identifier}: {detail}")?;
+                }
+                _ => write!(f, "; {detail}")?,
+            }
         }
         match self.remedy() {
             Some(remedy) => write!(f, "; {remedy}"),

@@ -185,7 +185,9 @@ impl Run {
             self.wait_until_ready(&mut order, &guards).await?;
         }
         if order.state().status == OrderStatus::Ready {
-            let csr = self.csr(&key)?;
+            let csr = csr(&self.job.names, &key).map_err(|error| {
+                self.error(Class::Operator, format!("cannot make the CSR: {error}"))
+            })?;
             with_nonce!(order.finalize_csr(&csr)).map_err(|error| self.explain(error))?;
         }
         let chain = self.fetch_certificate(&mut order).await?;
@@ -307,7 +309,7 @@ impl Run {
             let key_authorization = challenge.key_authorization();
             let guard = self
                 .provide(kind, &identifier, &challenge.token, &key_authorization)
-                .map_err(|error| self.about(&identifier, error))?;
+                .map_err(|cause| self.about(&identifier, self.error(Class::Operator, cause)))?;
             answered.push(Answered {
                 identifier: identifier.clone(),
                 kind,
@@ -329,8 +331,7 @@ impl Run {
         identifier: &str,
         token: &str,
         key_authorization: &instant_acme::KeyAuthorization,
-    ) -> Result<ChallengeGuard, AcmeError> {
-        let operator = |cause: String| self.error(Class::Operator, cause);
+    ) -> Result<ChallengeGuard, String> {
         match kind {
             ChallengeType::Http01 => Ok(self
                 .job
@@ -339,11 +340,11 @@ impl Run {
             ChallengeType::TlsAlpn01 => {
                 let name: Name = identifier
                     .parse()
-                    .map_err(|error| operator(format!("{identifier} {error}")))?;
+                    .map_err(|error| format!("{identifier} {error}"))?;
                 self.job
                     .challenges
                     .provide_tls_alpn01(&name, key_authorization.digest().as_ref(), clock::now())
-                    .map_err(|error| operator(error.to_string()))
+                    .map_err(|error| error.to_string())
             }
         }
     }
@@ -418,15 +419,6 @@ impl Run {
             }));
         }
         Ok(None)
-    }
-
-    fn csr(&self, key: &KeyPair) -> Result<Vec<u8>, AcmeError> {
-        let make = || -> Result<Vec<u8>, rcgen::Error> {
-            let mut params = CertificateParams::new(texts(&self.job.names))?;
-            params.distinguished_name = DistinguishedName::new();
-            Ok(params.serialize_request(key)?.der().to_vec())
-        };
-        make().map_err(|error| self.error(Class::Operator, format!("cannot make the CSR: {error}")))
     }
 
     async fn fetch_certificate(&self, order: &mut Order) -> Result<String, AcmeError> {
@@ -578,6 +570,13 @@ fn refuses_predecessor(error: &AcmeError, status: Option<u16>) -> bool {
     let refused = ["alreadyReplaced", "malformed", "unauthorized", "notFound"];
     let mismatch = error.problem.is_none() && error.detail.contains("replaces field mismatch");
     refused.iter().any(|problem| error.is(problem)) || matches!(status, Some(404 | 409)) || mismatch
+}
+
+/// The signing request: the names alone, as CAs take the subject from nowhere else.
+fn csr(names: &[Name], key: &KeyPair) -> Result<Vec<u8>, rcgen::Error> {
+    let mut params = CertificateParams::new(texts(names))?;
+    params.distinguished_name = DistinguishedName::new();
+    Ok(params.serialize_request(key)?.der().to_vec())
 }
 
 fn identifier(name: &Name) -> Identifier {

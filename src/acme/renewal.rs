@@ -25,6 +25,9 @@ const SHORT_LIFETIME: Duration = Duration::days(10);
 const DUE_JITTER_DIVISOR: f64 = 100.0;
 /// With this part of the lifetime left (CertMagic's figure) nothing puts the renewal off further.
 const EMERGENCY_DIVISOR: i32 = 20;
+/// What an order, a few retries of it and the reload take at most: a twentieth of a lifetime of
+/// minutes would be too late. A quarter of the lifetime where even that is less.
+const EMERGENCY_TIME: Duration = Duration::minutes(2);
 /// A certificate is not replaced on account of dates within this part of its lifetime after its
 /// issuance: with a wrong clock or a mistaken CA every new one would be due again at once.
 const MIN_AGE_DIVISOR: i32 = 50;
@@ -111,7 +114,9 @@ impl Stored {
     }
 
     fn emergency_at(&self) -> OffsetDateTime {
-        self.not_after - self.lifetime() / EMERGENCY_DIVISOR
+        let lifetime = self.lifetime();
+        let short = EMERGENCY_TIME.min(lifetime / 4);
+        self.not_after - (lifetime / EMERGENCY_DIVISOR).max(short)
     }
 
     /// The due date without renewal information.

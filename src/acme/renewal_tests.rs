@@ -144,6 +144,21 @@ fn emergency_and_expiry() {
 }
 
 #[test]
+fn the_emergency_of_short_lifetimes_leaves_time_for_an_order() {
+    for (lifetime, left) in [
+        (Duration::days(90), Duration::hours(108)),
+        (Duration::hours(160), Duration::hours(8)),
+        (Duration::minutes(20), Duration::minutes(2)),
+        (Duration::seconds(40), Duration::seconds(10)),
+    ] {
+        let mut facts = with(lifetime);
+        let end = START + lifetime;
+        facts.renewal_info = window(START, end, end - Duration::MILLISECOND);
+        assert_eq!(next_renewal(&facts), Some(end - left), "{lifetime}");
+    }
+}
+
+#[test]
 fn what_does_not_fit_is_ordered_anew() {
     let now = START + Duration::days(1);
     let mut changed = with(Duration::days(90));
@@ -339,89 +354,37 @@ fn the_session_schedule_stops_at_an_hour() {
 
 #[test]
 fn the_backoff_leaves_attempts_before_the_expiry() {
+    // Lifetime, lifetime left at the failure, failures in a row, seconds to wait.
+    const DAY: i64 = 86_400;
+    const HOUR: i64 = 3_600;
     for (lifetime, left, failures, expected) in [
         // Long ago enough: the schedule.
-        (Duration::days(90), Duration::days(20), 4, Duration::days(1)),
+        (90 * DAY, 20 * DAY, 4, 86_400.0),
         // An eighth of what is left.
-        (
-            Duration::days(90),
-            Duration::hours(80),
-            4,
-            Duration::hours(10),
-        ),
-        (
-            Duration::hours(160),
-            Duration::hours(80),
-            4,
-            Duration::hours(10),
-        ),
-        (
-            Duration::hours(160),
-            Duration::hours(8),
-            9,
-            Duration::hours(1),
-        ),
+        (90 * DAY, 80 * HOUR, 4, 36_000.0),
+        (160 * HOUR, 80 * HOUR, 4, 36_000.0),
+        (160 * HOUR, 8 * HOUR, 9, 3_600.0),
         // The floor.
-        (
-            Duration::hours(160),
-            Duration::minutes(10),
-            9,
-            Duration::minutes(15),
-        ),
-        (
-            Duration::hours(12),
-            Duration::minutes(1),
-            9,
-            Duration::seconds(86) + Duration::milliseconds(400),
-        ),
-        (
-            Duration::minutes(20),
-            Duration::minutes(1),
-            9,
-            Duration::minutes(1),
-        ),
+        (160 * HOUR, 600, 9, 900.0),
+        (12 * HOUR, 60, 9, 86.4),
+        (1_200, 60, 9, 60.0),
         // The floor never prolongs the schedule.
-        (
-            Duration::days(90),
-            Duration::minutes(1),
-            1,
-            Duration::minutes(1),
-        ),
+        (90 * DAY, 60, 1, 60.0),
         // Laboratory certificates.
-        (
-            Duration::seconds(40),
-            Duration::seconds(20),
-            1,
-            Duration::milliseconds(2500),
-        ),
-        (
-            Duration::seconds(40),
-            Duration::seconds(5),
-            7,
-            Duration::seconds(2),
-        ),
+        (40, 20, 1, 2.5),
+        (40, 5, 7, 2.0),
         // After the expiry it grows again.
-        (Duration::days(90), Duration::ZERO, 9, Duration::minutes(15)),
-        (
-            Duration::days(90),
-            Duration::hours(-8),
-            9,
-            Duration::hours(1),
-        ),
-        (
-            Duration::days(90),
-            Duration::days(-30),
-            9,
-            Duration::days(1),
-        ),
+        (90 * DAY, 0, 9, 900.0),
+        (90 * DAY, -8 * HOUR, 9, 3_600.0),
+        (90 * DAY, -30 * DAY, 9, 86_400.0),
     ] {
-        let mut facts = with(lifetime);
-        let now = START + lifetime - left;
+        let mut facts = with(Duration::seconds(lifetime));
+        let now = START + Duration::seconds(lifetime - left);
         facts.attempts = failed(failures, now);
         assert_eq!(
             plan(now, &facts),
-            wait(now + expected, WaitReason::Backoff),
-            "{lifetime} with {left} left after {failures} failures"
+            wait(now + Duration::seconds_f64(expected), WaitReason::Backoff),
+            "{lifetime} s with {left} s left after {failures} failures"
         );
     }
 }

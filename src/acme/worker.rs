@@ -56,6 +56,9 @@ pub struct Coverage {
     pub file_valid_until: Option<OffsetDateTime>,
 }
 
+/// Told how an order ended.
+pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
+
 /// What the worker is told and whom it tells.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -65,7 +68,7 @@ pub struct Surroundings {
     /// its next poll.
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
     /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
-    pub ordered: Arc<dyn Fn(Option<&str>, bool) + Send + Sync>,
+    pub ordered: Arc<Ordered>,
 }
 
 /// What is known about one certificate, for `/status`.
