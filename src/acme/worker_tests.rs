@@ -62,9 +62,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
 fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
     Arc::new(Config {
         path: None,
-        file_references: Vec::new(),
         server: Server {
-            state_dir_note: None,
             http_listen: Vec::new(),
             https_listen: Vec::new(),
             admin_listen: AdminListen::Off,
