@@ -14,6 +14,7 @@ use super::draft::{
 };
 use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
+use super::tls_options;
 use super::value::overlap;
 use super::{
     Acme, AdminListen, CertificateAuthority, CertificateFiles, Certificates, ChallengeType, Config,
@@ -44,11 +45,13 @@ pub(super) fn assemble(
         check_tls(site, draft.certificates.has_sources, report);
         check_routes(site, report);
     }
+    tls_options::check(&draft, report);
     let file_references = file_references(&draft, report);
     Config {
         path: draft.path,
         server: server(draft.server, default_state_dir),
         certificates: certificates(draft.certificates),
+        tls: tls_options::tls(draft.tls),
         acme: acme(draft.acme, draft.fallbacks),
         sites: draft.sites.into_iter().map(site).collect(),
         file_references,
@@ -140,9 +143,13 @@ fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateA
 }
 
 fn site(draft: SiteDraft) -> Site {
+    let site_tls = draft
+        .upstream_tls
+        .map(|tls| tls_options::upstream(tls.value));
     let own = (!draft.upstreams.is_empty()).then(|| Route {
         path: everything(),
         upstreams: draft.upstreams,
+        upstream_tls: site_tls.clone(),
     });
     let mut routes: Vec<Route> = draft
         .routes
@@ -150,6 +157,10 @@ fn site(draft: SiteDraft) -> Site {
         .map(|route| Route {
             path: route.path.value,
             upstreams: route.upstreams,
+            upstream_tls: match route.upstream_tls {
+                Some(own) => Some(tls_options::upstream(own.value)),
+                None => site_tls.clone(),
+            },
         })
         .chain(own)
         .collect();
@@ -161,6 +172,9 @@ fn site(draft: SiteDraft) -> Site {
         hosts: draft.hosts.into_iter().map(|host| host.value).collect(),
         tls: draft.tls.map(|tls| tls.value).unwrap_or_default(),
         certificate_per: draft.certificate_per,
+        client_auth: draft
+            .client_auth
+            .and_then(|auth| tls_options::client_auth(auth.value)),
         routes,
     }
 }
@@ -284,7 +298,7 @@ fn check_certificate_sources(certificates: &CertificatesDraft, report: &Report<'
     check_paths_differ("directory", certificates.directories.iter(), report);
 }
 
-fn check_paths_differ<'p>(
+pub(super) fn check_paths_differ<'p>(
     what: &str,
     paths: impl Iterator<Item = &'p Located<PathBuf>>,
     report: &Report<'_>,
@@ -427,5 +441,6 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
                 .filter_map(|authority| authority.ca_certificate.as_ref())
                 .map(|path| reference(FilePurpose::TrustAnchors, path)),
         )
+        .chain(tls_options::files(draft).map(|(purpose, path)| reference(purpose, path)))
         .collect()
 }

@@ -173,7 +173,9 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
             }],
             tls: Some(Located { value: mode, at }),
             certificate_per: CertificatePer::default(),
+            client_auth: None,
             upstreams: Vec::new(),
+            upstream_tls: None,
             routes: Vec::new(),
         });
     }
@@ -186,6 +188,7 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
                 at,
             },
             upstreams: vec![argument.upstream],
+            upstream_tls: None,
         }),
     }
 }

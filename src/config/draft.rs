@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::diagnostic::Located;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ExternalAccount, KeyType, PathPattern, TlsMode,
-    Upstream,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType,
+    PathPattern, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -18,6 +18,7 @@ pub(super) struct Draft {
     pub(super) path: Option<PathBuf>,
     pub(super) server: ServerDraft,
     pub(super) certificates: CertificatesDraft,
+    pub(super) tls: TlsDraft,
     pub(super) acme: AuthorityDraft,
     pub(super) fallbacks: Vec<AuthorityDraft>,
     pub(super) sites: Vec<SiteDraft>,
@@ -75,11 +76,36 @@ pub(super) struct SiteDraft {
     /// Nothing where it was written and could not be read.
     pub(super) tls: Option<Located<TlsMode>>,
     pub(super) certificate_per: CertificatePer,
+    pub(super) client_auth: Option<Located<ClientAuthDraft>>,
     pub(super) upstreams: Vec<Upstream>,
+    pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) routes: Vec<RouteDraft>,
 }
 
 pub(super) struct RouteDraft {
     pub(super) path: Located<PathPattern>,
     pub(super) upstreams: Vec<Upstream>,
+    pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
+}
+
+#[derive(Default)]
+pub(super) struct TlsDraft {
+    pub(super) session_ticket_key_files: Vec<Located<PathBuf>>,
+    pub(super) session_ticket_rotation: Option<Located<Duration>>,
+    pub(super) resume_after_swap: Option<bool>,
+}
+
+/// Without a `ca` that could be read it is reported already.
+pub(super) struct ClientAuthDraft {
+    pub(super) ca: Option<Located<PathBuf>>,
+    pub(super) crl: Option<Located<PathBuf>>,
+    pub(super) mode: ClientAuthMode,
+}
+
+pub(super) struct UpstreamTlsDraft {
+    pub(super) ca: Option<Located<PathBuf>>,
+    pub(super) certificate: Option<Located<PathBuf>>,
+    pub(super) private_key: Option<Located<PathBuf>>,
+    pub(super) server_name: Option<Name>,
+    pub(super) verify: Option<Located<bool>>,
 }

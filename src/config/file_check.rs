@@ -31,6 +31,18 @@ pub enum FilePurpose {
     Password,
     /// `ca_certificate` of `[acme]`.
     TrustAnchors,
+    /// `ca` of `client_auth`.
+    ClientCa,
+    /// `crl` of `client_auth`.
+    ClientCrl,
+    /// `ca` of `upstream_tls`.
+    UpstreamCa,
+    /// `certificate` of `upstream_tls`.
+    UpstreamCertificate,
+    /// `private_key` of `upstream_tls`, or `certificate` where both are in one file.
+    UpstreamPrivateKey,
+    /// One of `session_ticket_key_files`.
+    SessionTicketKey,
 }
 
 impl FileReference {
@@ -93,6 +105,12 @@ impl FileReference {
             FilePurpose::PrivateKey => "private key file",
             FilePurpose::Password => "password file",
             FilePurpose::TrustAnchors => "ca_certificate",
+            FilePurpose::ClientCa => "client CA bundle",
+            FilePurpose::ClientCrl => "revocation list",
+            FilePurpose::UpstreamCa => "upstream CA bundle",
+            FilePurpose::UpstreamCertificate => "upstream client certificate",
+            FilePurpose::UpstreamPrivateKey => "upstream client key",
+            FilePurpose::SessionTicketKey => "session ticket key",
         };
         Problem::new(format!("the {purpose} {} {what}", self.path.display()))
     }

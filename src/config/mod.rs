@@ -16,6 +16,7 @@ mod load;
 mod reader;
 #[cfg(test)]
 mod tests;
+mod tls_options;
 mod toml_file;
 mod upstream;
 mod value;
@@ -42,6 +43,7 @@ pub struct Config {
     pub path: Option<PathBuf>,
     pub server: Server,
     pub certificates: Certificates,
+    pub tls: Tls,
     pub acme: Acme,
     pub sites: Vec<Site>,
     /// The files and folders that the configuration names, and where it names them.
@@ -123,6 +125,18 @@ pub struct CertificateFiles {
     pub password_file: Option<PathBuf>,
 }
 
+/// `[tls]`: how TLS sessions are resumed.
+#[derive(Clone, Debug)]
+pub struct Tls {
+    /// The first key encrypts session tickets, all of them decrypt. Empty: keys are made and
+    /// rotated in memory.
+    pub session_ticket_key_files: Vec<PathBuf>,
+    /// How long a key made in memory encrypts; it decrypts for two more of these.
+    pub session_ticket_rotation: Duration,
+    /// Whether sessions made under a certificate that has been replaced may be resumed.
+    pub resume_after_swap: bool,
+}
+
 /// `[acme]`: the certificate authorities, in the order in which they are tried. Never empty.
 #[derive(Clone, Debug)]
 pub struct Acme {
@@ -191,6 +205,8 @@ pub struct Site {
     pub hosts: Vec<Name>,
     pub tls: TlsMode,
     pub certificate_per: CertificatePer,
+    /// Whether clients have to show a certificate.
+    pub client_auth: Option<ClientAuth>,
     /// In order of specificity: the first that matches wins. Never empty; where the site has
     /// `upstreams` of its own, they are the last route, `/*`.
     pub routes: Vec<Route>,
@@ -211,6 +227,47 @@ pub enum TlsMode {
     Off,
 }
 
+/// `[sites.client_auth]`: whose clients a site is for (mutual TLS). Two sites with equal ones share
+/// connections and sessions, any others never do.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientAuth {
+    /// The bundle of the authorities that clients' certificates come from.
+    pub ca: PathBuf,
+    /// Revocation lists (RFC 5280 section 5) of all these authorities.
+    pub crl: Option<PathBuf>,
+    pub mode: ClientAuthMode,
+}
+
+/// What happens to a client without a certificate. A wrong one is refused in either mode.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash)]
+pub enum ClientAuthMode {
+    /// It is refused.
+    #[default]
+    Require,
+    /// It is served.
+    Request,
+}
+
+/// `upstream_tls` of a site or a route: TLS towards upstreams with `https://`.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct UpstreamTls {
+    /// Trusted instead of the system's authorities.
+    pub ca: Option<PathBuf>,
+    /// What to show to upstreams that ask for a certificate.
+    pub identity: Option<ClientIdentity>,
+    /// The name to ask for and to verify, instead of the upstream's host.
+    pub server_name: Option<Name>,
+    /// Whether the upstream's certificate is looked at, at all.
+    pub verify: bool,
+}
+
+/// A client certificate and its key. Both paths are the same for a combined file.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+pub struct ClientIdentity {
+    pub certificate: PathBuf,
+    pub private_key: PathBuf,
+}
+
 /// Whether the hosts of one site share a certificate.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum CertificatePer {
@@ -225,6 +282,8 @@ pub struct Route {
     pub path: PathPattern,
     /// Tried in turn. Never empty.
     pub upstreams: Vec<Upstream>,
+    /// The route's own, or else the site's.
+    pub upstream_tls: Option<UpstreamTls>,
 }
 
 /// A path to match: `/api/v1` matches that path alone, `/api/*` everything below `/api/` and

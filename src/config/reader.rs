@@ -14,7 +14,7 @@ pub(super) struct Section {
 
 pub(super) const TOP: Section = Section {
     header: "",
-    keys: &["server", "certificates", "acme", "sites"],
+    keys: &["server", "certificates", "tls", "acme", "sites"],
 };
 pub(super) const SERVER: Section = Section {
     header: "[server]",
@@ -34,6 +34,14 @@ pub(super) const CERTIFICATES: Section = Section {
 pub(super) const CERTIFICATE_FILES: Section = Section {
     header: "[[certificates.files]]",
     keys: &["certificate", "private_key", "password_file"],
+};
+pub(super) const TLS: Section = Section {
+    header: "[tls]",
+    keys: &[
+        "session_ticket_key_files",
+        "session_ticket_rotation",
+        "resume_after_swap",
+    ],
 };
 pub(super) const ACME: Section = Section {
     header: "[acme]",
@@ -66,24 +74,49 @@ pub(super) const EXTERNAL_ACCOUNT: Section = Section {
 };
 pub(super) const SITE: Section = Section {
     header: "[[sites]]",
-    keys: &["hosts", "tls", "certificate_per", "upstreams", "routes"],
+    keys: &[
+        "hosts",
+        "tls",
+        "certificate_per",
+        "client_auth",
+        "upstreams",
+        "upstream_tls",
+        "routes",
+    ],
 };
 pub(super) const ROUTE: Section = Section {
     header: "[[sites.routes]]",
-    keys: &["path", "upstreams"],
+    keys: &["path", "upstreams", "upstream_tls"],
 };
+pub(super) const CLIENT_AUTH: Section = Section {
+    header: "[sites.client_auth]",
+    keys: &["ca", "crl", "mode"],
+};
+pub(super) const UPSTREAM_TLS: Section = Section {
+    header: "[sites.upstream_tls]",
+    keys: UPSTREAM_TLS_KEYS,
+};
+pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
+    header: "[sites.routes.upstream_tls]",
+    keys: UPSTREAM_TLS_KEYS,
+};
+const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 9] = [
+const SECTIONS: [&Section; 13] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
     &CERTIFICATE_FILES,
+    &TLS,
     &ACME,
     &FALLBACK,
     &EXTERNAL_ACCOUNT,
     &SITE,
     &ROUTE,
+    &CLIENT_AUTH,
+    &UPSTREAM_TLS,
+    &ROUTE_UPSTREAM_TLS,
 ];
 
 /// What a value should have been, for the message when it is not.

@@ -8,18 +8,19 @@ use toml::de::DeTable;
 
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
-    AuthorityDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft,
-    ServerDraft, SiteDraft,
+    AuthorityDraft, CertificateFilesDraft, CertificatesDraft, ClientAuthDraft, Draft, Listen,
+    RouteDraft, ServerDraft, SiteDraft, TlsDraft, UpstreamTlsDraft,
 };
 use super::environment::Environment;
 use super::reader::{
-    ACME, CERTIFICATE_FILES, CERTIFICATES, EXTERNAL_ACCOUNT, FALLBACK, Kind, List, ROUTE, SERVER,
-    SITE, TOP, Table, Value,
+    ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
+    ROUTE, ROUTE_UPSTREAM_TLS, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
 };
 use super::upstream::upstream;
 use super::value::{
-    admin_listen, certificate_per, challenge_type, directory_url, duration_between, email,
-    file_path, hmac_key, host, key_type, listen_address, path_pattern, secret, tls_mode, token,
+    admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
+    duration_between, email, file_path, hmac_key, host, key_type, listen_address, path_pattern,
+    secret, server_name, tls_mode, token,
 };
 use super::{AdminListen, ChallengeType, ExternalAccount, TlsMode, Upstream};
 use crate::certificate::name::Name;
@@ -38,6 +39,7 @@ const CHALLENGES: Kind = kind("an array of challenges", "[\"tls-alpn-01\", \"htt
 const KEY_TYPE: Kind = kind("a key type in quotes", "\"p256\"");
 const TOKEN: Kind = kind("a string", "\"...\"");
 const MODE: Kind = kind("a TLS mode in quotes", "\"auto\"");
+const CLIENT_AUTH_MODE: Kind = kind("\"require\" or \"request\"", "\"require\"");
 const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
 const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
 const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
@@ -101,6 +103,7 @@ impl<'a> Reader<'a> {
     fn top(&self, top: &Table<'a>, file: &Path) -> Draft {
         let server = top.get("server").and_then(|v| v.table(&SERVER));
         let certificates = top.get("certificates").and_then(|v| v.table(&CERTIFICATES));
+        let tls = top.get("tls").and_then(|v| v.table(&TLS));
         let acme = top.get("acme").and_then(|v| v.table(&ACME));
         let fallbacks = acme.as_ref().and_then(|acme| acme.get("fallback"));
         Draft {
@@ -109,6 +112,7 @@ impl<'a> Reader<'a> {
             certificates: certificates
                 .map(|table| self.certificates(&table))
                 .unwrap_or_default(),
+            tls: tls.map(|table| self.tls(&table)).unwrap_or_default(),
             acme: acme
                 .as_ref()
                 .map(|table| self.authority(table))
@@ -195,6 +199,65 @@ impl<'a> Reader<'a> {
 
     fn path(&self, value: Value<'a>) -> Option<Located<PathBuf>> {
         value.parse(PATH, |text| file_path(text, self.base))
+    }
+
+    fn tls(&self, table: &Table<'a>) -> TlsDraft {
+        let files = table
+            .get("session_ticket_key_files")
+            .and_then(|v| v.list(PATHS, |text| file_path(text, self.base)));
+        if let Some(list) = files.as_ref().filter(|list| list.is_empty) {
+            let problem = Problem::new("`session_ticket_key_files` is empty")
+                .help("leave the key out: keys are then made and rotated in memory");
+            self.report.add(list.at, problem);
+        }
+        let rotation = table.get("session_ticket_rotation");
+        let rotation =
+            rotation.and_then(|v| v.parse(DURATION, |text| duration_between(text, "1m", "7d")));
+        TlsDraft {
+            session_ticket_key_files: files.map(|list| list.values).unwrap_or_default(),
+            session_ticket_rotation: rotation,
+            resume_after_swap: table.get("resume_after_swap").and_then(Value::boolean),
+        }
+    }
+
+    fn client_auth(&self, value: Value<'a>) -> Option<Located<ClientAuthDraft>> {
+        let table = value.table(&CLIENT_AUTH)?;
+        let mode = table
+            .get("mode")
+            .and_then(|v| v.parse(CLIENT_AUTH_MODE, client_auth_mode));
+        let draft = ClientAuthDraft {
+            ca: table
+                .require("ca", "\"/etc/perennial/clients.pem\"")
+                .and_then(|v| self.path(v)),
+            crl: table.get("crl").and_then(|v| self.path(v)),
+            mode: mode.map(|mode| mode.value).unwrap_or_default(),
+        };
+        Some(Located {
+            value: draft,
+            at: table.at,
+        })
+    }
+
+    fn upstream_tls(&self, table: &Table<'a>) -> Located<UpstreamTlsDraft> {
+        let path = |key| table.get(key).and_then(|v| self.path(v));
+        let server_name = table
+            .get("server_name")
+            .and_then(|v| v.parse(NAME, server_name));
+        let verify = table.get("verify").and_then(|v| {
+            let (value, at) = (v.boolean()?, v.at);
+            Some(Located { value, at })
+        });
+        let value = UpstreamTlsDraft {
+            ca: path("ca"),
+            certificate: path("certificate"),
+            private_key: path("private_key"),
+            server_name: server_name.map(|name| name.value),
+            verify,
+        };
+        Located {
+            value,
+            at: table.at,
+        }
     }
 
     fn authority(&self, table: &Table<'a>) -> AuthorityDraft {
@@ -349,11 +412,16 @@ impl<'a> Reader<'a> {
                 .help("add for example upstreams = [\"127.0.0.1:3000\"]");
             self.report.add(table.at, problem);
         }
+        let upstream_tls = table
+            .get("upstream_tls")
+            .and_then(|v| v.table(&UPSTREAM_TLS));
         SiteDraft {
             hosts: self.hosts(table).unwrap_or_default(),
             tls,
             certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
+            client_auth: table.get("client_auth").and_then(|v| self.client_auth(v)),
             upstreams: self.upstreams(upstreams),
+            upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
         }
     }
@@ -387,9 +455,13 @@ impl<'a> Reader<'a> {
                 .require("path", PATTERN.example)
                 .and_then(|v| v.parse(PATTERN, path_pattern));
             let upstreams = self.upstreams(table.require("upstreams", UPSTREAMS.example));
+            let upstream_tls = table
+                .get("upstream_tls")
+                .and_then(|v| v.table(&ROUTE_UPSTREAM_TLS));
             Some(RouteDraft {
                 path: path?,
                 upstreams,
+                upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             })
         };
         tables.values.iter().filter_map(route).collect()

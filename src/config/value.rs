@@ -11,7 +11,9 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::diagnostic::Problem;
 use super::reader::nearest;
-use super::{AdminListen, CertificatePer, ChallengeType, KeyType, PathPattern, TlsMode};
+use super::{
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, KeyType, PathPattern, TlsMode,
+};
 use crate::certificate::name::{Name, NameError};
 
 type Parsed<T> = Result<T, Problem>;
@@ -235,6 +237,23 @@ pub(super) fn key_type(text: &str) -> Parsed<KeyType> {
         ("rsa4096", KeyType::Rsa4096),
     ];
     choice("key type", text, &TYPES)
+}
+
+pub(super) fn client_auth_mode(text: &str) -> Parsed<ClientAuthMode> {
+    const MODES: [(&str, ClientAuthMode); 2] = [
+        ("require", ClientAuthMode::Require),
+        ("request", ClientAuthMode::Request),
+    ];
+    choice("client authentication mode", text, &MODES)
+}
+
+/// The name of a server: one name, not a pattern of names.
+pub(super) fn server_name(text: &str) -> Parsed<Name> {
+    match host(text)? {
+        Name::Wildcard(_) => Err(Problem::new(format!("server name {text:?} is a wildcard"))
+            .help("write one name that the upstream's certificate has")),
+        name => Ok(name),
+    }
 }
 
 pub(super) fn challenge_type(text: &str) -> Parsed<ChallengeType> {
