@@ -23,14 +23,17 @@ use crate::admin::server::{AdminError, AdminListener};
 use crate::certificate::name::Name;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::table::TableReader;
+use crate::certificate::trust::TlsFiles;
 use crate::config::{Config, TlsMode};
 use crate::listener::accept::{Protocol, Service, accept_loop};
 use crate::listener::sockets::{self, BindError};
 use crate::listener::tls;
 use crate::proxy::{Proxy, Routing, http_proxy};
 use crate::store::{StateDir, StoreError};
+use tls_files::Trust;
 
 mod banner;
+pub mod tls_files;
 
 /// What ends a start.
 #[derive(Debug, thiserror::Error)]
@@ -67,10 +70,15 @@ pub fn run(config: Config) -> Result<(), AppError> {
         .enable_all()
         .build()?;
     let (reloader, reloading) = Reloader::start(sources(&config, &state))?;
-    let result = runtime.block_on(serve(config, bound, state, reloader.clone(), threads));
+    let (trust, watching) = Trust::start(&config)?;
+    let tls_files = trust.files.clone();
+    let served = serve(config, bound, state, reloader.clone(), trust, threads);
+    let result = runtime.block_on(served);
     reloader.stop();
+    tls_files.stop();
     // It panicked if it cannot be joined, and said so.
     let _ = reloading.join();
+    let _ = watching.join();
     runtime.shutdown_background();
     result
 }
@@ -80,6 +88,7 @@ async fn serve(
     bound: Bound,
     state: StateDir,
     reloader: Reloader,
+    trust: Trust,
     threads: usize,
 ) -> Result<(), AppError> {
     let mut signals = Signals::new()?;
@@ -90,7 +99,10 @@ async fn serve(
     let stop_working = CancellationToken::new();
     let working = tokio::spawn(worker.run(stop_working.clone()));
 
-    let routing = Arc::new(ArcSwap::from_pointee(Routing::new(&config)));
+    let routing = Arc::new(ArcSwap::from_pointee(Routing::new(
+        &config,
+        &trust.upstreams,
+    )));
     let https_port = Arc::new(AtomicU16::new(bound.https_port().unwrap_or(443)));
     let proxy = Proxy::new(
         routing.clone(),
@@ -100,7 +112,7 @@ async fn serve(
     );
     let service = Arc::new(Service {
         app: Arc::new(http_proxy(proxy, threads)),
-        tls: tls::acceptor(reloader.table().clone(), challenges)?,
+        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions)?,
         table: reloader.table().clone(),
         metrics: metrics.clone(),
         shutdown,
@@ -110,6 +122,7 @@ async fn serve(
     let api = Api {
         config: config.clone(),
         reloader: reloader.clone(),
+        tls_files: trust.files.clone(),
         worker: handle,
         metrics,
         routing,
@@ -117,7 +130,7 @@ async fn serve(
     };
     start_listeners(bound, &service, api)?;
 
-    signals.wait_for_stop(&reloader).await;
+    signals.wait_for_stop(&reloader, &trust.files).await;
     tracing::info!(grace_period = ?config.server.grace_period, "draining");
     stop.send_replace(true);
     // With nobody to answer challenges an order comes to nothing: the next start resumes it.
@@ -128,7 +141,7 @@ async fn serve(
             Ok(()) => tracing::info!("drained"),
             Err(_) => tracing::warn!(connections = service.connections.len(), "cut off at the end of the grace period"),
         },
-        () = signals.wait_for_stop(&reloader) => tracing::warn!("told to stop again: not draining any longer"),
+        () = signals.wait_for_stop(&reloader, &trust.files) => tracing::warn!("told to stop again: not draining any longer"),
     }
     let _ = tokio::time::timeout(WORKER_STOP, working).await;
     Ok(())
@@ -264,12 +277,13 @@ impl Signals {
     }
 
     /// Waits for SIGTERM or SIGINT; each SIGHUP until then rescans.
-    async fn wait_for_stop(&mut self, reloader: &Reloader) {
+    async fn wait_for_stop(&mut self, reloader: &Reloader, tls_files: &TlsFiles) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => {
+                    tls_files.rescan().await;
                     let changes = reloader.rescan().await.map_or(0, |changes| changes.len());
                     tracing::info!(changes, "rescanned on SIGHUP");
                 }

@@ -18,6 +18,7 @@ use super::status::{self, Status};
 use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Reloader;
+use crate::certificate::trust::TlsFiles;
 use crate::clock;
 use crate::config::Config;
 use crate::proxy::Routing;
@@ -26,6 +27,7 @@ use crate::proxy::Routing;
 pub struct Api {
     pub config: Arc<Config>,
     pub reloader: Reloader,
+    pub tls_files: TlsFiles,
     pub worker: WorkerHandle,
     pub metrics: Arc<Metrics>,
     pub routing: Arc<ArcSwap<Routing>>,
@@ -102,6 +104,7 @@ impl Api {
             sites: status::sites(&self.config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
             certificates: status::certificates(&report, &self.worker.status(), now),
+            tls_files: status::tls_files(&self.tls_files.report(), now),
         }
     }
 
@@ -109,10 +112,13 @@ impl Api {
         let report = self.reloader.report();
         self.metrics
             .set_certificates(&report, &self.worker.status());
+        self.metrics
+            .set_tls_files(&self.tls_files.report(), clock::now());
         self.metrics.render()
     }
 
     async fn reload(&self) -> Answer {
+        self.tls_files.rescan().await;
         match self.reloader.rescan().await {
             Some(changes) => json_answer(StatusCode::OK, &json!({ "changes": changes })),
             None => error(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),

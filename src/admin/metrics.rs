@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::reloader::Report;
+use crate::certificate::trust::TlsFile;
 
 /// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -28,6 +29,7 @@ pub struct Metrics {
     certificate_not_after: GaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
+    tls_file_reload_failing: IntGaugeVec,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
 }
@@ -86,6 +88,12 @@ impl Metrics {
                 "perennial_certificate_reload_failing",
                 "1 while what is on disk for a name cannot be used and the last good one is served.",
                 &["name"],
+            ),
+            tls_file_reload_failing: gauges(
+                &registry,
+                "perennial_tls_file_reload_failing",
+                "1 while a TLS file (CA bundle, CRL, ticket key, upstream's client certificate) cannot be used or is out of date.",
+                &["path"],
             ),
             acme_orders: counters(
                 &registry,
@@ -179,6 +187,16 @@ impl Metrics {
         for (result, total) in [("ok", report.loads), ("failed", report.failures)] {
             let counter = self.certificate_reloads.with_label_values(&[result]);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Brings what is known of TLS files up to date. A file with two purposes fails if one does.
+    pub fn set_tls_files(&self, files: &[TlsFile], now: OffsetDateTime) {
+        self.tls_file_reload_failing.reset();
+        for file in files {
+            let path = file.path.display().to_string();
+            let gauge = self.tls_file_reload_failing.with_label_values(&[&path]);
+            gauge.set(gauge.get().max(i64::from(file.error(now).is_some())));
         }
     }
 

@@ -11,6 +11,7 @@ use crate::certificate::inventory::{Entry, EntryId};
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Report;
 use crate::certificate::table::{LiveCertificate, Table};
+use crate::certificate::trust::TlsFile;
 use crate::clock::rfc3339;
 use crate::config::{Config, TlsMode};
 use crate::proxy::Routing;
@@ -27,6 +28,34 @@ pub struct Status {
     pub sites: Vec<SiteStatus>,
     pub upstreams: Vec<UpstreamStatus>,
     pub certificates: Vec<CertificateStatus>,
+    /// Files for TLS that are not certificates in service.
+    #[serde(default)]
+    pub tls_files: Vec<TlsFileStatus>,
+}
+
+/// A bundle of authorities, a revocation list, an upstream's client certificate or its key, or a
+/// session ticket key.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct TlsFileStatus {
+    pub purpose: String,
+    pub path: PathBuf,
+    /// When the content in service was read; none: there never was any that could be used.
+    pub loaded_at: Option<String>,
+    /// When it expires or is to be updated, where it says.
+    pub not_after: Option<String>,
+    pub last_error: Option<String>,
+}
+
+/// The TLS files and how they are doing.
+pub fn tls_files(files: &[TlsFile], now: OffsetDateTime) -> Vec<TlsFileStatus> {
+    let row = |file: &TlsFile| TlsFileStatus {
+        purpose: file.purpose.as_str().to_owned(),
+        path: file.path.clone(),
+        loaded_at: file.loaded_at.map(rfc3339),
+        not_after: file.not_after.map(rfc3339),
+        last_error: file.error(now),
+    };
+    files.iter().map(row).collect()
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]

@@ -1,7 +1,8 @@
 //! The BoringSSL seam: a certificate chain and its private key as one `SSL_CREDENTIAL`.
 //!
 //! `boring` makes credentials for raw public keys only, so the X.509 kind is made here, by the
-//! four functions of `ssl.h` that it takes. This is the only module with `unsafe` code.
+//! four functions of `ssl.h` that it takes. `anchors`, `listener::tickets`
+//! and `listener::client_auth` hold the rest of the `unsafe` code: what `boring` leaves out.
 
 use std::sync::OnceLock;
 

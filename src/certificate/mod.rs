@@ -1,6 +1,7 @@
 //! From files on disk to the live table that handshakes read: scan, read, verify, publish. Only
 //! the reloader publishes; this module never talks to a CA and never writes a certificate.
 
+pub mod anchors;
 pub mod certified_key;
 pub mod credential;
 pub mod folder;
@@ -17,5 +18,8 @@ pub mod reloader;
 pub mod table;
 #[cfg(test)]
 mod testing;
+pub mod trust;
+#[cfg(test)]
+mod trust_tests;
 pub mod unit;
 pub mod watcher;

@@ -377,7 +377,10 @@ impl Task {
 
 /// Reads a file through its links, and makes sure that the links led to the same place before and
 /// after: a `..data` link that is swapped meanwhile would mix two generations.
-fn read_resolved(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), ReadError> {
+pub(super) fn read_resolved(
+    path: &Path,
+    now: OffsetDateTime,
+) -> Result<(Vec<u8>, Observation), ReadError> {
     let before = observe::resolve(path);
     let reading = observe::read(path, now)?;
     if observe::resolve(path) != before {

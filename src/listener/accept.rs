@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
-use boring::ssl::{ErrorCode, SslAcceptor};
+use boring::ssl::{ErrorCode, SslAcceptor, SslRef};
 use pingora::apps::ServerApp;
 use pingora::protocols::tls::SslStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
+use super::client_auth;
 use super::connection::{ConnectionInfo, TlsInfo};
 use super::stream::ClientStream;
 use super::tls::{self, Outcome};
@@ -127,6 +128,8 @@ fn describe(stream: &SslStream<TcpStream>) -> TlsInfo {
             .map(|name| name.trim_end_matches('.').to_ascii_lowercase().into()),
         version: ssl.version_str(),
         served: tls::served(ssl),
+        client_auth: tls::demand(ssl).map(|demand| demand.config.clone()),
+        client_subject: tls::demand(ssl).and_then(|_| client_auth::subject(ssl)),
     }
 }
 
@@ -147,7 +150,12 @@ async fn handshake<A>(
     let result = tokio::time::timeout(HANDSHAKE_DEADLINE, complete(&mut stream, service)).await;
     let outcome = tls::outcome(stream.ssl());
     let version = stream.ssl().version_str();
+    let refused = match result {
+        Ok(Ok(())) => refused_resumption(stream.ssl()),
+        _ => None,
+    };
     let (label, cause) = match (&result, outcome) {
+        (Ok(Ok(())), _) if refused.is_some() => ("failed", refused),
         (Ok(Ok(())), Outcome::Challenge) => ("challenge", None),
         (Ok(Ok(())), _) => ("ok", None),
         (_, Outcome::Refused) => ("unknown_name", None),
@@ -180,4 +188,13 @@ async fn complete<A>(
             result => return result,
         }
     }
+}
+
+/// Why a session that BoringSSL resumed must not be: its client would not be let in today.
+fn refused_resumption(ssl: &SslRef) -> Option<String> {
+    let demand = tls::demand(ssl).filter(|_| ssl.session_reused())?;
+    let error = demand.still_met(ssl).err()?;
+    Some(format!(
+        "the client certificate of a resumed session: {error}"
+    ))
 }

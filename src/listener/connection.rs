@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::certificate::table::LiveCertificate;
+use crate::config::ClientAuth;
 
 /// A connection from a client.
 #[derive(Clone)]
@@ -26,4 +27,8 @@ pub struct TlsInfo {
     pub version: &'static str,
     /// The certificate that was served; `None` when a resumed session needed none.
     pub served: Option<Arc<LiveCertificate>>,
+    /// What the client had to show for the name it asked for; `None` if nothing.
+    pub client_auth: Option<Arc<ClientAuth>>,
+    /// The subject of the certificate that the client showed and that was verified.
+    pub client_subject: Option<Arc<str>>,
 }

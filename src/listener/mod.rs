@@ -2,9 +2,11 @@
 //! each handshake; it never reads a file and never changes either table.
 
 pub mod accept;
+pub mod client_auth;
 pub mod connection;
 pub mod sockets;
 pub mod stream;
+pub mod tickets;
 pub mod tls;
 
 pub use connection::{ConnectionInfo, TlsInfo};

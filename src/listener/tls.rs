@@ -4,6 +4,7 @@
 use std::net::IpAddr;
 use std::sync::{Arc, OnceLock};
 
+use arc_swap::ArcSwap;
 use boring::error::ErrorStack;
 use boring::ex_data::Index;
 use boring::ssl::{
@@ -11,6 +12,8 @@ use boring::ssl::{
     SslAlert, SslMethod, SslRef, select_next_proto,
 };
 
+use super::client_auth::{self, ClientAuthTable, Demand};
+use super::tickets::SessionTickets;
 use crate::acme::challenges::Challenges;
 use crate::certificate::table::{Choice, LiveCertificate, TableReader};
 
@@ -27,6 +30,7 @@ const ACME_TLS: &[u8] = b"\x0aacme-tls/1";
 struct HandshakeState {
     local: IpAddr,
     selection: Selection,
+    demand: Option<Demand>,
 }
 
 enum Selection {
@@ -47,13 +51,28 @@ pub enum Outcome {
     Open,
 }
 
+/// How sessions are made and resumed, and which clients are served.
+pub struct Sessions {
+    pub tickets: SessionTickets,
+    /// Whether a session may outlive the certificate that it was made under.
+    pub resume_after_swap: bool,
+    pub client_auth: Arc<ArcSwap<ClientAuthTable>>,
+}
+
 /// TLS 1.2 and 1.3, with certificates out of the live table.
-pub fn acceptor(table: TableReader, challenges: Challenges) -> Result<SslAcceptor, ErrorStack> {
+pub fn acceptor(
+    table: TableReader,
+    challenges: Challenges,
+    sessions: Sessions,
+) -> Result<SslAcceptor, ErrorStack> {
     // Made now, where a failure has somebody to tell.
     state_index()?;
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
     builder.set_curves_list(GROUPS)?;
-    builder.set_select_certificate_callback(move |hello| select(hello, &table, &challenges));
+    sessions.tickets.install(&mut builder);
+    builder.set_select_certificate_callback(move |hello| {
+        select(hello, &table, &challenges, &sessions)
+    });
     builder.set_servername_callback(refuse_unknown_name);
     builder.set_alpn_select_callback(choose_protocol);
     Ok(builder.build())
@@ -65,6 +84,7 @@ pub fn new_handshake(acceptor: &SslAcceptor, local: IpAddr) -> Result<Ssl, Error
     let state = HandshakeState {
         local,
         selection: Selection::Open,
+        demand: None,
     };
     ssl.set_ex_data(state_index()?, state);
     Ok(ssl)
@@ -76,6 +96,11 @@ pub fn served(ssl: &SslRef) -> Option<Arc<LiveCertificate>> {
         Selection::Certificate(choice) => Some(choice.best.clone()),
         _ => None,
     }
+}
+
+/// What the client had to show, if anything.
+pub fn demand(ssl: &SslRef) -> Option<&Demand> {
+    state(ssl)?.demand.as_ref()
 }
 
 /// What the handshake came to so far.
@@ -107,17 +132,15 @@ fn select(
     mut hello: ClientHello<'_>,
     table: &TableReader,
     challenges: &Challenges,
+    sessions: &Sessions,
 ) -> Result<(), SelectCertError> {
     if offers_acme_tls(&hello) {
         return answer_challenge(hello, challenges);
     }
     let local = state(hello.ssl()).ok_or(SelectCertError::ERROR)?.local;
-    let choice = {
-        let table = table.load();
-        table
-            .select(hello.servername(NameType::HOST_NAME), local)
-            .cloned()
-    };
+    let name = hello.servername(NameType::HOST_NAME);
+    let choice = table.load().select(name, local).cloned();
+    let auth = sessions.client_auth.load().get(name, local).cloned();
     let ssl = hello.ssl_mut();
     match choice {
         Some(choice) => {
@@ -127,6 +150,17 @@ fn select(
                 ssl.add_credential(alternate.key.credential())
                     .map_err(|_| SelectCertError::ERROR)?;
             }
+            let demand = auth
+                .map(|auth| Demand::make(ssl, &auth))
+                .transpose()
+                .map_err(|_| SelectCertError::ERROR)?;
+            let leaves = std::iter::once(&choice.best)
+                .chain(&choice.alternate)
+                .filter(|_| !sessions.resume_after_swap)
+                .map(|leaf| leaf.key.fingerprint());
+            client_auth::bind_sessions(ssl, demand.as_ref(), leaves)
+                .map_err(|_| SelectCertError::ERROR)?;
+            note_demand(ssl, demand);
             settle(ssl, Selection::Certificate(choice))
         }
         None if table.is_loaded() => settle(ssl, Selection::Refused),
@@ -160,6 +194,15 @@ fn settle(ssl: &mut SslRef, selection: Selection) -> Result<(), SelectCertError>
             Ok(())
         }
         None => Err(SelectCertError::ERROR),
+    }
+}
+
+fn note_demand(ssl: &mut SslRef, demand: Option<Demand>) {
+    // `settle` reports it where there is no state.
+    if let Ok(index) = state_index()
+        && let Some(state) = ssl.ex_data_mut(index)
+    {
+        state.demand = demand;
     }
 }
 

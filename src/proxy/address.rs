@@ -10,6 +10,7 @@ use std::time::{Duration, Instant};
 use pingora::upstreams::peer::{HttpPeer, PeerOptions};
 
 use super::read_timeout::ReadTimeout;
+use super::upstream_tls::TlsTransport;
 
 /// For TCP and TLS together. A host that is up answers within milliseconds, or, over the world,
 /// within a second and one lost packet.
@@ -32,16 +33,14 @@ const FAILURE_MEMORY: Duration = Duration::from_secs(10);
 #[derive(Clone)]
 pub enum Transport {
     Plain,
-    /// The certificate is verified for this name, which is also the SNI.
-    Tls {
-        server_name: String,
-    },
+    Tls(TlsTransport),
 }
 
 /// One address of an upstream.
 pub struct Address {
     label: String,
     peer: HttpPeer,
+    tls: Option<TlsTransport>,
     /// Milliseconds since [`START`]; 0 if it has not failed.
     failed_until: AtomicU64,
 }
@@ -60,9 +59,14 @@ impl Address {
     pub fn tcp(address: SocketAddr, transport: &Transport) -> Address {
         let peer = match transport {
             Transport::Plain => HttpPeer::new(address, false, String::new()),
-            Transport::Tls { server_name } => HttpPeer::new(address, true, server_name.clone()),
+            Transport::Tls(tls) => HttpPeer::new(address, true, tls.server_name()),
         };
-        Address::new(address.to_string(), peer)
+        let mut address = Address::new(address.to_string(), peer);
+        if let Transport::Tls(tls) = transport {
+            tls.prepare(&mut address.peer);
+            address.tls = Some(tls.clone());
+        }
+        address
     }
 
     /// The error names the path.
@@ -79,6 +83,7 @@ impl Address {
         Address {
             label,
             peer,
+            tls: None,
             failed_until: AtomicU64::new(0),
         }
     }
@@ -94,6 +99,9 @@ impl Address {
         let mut peer = Box::new(self.peer.clone());
         if read_timeout == ReadTimeout::None {
             peer.options.read_timeout = None;
+        }
+        if let Some(tls) = &self.tls {
+            tls.apply(&mut peer);
         }
         peer
     }

@@ -11,6 +11,7 @@ use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authori
 use super::host::{HostError, RequestHost};
 use super::routing::{Routing, Site};
 use crate::certificate::name::Name;
+use crate::config::ClientAuth;
 
 /// Where RFC 8555 section 8.3 has the CA look.
 const CHALLENGE_PREFIX: &[u8] = b"/.well-known/acme-challenge/";
@@ -29,6 +30,8 @@ pub struct Surroundings<'a> {
 /// What the client asked for in the TLS handshake, and what it got.
 pub struct Handshake<'a> {
     pub server_name: Option<&'a str>,
+    /// What the client had to show.
+    pub client_auth: Option<&'a ClientAuth>,
     /// Whether the certificate that was served is good for a name.
     pub covers: &'a dyn Fn(&Name) -> bool,
 }
@@ -139,6 +142,10 @@ fn action_for(
     match &surroundings.tls {
         Some(_) if !site.tls => return Err(Refusal::UnknownHost),
         Some(handshake) if !handshake.is_for(host) => return Err(Refusal::OtherConnection),
+        // Whoever was let in for one site has shown nothing to another.
+        Some(handshake) if handshake.client_auth != site.client_auth.as_ref() => {
+            return Err(Refusal::OtherConnection);
+        }
         None if site.tls => return redirect(host, target, surroundings.https_port),
         _ => {}
     }
@@ -255,6 +262,7 @@ mod tests {
     fn secure(method: &str, target: &str, host: &str) -> String {
         let handshake = Handshake {
             server_name: Some("example.com"),
+            client_auth: None,
             covers: &|name| *name == "other.test".parse().unwrap(),
         };
         decided(&request(method, target, Some(host)), Some(handshake), 443)
@@ -311,10 +319,59 @@ mod tests {
     }
 
     #[test]
+    fn a_client_is_let_in_for_one_site_alone() {
+        let auth = |ca: &str| ClientAuth {
+            ca: ca.into(),
+            crl: None,
+            mode: crate::config::ClientAuthMode::Require,
+        };
+        let upstream = &[Upstream::Respond("hello".into())];
+        let with = |host: &str, ca: &str| crate::config::Site {
+            client_auth: Some(auth(ca)),
+            ..site(&[host], TlsMode::Auto, &[("/*", upstream)])
+        };
+        let routing = routing(&[
+            with("a.test", "one.pem"),
+            with("also-a.test", "one.pem"),
+            with("b.test", "two.pem"),
+            site(&["open.test"], TlsMode::Auto, &[("/*", upstream)]),
+        ]);
+        let status = |shown: Option<&ClientAuth>, host: &str| {
+            let surroundings = Surroundings {
+                routing: &routing,
+                key_authorization: &|_| None,
+                tls: Some(Handshake {
+                    server_name: None,
+                    client_auth: shown,
+                    covers: &|_| true,
+                }),
+                https_port: 443,
+            };
+            match decide(&request("GET", "/", Some(host)), &surroundings).action {
+                Action::Refuse(refusal) => refusal.status().as_u16(),
+                _ => 200,
+            }
+        };
+        let (one, two) = (auth("one.pem"), auth("two.pem"));
+        for (shown, host, expected) in [
+            (Some(&one), "a.test", 200),
+            (Some(&one), "also-a.test", 200),
+            (Some(&one), "b.test", 421),
+            (Some(&two), "a.test", 421),
+            (Some(&one), "open.test", 421),
+            (None, "a.test", 421),
+            (None, "open.test", 200),
+        ] {
+            assert_eq!(status(shown, host), expected, "{shown:?} {host}");
+        }
+    }
+
+    #[test]
     fn without_a_server_name_the_certificate_decides() {
         let over = |host: &str| {
             let handshake = Handshake {
                 server_name: None,
+                client_auth: None,
                 covers: &|name| *name == "::1".parse().unwrap(),
             };
             decided(
@@ -363,6 +420,7 @@ mod tests {
     fn a_path_without_a_route_is_not_found() {
         let handshake = Handshake {
             server_name: Some("api.test"),
+            client_auth: None,
             covers: &|_| false,
         };
         let request = request("GET", "/", Some("api.test"));

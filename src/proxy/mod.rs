@@ -15,6 +15,7 @@ mod respond;
 mod routing;
 mod server;
 mod upstream;
+pub mod upstream_tls;
 
 #[cfg(test)]
 mod tests;
@@ -92,6 +93,7 @@ impl Proxy {
             key_authorization: &|token| self.challenges.http01(token),
             tls: tls.map(|tls| Handshake {
                 server_name: tls.server_name.as_deref(),
+                client_auth: tls.client_auth.as_deref(),
                 covers: &covers,
             }),
             https_port: self.https_port.load(Ordering::Relaxed),
@@ -159,9 +161,10 @@ impl ProxyHttp for Proxy {
         reused: bool,
         _peer: &HttpPeer,
         _fd: std::os::unix::io::RawFd,
-        _digest: Option<&Digest>,
+        digest: Option<&Digest>,
         context: &mut Context,
     ) -> Result<()> {
+        upstream_tls::verify_address(digest)?;
         if let (false, Some(forwarding)) = (reused, &context.forwarding)
             && let Some(attempt) = &forwarding.attempt
             && let Some(upstream) = forwarding.pool().dialled(attempt)

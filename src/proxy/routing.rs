@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use super::host::RequestHost;
 use super::upstream::Pool;
+use super::upstream_tls::UpstreamTrusts;
 use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
-use crate::config::{self, Config, PathPattern, TlsMode};
+use crate::config::{self, ClientAuth, Config, PathPattern, TlsMode};
 
 /// All sites, found by host with one or two hash look-ups, however many there are.
 #[derive(Default)]
@@ -27,6 +28,8 @@ pub struct Site {
     pub label: Arc<str>,
     /// Whether it is served over TLS alone; else over plain HTTP alone.
     pub tls: bool,
+    /// What clients have to show before they may ask for it.
+    pub client_auth: Option<ClientAuth>,
     pub routes: Vec<Route>,
 }
 
@@ -38,10 +41,10 @@ pub struct Route {
 
 impl Routing {
     /// Looks nothing up and connects to nothing: names are resolved when first needed.
-    pub fn new(config: &Config) -> Routing {
+    pub fn new(config: &Config, trusts: &UpstreamTrusts) -> Routing {
         let mut routing = Routing::default();
         for site in &config.sites {
-            routing.add(site);
+            routing.add(site, trusts);
         }
         routing
     }
@@ -76,8 +79,8 @@ impl Routing {
         }
     }
 
-    fn add(&mut self, site: &config::Site) {
-        let shared = Arc::new(Site::new(site));
+    fn add(&mut self, site: &config::Site, trusts: &UpstreamTrusts) {
+        let shared = Arc::new(Site::new(site, trusts));
         for host in &site.hosts {
             let shared = Arc::clone(&shared);
             match host {
@@ -91,15 +94,19 @@ impl Routing {
 }
 
 impl Site {
-    fn new(site: &config::Site) -> Site {
+    fn new(site: &config::Site, trusts: &UpstreamTrusts) -> Site {
         let label = site.hosts.first().map(Name::to_string).unwrap_or_default();
-        let routes = site.routes.iter().map(|route| Route {
-            path: route.path.clone(),
-            pool: Pool::new(&route.upstreams),
+        let routes = site.routes.iter().map(|route| {
+            let trust = route.upstream_tls.as_ref().and_then(|tls| trusts.get(tls));
+            Route {
+                path: route.path.clone(),
+                pool: Pool::new(&route.upstreams, trust.as_ref()),
+            }
         });
         Site {
             label: label.into(),
             tls: site.tls != TlsMode::Off,
+            client_auth: site.client_auth.clone(),
             routes: routes.collect(),
         }
     }
@@ -136,11 +143,13 @@ pub(super) mod tests {
                 None => PathPattern::Exact((*path).into()),
             },
             upstreams: upstreams.to_vec(),
+            upstream_tls: None,
         });
         config::Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             tls,
             certificate_per: CertificatePer::Host,
+            client_auth: None,
             routes: routes.collect(),
         }
     }
@@ -148,7 +157,7 @@ pub(super) mod tests {
     pub fn routing(sites: &[config::Site]) -> Routing {
         let mut routing = Routing::default();
         for site in sites {
-            routing.add(site);
+            routing.add(site, &UpstreamTrusts::default());
         }
         routing
     }
@@ -186,7 +195,7 @@ pub(super) mod tests {
     #[test]
     fn the_first_matching_route_wins() {
         let respond = respond();
-        let site = Site::new(&site(
+        let site = site(
             &["example.com"],
             TlsMode::Auto,
             &[
@@ -194,7 +203,8 @@ pub(super) mod tests {
                 ("/api/*", &respond),
                 ("/*", &respond),
             ],
-        ));
+        );
+        let site = Site::new(&site, &UpstreamTrusts::default());
         for (path, route) in [
             ("/api/v1", 0),
             ("/api/v1/", 1),
@@ -211,7 +221,8 @@ pub(super) mod tests {
 
     #[test]
     fn a_site_need_not_match_every_path() {
-        let site = Site::new(&site(&["a.test"], TlsMode::Auto, &[("/api/*", &respond())]));
+        let site = site(&["a.test"], TlsMode::Auto, &[("/api/*", &respond())]);
+        let site = Site::new(&site, &UpstreamTrusts::default());
         assert_eq!(site.route(b"/"), None);
     }
 }

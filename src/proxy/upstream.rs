@@ -8,6 +8,8 @@ use bytes::Bytes;
 
 use super::address::{Address, Addresses, Transport};
 use super::resolver::Resolver;
+use super::upstream_tls::{TlsTransport, UpstreamTrust};
+use crate::certificate::name::Name;
 use crate::config;
 
 /// The upstreams of one route, used in turn.
@@ -42,9 +44,11 @@ pub struct Attempt {
 pub type Tried = Vec<(usize, String)>;
 
 impl Pool {
-    pub fn new(upstreams: &[config::Upstream]) -> Pool {
+    /// `trust` is for those upstreams that have TLS.
+    pub fn new(upstreams: &[config::Upstream], trust: Option<&Arc<UpstreamTrust>>) -> Pool {
+        let upstream = |upstream| Upstream::new(upstream, trust);
         Pool {
-            upstreams: upstreams.iter().map(Upstream::new).collect(),
+            upstreams: upstreams.iter().map(upstream).collect(),
             turn: AtomicUsize::new(0),
         }
     }
@@ -134,9 +138,9 @@ impl Attempt {
 }
 
 impl Upstream {
-    fn new(upstream: &config::Upstream) -> Upstream {
+    fn new(upstream: &config::Upstream, trust: Option<&Arc<UpstreamTrust>>) -> Upstream {
         let target = match upstream {
-            config::Upstream::Tcp { host, port, tls } => tcp(host, *port, *tls),
+            config::Upstream::Tcp { host, port, tls } => tcp(host, *port, *tls, trust),
             config::Upstream::Unix(path) => match Address::unix(path) {
                 Ok(address) => Target::Fixed(Arc::new(Addresses::from(vec![address]))),
                 Err(error) => Target::Unusable(error.into()),
@@ -176,17 +180,15 @@ impl Upstream {
     }
 }
 
-fn tcp(host: &str, port: u16, tls: bool) -> Target {
+fn tcp(host: &str, port: u16, tls: bool, trust: Option<&Arc<UpstreamTrust>>) -> Target {
     let host = host
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(host);
-    let transport = if tls {
-        Transport::Tls {
-            server_name: host.to_owned(),
-        }
-    } else {
-        Transport::Plain
+    let transport = match (tls, host.parse::<Name>()) {
+        (false, _) => Transport::Plain,
+        (true, Ok(name)) => Transport::Tls(TlsTransport::new(name, trust.cloned())),
+        (true, Err(error)) => return Target::Unusable(format!("{host} {error}").into()),
     };
     match host.parse::<std::net::IpAddr>() {
         Ok(ip) => {
@@ -225,11 +227,14 @@ mod tests {
     }
 
     fn three() -> Pool {
-        Pool::new(&[
-            tcp("192.0.2.1", 1),
-            tcp("192.0.2.2", 2),
-            tcp("2001:db8::3", 3),
-        ])
+        Pool::new(
+            &[
+                tcp("192.0.2.1", 1),
+                tcp("192.0.2.2", 2),
+                tcp("2001:db8::3", 3),
+            ],
+            None,
+        )
     }
 
     async fn chosen(pool: &Pool, turn: usize, tried: &Tried) -> Result<String, String> {
@@ -292,7 +297,10 @@ mod tests {
 
     #[tokio::test]
     async fn fixed_answers_take_their_turn() {
-        let pool = Pool::new(&[config::Upstream::Respond("hi".into()), tcp("192.0.2.1", 1)]);
+        let pool = Pool::new(
+            &[config::Upstream::Respond("hi".into()), tcp("192.0.2.1", 1)],
+            None,
+        );
         assert_eq!(pool.fixed_answer(0).unwrap(), "hi");
         assert!(pool.fixed_answer(1).is_none());
         assert_eq!(
@@ -304,7 +312,7 @@ mod tests {
     #[tokio::test]
     async fn a_path_that_no_socket_can_have_is_named() {
         let path = "/".to_owned() + &"x".repeat(200);
-        let pool = Pool::new(&[config::Upstream::Unix(path.clone().into())]);
+        let pool = Pool::new(&[config::Upstream::Unix(path.clone().into())], None);
         let error = chosen(&pool, 0, &Tried::new()).await.unwrap_err();
         assert!(error.contains(&path), "{error}");
     }

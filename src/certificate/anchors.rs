@@ -1,0 +1,223 @@
+//! What a bundle of authorities, a revocation list or a client identity holds, and the store that
+//! BoringSSL verifies clients against. Knows formats, not files.
+
+use std::ptr;
+
+use boring::error::ErrorStack;
+use boring::pkey::{PKey, Private};
+use boring::x509::X509;
+use boring::x509::store::{X509Store, X509StoreBuilder};
+use boring::x509::verify::X509VerifyFlags;
+use boring_sys as ffi;
+use foreign_types::ForeignTypeRef;
+use rustls_pki_types::pem::{self, SectionKind};
+use time::OffsetDateTime;
+use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+
+use super::material::Material;
+
+/// A bundle of authorities; never empty.
+#[derive(Clone)]
+pub struct Bundle {
+    pub certificates: Vec<X509>,
+    /// When the last of them expires. Bundles often hold a few that have.
+    pub not_after: Option<OffsetDateTime>,
+}
+
+impl Bundle {
+    /// PEM or DER. The error continues a file's name.
+    pub fn parse(bytes: &[u8]) -> Result<Bundle, String> {
+        let material = Material::parse(bytes, None).map_err(|error| error.to_string())?;
+        if material.certificates.is_empty() {
+            return Err("holds no certificate".to_owned());
+        }
+        let ends = material.certificates.iter().filter_map(|der| end_of(der));
+        Ok(Bundle {
+            not_after: ends.max(),
+            certificates: parse_certificates(&material.certificates)?,
+        })
+    }
+}
+
+/// Certificate revocation lists (RFC 5280 section 5); never empty.
+pub struct RevocationLists {
+    lists: Vec<Vec<u8>>,
+    /// When the first of them is out of date.
+    pub next_update: Option<OffsetDateTime>,
+}
+
+impl RevocationLists {
+    /// PEM (`-----BEGIN X509 CRL-----`, any number) or one in DER.
+    pub fn parse(bytes: &[u8]) -> Result<RevocationLists, String> {
+        let lists = ders(bytes)?;
+        let mut next_update = None;
+        for (index, der) in lists.iter().enumerate() {
+            let wrong = |cause: String| {
+                let position = index + 1;
+                format!("revocation list {position} in it cannot be parsed: {cause}")
+            };
+            let (rest, list) = CertificateRevocationList::from_der(der)
+                .map_err(|error| wrong(error.to_string()))?;
+            if !rest.is_empty() {
+                return Err(wrong("it has trailing bytes".to_owned()));
+            }
+            let end = list.next_update().map(|time| time.timestamp());
+            let end = end.and_then(|end| OffsetDateTime::from_unix_timestamp(end).ok());
+            next_update = next_update.into_iter().chain(end).min();
+        }
+        Ok(RevocationLists { lists, next_update })
+    }
+
+    pub fn len(&self) -> usize {
+        self.lists.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.lists.is_empty()
+    }
+}
+
+fn ders(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
+    if bytes.iter().all(u8::is_ascii_whitespace) {
+        return Err("is empty".to_owned());
+    }
+    if bytes.starts_with(b"\x30") {
+        return Ok(vec![bytes.to_vec()]);
+    }
+    let mut lists = Vec::new();
+    let mut rest = bytes;
+    loop {
+        match pem::from_buf(&mut rest) {
+            Ok(None) => break,
+            Ok(Some((SectionKind::Crl, der))) => lists.push(der),
+            Ok(Some(_)) => {}
+            Err(pem::Error::MissingSectionEnd { .. }) => {
+                return Err("is cut off: its last PEM block has no end".to_owned());
+            }
+            Err(error) => return Err(format!("has a damaged PEM block: {error}")),
+        }
+    }
+    match lists.is_empty() {
+        true => Err("holds no revocation list (expected -----BEGIN X509 CRL-----)".to_owned()),
+        false => Ok(lists),
+    }
+}
+
+/// A certificate to show to a server, its chain, and its key.
+pub struct Identity {
+    /// Leaf first, without roots.
+    pub certificates: Vec<X509>,
+    pub key: PKey<Private>,
+    pub not_after: Option<OffsetDateTime>,
+}
+
+/// What is wrong with an identity, and with which of its two files.
+pub struct IdentityError {
+    pub in_key_file: bool,
+    pub cause: String,
+}
+
+impl Identity {
+    /// Out of a certificate file and a key file, which may be the same.
+    pub fn parse(certificate: &[u8], key: &[u8]) -> Result<Identity, IdentityError> {
+        let at = |in_key_file| move |cause| IdentityError { in_key_file, cause };
+        let parse = |bytes| Material::parse(bytes, None).map_err(|error| error.to_string());
+        let chain = parse(certificate).map_err(at(false))?.certificates;
+        let keys = parse(key).map_err(at(true))?.keys;
+        if chain.is_empty() {
+            return Err(at(false)("holds no certificate".to_owned()));
+        }
+        let certificates = parse_certificates(&chain).map_err(at(false))?;
+        let fits = |certificate: &X509, key: &PKey<Private>| {
+            certificate
+                .public_key()
+                .is_ok_and(|public| public.public_eq(key))
+        };
+        for key in keys {
+            let leaf = certificates.iter().position(|one| fits(one, &key.key));
+            if let Some(leaf) = leaf {
+                return Ok(Identity {
+                    not_after: end_of(&chain[leaf]),
+                    certificates: ordered(&certificates, &chain, leaf),
+                    key: key.key,
+                });
+            }
+        }
+        Err(at(true)(
+            "holds no private key that fits the certificate".to_owned(),
+        ))
+    }
+}
+
+fn ordered(certificates: &[X509], ders: &[Vec<u8>], leaf: usize) -> Vec<X509> {
+    let is_root = |index: &usize| {
+        X509Certificate::from_der(&ders[*index])
+            .is_ok_and(|(_, certificate)| certificate.issuer() == certificate.subject())
+    };
+    let rest = (0..certificates.len()).filter(|index| *index != leaf && !is_root(index));
+    std::iter::once(leaf)
+        .chain(rest)
+        .map(|index| certificates[index].clone())
+        .collect()
+}
+
+fn parse_certificates(ders: &[Vec<u8>]) -> Result<Vec<X509>, String> {
+    let parse = |(index, der): (usize, &Vec<u8>)| {
+        X509::from_der(der).map_err(|error| {
+            let position = index + 1;
+            format!("certificate {position} in it is refused by the TLS library: {error}")
+        })
+    };
+    ders.iter().enumerate().map(parse).collect()
+}
+
+fn end_of(der: &[u8]) -> Option<OffsetDateTime> {
+    let (_, certificate) = X509Certificate::from_der(der).ok()?;
+    let end = certificate.validity().not_after.timestamp();
+    OffsetDateTime::from_unix_timestamp(end).ok()
+}
+
+/// A store that verifies clients' certificates. With revocation lists, every certificate on the
+/// way to a root needs a list of its issuer that is up to date: without one the client is refused.
+pub fn client_store(
+    bundle: &Bundle,
+    lists: Option<&RevocationLists>,
+) -> Result<X509Store, ErrorStack> {
+    let mut store = X509StoreBuilder::new()?;
+    // SAFETY: the store is alive, and nobody else has it yet.
+    if unsafe { ffi::X509_STORE_set_purpose(store.as_ptr(), ffi::X509_PURPOSE_SSL_CLIENT) } != 1 {
+        return Err(ErrorStack::get());
+    }
+    for certificate in &bundle.certificates {
+        store.add_cert(certificate)?;
+    }
+    if let Some(lists) = lists {
+        store.try_set_flags(X509VerifyFlags::CRL_CHECK | X509VerifyFlags::CRL_CHECK_ALL)?;
+        for der in &lists.lists {
+            add_list(&mut store, der)?;
+        }
+    }
+    Ok(store.build())
+}
+
+fn add_list(store: &mut X509StoreBuilder, der: &[u8]) -> Result<(), ErrorStack> {
+    let mut position = der.as_ptr();
+    // No file is larger than 1 MiB.
+    let length = der.len() as std::ffi::c_long;
+    // SAFETY: pointer and length describe `der`, which the callee only reads and copies; a null
+    // first argument asks for a new object, and a null result is handled.
+    let list = unsafe { ffi::d2i_X509_CRL(ptr::null_mut(), &mut position, length) };
+    if list.is_null() {
+        return Err(ErrorStack::get());
+    }
+    // SAFETY: both are alive; the store takes a reference of its own, and ours is given back.
+    let added = unsafe {
+        let added = ffi::X509_STORE_add_crl(store.as_ptr(), list);
+        ffi::X509_CRL_free(list);
+        added
+    };
+    match added {
+        1 => Ok(()),
+        _ => Err(ErrorStack::get()),
+    }
+}

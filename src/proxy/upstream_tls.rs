@@ -1,0 +1,196 @@
+//! TLS towards upstreams: whom to trust, what to show, which name to ask for. The files behind it
+//! may change at any time: each request takes what is in service when it dials.
+
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::net::IpAddr;
+use std::sync::Arc;
+
+use arc_swap::ArcSwapOption;
+use boring::x509::X509;
+use pingora::protocols::Digest;
+use pingora::upstreams::peer::HttpPeer;
+use pingora::utils::tls::CertKey;
+use pingora::{Error, ErrorType, Result};
+
+use crate::certificate::anchors::{Bundle, Identity};
+use crate::certificate::name::Name;
+use crate::config::{Config, UpstreamTls};
+
+/// The authorities that an upstream's certificate may come from.
+pub struct UpstreamCa {
+    certificates: Arc<Box<[X509]>>,
+    version: u64,
+}
+
+impl UpstreamCa {
+    /// `version` changes with the content.
+    pub fn new(bundle: Bundle, version: u64) -> UpstreamCa {
+        UpstreamCa {
+            certificates: Arc::new(bundle.certificates.into()),
+            version,
+        }
+    }
+}
+
+/// A client certificate for upstreams.
+pub struct UpstreamIdentity {
+    certificate: Arc<CertKey>,
+    version: u64,
+}
+
+impl UpstreamIdentity {
+    /// `version` changes with the content.
+    pub fn new(identity: Identity, version: u64) -> UpstreamIdentity {
+        UpstreamIdentity {
+            certificate: Arc::new(CertKey::new(identity.certificates, identity.key)),
+            version,
+        }
+    }
+}
+
+/// One `upstream_tls` and what its files hold.
+pub struct UpstreamTrust {
+    pub settings: UpstreamTls,
+    pub ca: Arc<ArcSwapOption<UpstreamCa>>,
+    pub identity: Arc<ArcSwapOption<UpstreamIdentity>>,
+    /// Keeps connections of differing settings apart.
+    group: u64,
+}
+
+impl UpstreamTrust {
+    fn new(settings: UpstreamTls) -> UpstreamTrust {
+        let mut hasher = DefaultHasher::new();
+        settings.hash(&mut hasher);
+        UpstreamTrust {
+            settings,
+            ca: Arc::default(),
+            identity: Arc::default(),
+            group: hasher.finish(),
+        }
+    }
+
+    /// Fills in what is in service now. Kept connections that were made under anything else are
+    /// left alone for new requests: the group is another one.
+    pub fn apply(&self, peer: &mut HttpPeer) {
+        let mut versions = (self.group, None, None);
+        if self.settings.ca.is_some() {
+            let ca = self.ca.load();
+            versions.1 = ca.as_ref().map(|ca| ca.version);
+            // Without a bundle that could be read nobody is trusted, the system's CAs least of all.
+            peer.options.ca = Some(match &*ca {
+                Some(ca) => ca.certificates.clone(),
+                None => Arc::default(),
+            });
+        }
+        if let Some(identity) = &*self.identity.load() {
+            versions.2 = Some(identity.version);
+            peer.client_cert_key = Some(identity.certificate.clone());
+        }
+        let mut hasher = DefaultHasher::new();
+        versions.hash(&mut hasher);
+        peer.group_key = hasher.finish();
+    }
+}
+
+/// Every different `upstream_tls` of a configuration.
+#[derive(Default)]
+pub struct UpstreamTrusts(HashMap<UpstreamTls, Arc<UpstreamTrust>>);
+
+impl UpstreamTrusts {
+    /// Its files are still to be read.
+    pub fn new(config: &Config) -> UpstreamTrusts {
+        let routes = config.sites.iter().flat_map(|site| &site.routes);
+        let all = routes.filter_map(|route| route.upstream_tls.as_ref());
+        let trust = |settings: &UpstreamTls| {
+            let trust = UpstreamTrust::new(settings.clone());
+            (settings.clone(), Arc::new(trust))
+        };
+        UpstreamTrusts(all.map(trust).collect())
+    }
+
+    pub fn get(&self, settings: &UpstreamTls) -> Option<Arc<UpstreamTrust>> {
+        self.0.get(settings).cloned()
+    }
+
+    pub fn iter(&self) -> impl Iterator<Item = &Arc<UpstreamTrust>> {
+        self.0.values()
+    }
+}
+
+/// How to talk TLS to one upstream.
+#[derive(Clone)]
+pub struct TlsTransport {
+    /// Asked for and verified.
+    server_name: Name,
+    trust: Option<Arc<UpstreamTrust>>,
+}
+
+/// What the certificate of a connection is not good for.
+struct WrongAddress(IpAddr);
+
+impl TlsTransport {
+    /// For an upstream's `host`, unless the settings name another server.
+    pub fn new(host: Name, trust: Option<Arc<UpstreamTrust>>) -> TlsTransport {
+        let named = trust
+            .as_ref()
+            .and_then(|trust| trust.settings.server_name.clone());
+        TlsTransport {
+            server_name: named.unwrap_or(host),
+            trust,
+        }
+    }
+
+    pub fn server_name(&self) -> String {
+        self.server_name.to_string()
+    }
+
+    /// What does not change with the files.
+    pub fn prepare(&self, peer: &mut HttpPeer) {
+        if self
+            .trust
+            .as_ref()
+            .is_some_and(|trust| !trust.settings.verify)
+        {
+            peer.options.verify_cert = false;
+            peer.options.verify_hostname = false;
+        } else if let Name::Ip(ip) = self.server_name {
+            // Pingora compares the name with DNS names alone. The chain it verifies; the address
+            // is compared here, and `verify_address` ends the connection before it is used.
+            peer.options.verify_hostname = false;
+            peer.options.upstream_tls_handshake_complete_hook = Some(Arc::new(move |ssl| {
+                let certificate = ssl.peer_certificate();
+                let fits = certificate
+                    .and_then(|certificate| certificate.check_ip_asc(&ip.to_string()).ok());
+                match fits {
+                    Some(true) => None,
+                    _ => Some(Arc::new(WrongAddress(ip))),
+                }
+            }));
+        }
+    }
+
+    /// What does.
+    pub fn apply(&self, peer: &mut HttpPeer) {
+        if let Some(trust) = &self.trust {
+            trust.apply(peer);
+        }
+    }
+}
+
+/// Refuses a connection whose certificate is not for the address that was dialled. Nothing has
+/// been sent on it yet.
+pub fn verify_address(digest: Option<&Digest>) -> Result<()> {
+    let tls = digest.and_then(|digest| digest.ssl_digest.as_ref());
+    match tls.and_then(|tls| tls.extension.get::<WrongAddress>()) {
+        None => Ok(()),
+        Some(wrong) => {
+            let ip = wrong.0;
+            Err(Error::explain(
+                ErrorType::InvalidCert,
+                format!("the upstream's certificate is not for the address {ip}"),
+            )
+            .into_up())
+        }
+    }
+}
