@@ -88,6 +88,7 @@ mod tests {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             tls,
             certificate_per,
+            client_auth: None,
             routes: Vec::new(),
         }
     }

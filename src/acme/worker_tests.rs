@@ -55,6 +55,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
         hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
         tls,
         certificate_per: CertificatePer::Host,
+        client_auth: None,
         routes: Vec::new(),
     }
 }
@@ -78,6 +79,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             default: None,
             files: Vec::new(),
         },
+        tls: crate::config::Tls::default(),
         acme: Acme {
             authorities: vec![CertificateAuthority {
                 directory: directory.to_owned(),

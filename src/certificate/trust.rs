@@ -141,6 +141,10 @@ impl FileSet {
         }
     }
 
+    pub fn files(&self) -> &[TlsFile] {
+        &self.files
+    }
+
     /// The file at fault and what is wrong with it, without putting anything into service.
     pub fn check(&self, now: OffsetDateTime) -> Result<(), (PathBuf, String)> {
         let fault = match self.examine(now) {

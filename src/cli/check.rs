@@ -1,8 +1,10 @@
 //! `perennial check`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
 use super::{ConfigArgs, EXIT_USAGE};
+use crate::app::tls_files;
 use crate::certificate::unit;
 use crate::clock;
 use crate::config::{self, Config};
@@ -33,7 +35,8 @@ fn check(args: ConfigArgs) -> Result<String, String> {
     if !missing.is_empty() {
         return Err(missing.to_string());
     }
-    let wrong = wrong_pairs(&config);
+    let mut wrong = wrong_pairs(&config);
+    wrong.extend(wrong_tls_files(&config));
     if !wrong.is_empty() {
         return Err(wrong.join("\n"));
     }
@@ -56,16 +59,23 @@ fn wrong_pairs(config: &Config) -> Vec<String> {
             )
             .err()
         })
-        .map(|(path, cause)| {
-            let message = format!("{} {cause}", path.display());
-            match config
-                .file_references
-                .iter()
-                .find(|reference| reference.path == path)
-            {
-                Some(reference) => reference.diagnostic(message, None).to_string(),
-                None => message,
-            }
-        })
+        .map(|(path, cause)| at_its_place(config, &path, &cause))
         .collect()
+}
+
+/// The same for the other TLS files.
+fn wrong_tls_files(config: &Config) -> Vec<String> {
+    let wrong = tls_files::wrong(config).into_iter();
+    wrong
+        .map(|(path, cause)| at_its_place(config, &path, &cause))
+        .collect()
+}
+
+fn at_its_place(config: &Config, path: &Path, cause: &str) -> String {
+    let message = format!("{} {cause}", path.display());
+    let mut references = config.file_references.iter();
+    match references.find(|reference| reference.path == path) {
+        Some(reference) => reference.diagnostic(message, None).to_string(),
+        None => message,
+    }
 }

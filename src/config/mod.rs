@@ -137,6 +137,16 @@ pub struct Tls {
     pub resume_after_swap: bool,
 }
 
+impl Default for Tls {
+    fn default() -> Tls {
+        Tls {
+            session_ticket_key_files: Vec::new(),
+            session_ticket_rotation: Duration::from_secs(12 * 60 * 60),
+            resume_after_swap: true,
+        }
+    }
+}
+
 /// `[acme]`: the certificate authorities, in the order in which they are tried. Never empty.
 #[derive(Clone, Debug)]
 pub struct Acme {

@@ -2,7 +2,6 @@
 //! authentication, TLS towards upstreams; what of them does not fit together, and their files.
 
 use std::path::PathBuf;
-use std::time::Duration;
 
 use super::assemble::check_paths_differ;
 use super::diagnostic::{Located, Problem, Report};
@@ -10,16 +9,15 @@ use super::draft::{ClientAuthDraft, Draft, SiteDraft, TlsDraft, UpstreamTlsDraft
 use super::file_check::FilePurpose;
 use super::{ClientAuth, ClientIdentity, Tls, TlsMode, Upstream, UpstreamTls};
 
-/// Tickets are good for this and two more of it: a day and a half.
-const DEFAULT_ROTATION: Duration = Duration::from_secs(12 * 60 * 60);
-
 pub(super) fn tls(draft: TlsDraft) -> Tls {
     let files = draft.session_ticket_key_files.into_iter();
     let rotation = draft.session_ticket_rotation;
+    let default = Tls::default();
     Tls {
         session_ticket_key_files: files.map(|path| path.value).collect(),
-        session_ticket_rotation: rotation.map_or(DEFAULT_ROTATION, |rotation| rotation.value),
-        resume_after_swap: draft.resume_after_swap.unwrap_or(true),
+        session_ticket_rotation: rotation
+            .map_or(default.session_ticket_rotation, |rotation| rotation.value),
+        resume_after_swap: draft.resume_after_swap.unwrap_or(default.resume_after_swap),
     }
 }
 

@@ -164,9 +164,7 @@ mod tests {
     use super::*;
 
     fn address() -> Address {
-        let transport = Transport::Tls {
-            server_name: "a.test".into(),
-        };
+        let transport = Transport::Tls(TlsTransport::new("a.test".parse().unwrap(), None));
         Address::tcp("192.0.2.1:443".parse().unwrap(), &transport)
     }
 

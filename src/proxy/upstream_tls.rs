@@ -194,3 +194,76 @@ pub fn verify_address(digest: Option<&Digest>) -> Result<()> {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn trust(ca: Option<&str>, verify: bool) -> Arc<UpstreamTrust> {
+        Arc::new(UpstreamTrust::new(UpstreamTls {
+            ca: ca.map(Into::into),
+            identity: None,
+            server_name: Some("name.test".parse().unwrap()),
+            verify,
+        }))
+    }
+
+    fn peer(host: &str, trust: Option<&Arc<UpstreamTrust>>) -> HttpPeer {
+        let transport = TlsTransport::new(host.parse().unwrap(), trust.cloned());
+        let mut peer = HttpPeer::new("192.0.2.1:443", true, transport.server_name());
+        transport.prepare(&mut peer);
+        transport.apply(&mut peer);
+        peer
+    }
+
+    fn bundle() -> Bundle {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::new(vec!["ca.test".to_owned()]).unwrap();
+        let certificate = params.self_signed(&key).unwrap();
+        Bundle::parse(certificate.pem().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn names_are_verified_unless_it_says_otherwise() {
+        let verified = peer("a.test", Some(&trust(None, true)));
+        assert_eq!(verified.sni, "name.test");
+        assert!(verified.options.verify_cert && verified.options.verify_hostname);
+        let unverified = peer("a.test", Some(&trust(None, false)));
+        assert_eq!(unverified.sni, "name.test");
+        assert!(!unverified.options.verify_cert && !unverified.options.verify_hostname);
+    }
+
+    #[test]
+    fn addresses_are_verified_in_the_handshake() {
+        let peer = peer("192.0.2.1", None);
+        assert!(peer.options.verify_cert && !peer.options.verify_hostname);
+        assert!(peer.options.upstream_tls_handshake_complete_hook.is_some());
+    }
+
+    #[test]
+    fn a_bundle_that_was_never_read_trusts_nobody() {
+        let peer = peer("a.test", Some(&trust(Some("ca.pem"), true)));
+        assert!(peer.options.ca.unwrap().is_empty());
+    }
+
+    #[test]
+    fn connections_are_kept_for_what_they_were_made_under() {
+        let trust = trust(Some("ca.pem"), true);
+        let mut groups = vec![peer("a.test", None).group_key];
+        groups.push(peer("a.test", Some(&trust)).group_key);
+        for version in [1, 2] {
+            trust
+                .ca
+                .store(Some(Arc::new(UpstreamCa::new(bundle(), version))));
+            groups.push(peer("a.test", Some(&trust)).group_key);
+            assert_eq!(
+                peer("a.test", Some(&trust)).group_key,
+                groups[groups.len() - 1]
+            );
+        }
+        let count = groups.len();
+        groups.sort_unstable();
+        groups.dedup();
+        assert_eq!(groups.len(), count);
+    }
+}

@@ -93,7 +93,7 @@ fn unknown_keys_get_the_best_help() {
     );
     assert_eq!(
         help("[[sites]]\n[[sites.routes]]\nx = 1"),
-        "known here: path, upstreams"
+        "known here: path, upstreams, upstream_tls"
     );
 }
 

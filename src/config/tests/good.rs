@@ -279,3 +279,71 @@ fn a_file_that_cannot_be_read_says_so() {
     );
     assert!(found.starts_with(&expected), "{found}");
 }
+
+#[test]
+fn session_tickets() {
+    let config = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n");
+    assert!(config.tls.session_ticket_key_files.is_empty() && config.tls.resume_after_swap);
+    let twelve_hours = Duration::from_secs(43_200);
+    assert_eq!(config.tls.session_ticket_rotation, twelve_hours);
+    let config = good(
+        "[tls]\nsession_ticket_key_files = [\"a.key\", \"/b.key\"]\nresume_after_swap = false\n\
+         [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n",
+    );
+    let files = &config.tls.session_ticket_key_files;
+    assert_eq!(files[..], [Path::new("dir/a.key"), Path::new("/b.key")]);
+    assert!(!config.tls.resume_after_swap);
+    assert_eq!(config.file_references.len(), 2);
+}
+
+#[test]
+fn client_authentication() {
+    let site = site(
+        "upstreams = [\"3000\"]\n[sites.client_auth]\nca = \"c.pem\"\ncrl = \"c.crl\"\nmode = \"request\"\n",
+    );
+    let expected = ClientAuth {
+        ca: "dir/c.pem".into(),
+        crl: Some("dir/c.crl".into()),
+        mode: ClientAuthMode::Request,
+    };
+    assert_eq!(site.client_auth, Some(expected));
+    let auth = self::site("upstreams = [\"3000\"]\nclient_auth = { ca = \"c.pem\" }\n").client_auth;
+    assert_eq!(auth.unwrap().mode, ClientAuthMode::Require);
+}
+
+#[test]
+fn tls_towards_upstreams_is_inherited_whole_or_not_at_all() {
+    let site = site(
+        "upstreams = [\"https://u.test\"]\nupstream_tls = { ca = \"ca.pem\", certificate = \"c.pem\" }\n\
+         [[sites.routes]]\npath = \"/own/*\"\nupstreams = [\"https://v.test\"]\n\
+         upstream_tls = { server_name = \"w.test\", verify = false }\n\
+         [[sites.routes]]\npath = \"/inherits/*\"\nupstreams = [\"https://x.test\"]\n",
+    );
+    let inherited = UpstreamTls {
+        ca: Some("dir/ca.pem".into()),
+        identity: Some(ClientIdentity {
+            certificate: "dir/c.pem".into(),
+            private_key: "dir/c.pem".into(),
+        }),
+        server_name: None,
+        verify: true,
+    };
+    let own = UpstreamTls {
+        ca: None,
+        identity: None,
+        server_name: Some("w.test".parse().unwrap()),
+        verify: false,
+    };
+    for route in &site.routes {
+        let expected = match &route.path {
+            PathPattern::Prefix(prefix) if prefix == "/own/" => &own,
+            _ => &inherited,
+        };
+        assert_eq!(
+            route.upstream_tls.as_ref(),
+            Some(expected),
+            "{:?}",
+            route.path
+        );
+    }
+}

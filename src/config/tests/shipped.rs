@@ -37,6 +37,7 @@ fn the_default_says_the_truth_about_its_keys() {
     .unwrap_or_else(|found| panic!("{uncommented}\n{found}"));
     assert_eq!(format!("{:?}", all.server), format!("{:?}", shipped.server));
     assert_eq!(format!("{:?}", all.acme), format!("{:?}", shipped.acme));
+    assert_eq!(format!("{:?}", all.tls), format!("{:?}", shipped.tls));
     assert_eq!(format!("{:?}", all.sites), format!("{:?}", shipped.sites));
     let certificates = format!("{:?}", shipped.certificates);
     assert_eq!(format!("{:?}", all.certificates), certificates);
