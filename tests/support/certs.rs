@@ -2,8 +2,9 @@
 //! and keys.
 
 use rcgen::{
-    BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, IsCa, Issuer,
-    KeyPair, KeyUsagePurpose, SerialNumber,
+    BasicConstraints, Certificate, CertificateParams, CertificateRevocationListParams,
+    DistinguishedName, DnType, IsCa, Issuer, KeyIdMethod, KeyPair, KeyUsagePurpose,
+    RevokedCertParams, SerialNumber,
 };
 use time::{Duration, OffsetDateTime};
 
@@ -96,6 +97,56 @@ impl TestCa {
         let signed = params.signed_by(&key, &self.intermediate).expect("signed");
         Leaf::new(&signed, self.intermediate_pem.clone(), &key)
     }
+}
+
+/// An authority without intermediates, whose clients' certificates can be revoked.
+pub struct ClientCa {
+    pub pem: String,
+    issuer: Issuer<'static, KeyPair>,
+}
+
+impl ClientCa {
+    pub fn new(name: &str) -> ClientCa {
+        let key = KeyKind::P256.generate();
+        let params = authority(name);
+        let pem = params.self_signed(&key).expect("a root").pem();
+        let issuer = Issuer::new(params, key);
+        ClientCa { pem, issuer }
+    }
+
+    pub fn client(&self, name: &str) -> Leaf {
+        let begin = clock::now() - Duration::HOUR;
+        let key = KeyKind::P256.generate();
+        let params = leaf_params(&[name], begin, begin + Duration::DAY);
+        let signed = params.signed_by(&key, &self.issuer).expect("signed");
+        Leaf::new(&signed, String::new(), &key)
+    }
+
+    /// A revocation list, PEM.
+    pub fn crl(&self, revoked: &[&Leaf], next_update: OffsetDateTime) -> String {
+        let revoked = revoked.iter().map(|leaf| RevokedCertParams {
+            serial_number: SerialNumber::from_slice(&from_hex(&leaf.serial)),
+            revocation_time: clock::now() - Duration::HOUR,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        let params = CertificateRevocationListParams {
+            this_update: clock::now() - Duration::days(2),
+            next_update,
+            crl_number: random_serial(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: KeyIdMethod::Sha256,
+        };
+        let list = params.signed_by(&self.issuer).expect("signed");
+        list.pem().expect("PEM")
+    }
+}
+
+fn from_hex(text: &str) -> Vec<u8> {
+    let digits = text.as_bytes().chunks(2);
+    let byte = |two| u8::from_str_radix(std::str::from_utf8(two).expect("ASCII"), 16);
+    digits.map(|two| byte(two).expect("hex")).collect()
 }
 
 /// A self-signed leaf, valid for a day.

@@ -19,6 +19,7 @@ pub mod place;
 pub mod raw;
 pub mod scripted_ca;
 pub mod server;
+pub mod session;
 pub mod sites;
 pub mod tls;
 pub mod upstream;

@@ -52,7 +52,20 @@ impl Upstream {
     /// Behind TLS with this certificate.
     pub async fn start_tls(place: &Place, name: &str, leaf: &Leaf) -> Upstream {
         let (addr, seen) = (place.free(), Seen::new(name));
-        let server = Server::tls(addr, router(&seen), server_config(leaf)).await;
+        let server = Server::tls(addr, router(&seen), server_config(leaf, None)).await;
+        Upstream { addr, server, seen }
+    }
+
+    /// The same, for clients with a certificate from the authority in this PEM text alone.
+    pub async fn start_mutual_tls(
+        place: &Place,
+        name: &str,
+        leaf: &Leaf,
+        clients: &str,
+    ) -> Upstream {
+        let (addr, seen) = (place.free(), Seen::new(name));
+        let config = server_config(leaf, Some(clients));
+        let server = Server::tls(addr, router(&seen), config).await;
         Upstream { addr, server, seen }
     }
 
@@ -203,7 +216,7 @@ async fn web_socket(mut request: Request) -> Response {
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
-fn server_config(leaf: &Leaf) -> rustls::ServerConfig {
+fn server_config(leaf: &Leaf, clients: Option<&str>) -> rustls::ServerConfig {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, PrivateKeyDer};
     super::tls::install_provider();
@@ -211,7 +224,18 @@ fn server_config(leaf: &Leaf) -> rustls::ServerConfig {
     let chain = CertificateDer::pem_slice_iter(chain_pem.as_bytes());
     let chain = chain.collect::<Result<_, _>>().expect("PEM");
     let key = PrivateKeyDer::from_pem_slice(leaf.key_pem.as_bytes()).expect("a key");
-    let builder = rustls::ServerConfig::builder().with_no_client_auth();
+    let builder = rustls::ServerConfig::builder();
+    let builder = match clients {
+        None => builder.with_no_client_auth(),
+        Some(pem) => {
+            let mut roots = rustls::RootCertStore::empty();
+            for certificate in CertificateDer::pem_slice_iter(pem.as_bytes()) {
+                roots.add(certificate.expect("PEM")).expect("a root");
+            }
+            let verifier = rustls::server::WebPkiClientVerifier::builder(Arc::new(roots));
+            builder.with_client_cert_verifier(verifier.build().expect("a verifier"))
+        }
+    };
     builder.with_single_cert(chain, key).expect("a pair")
 }
 
