@@ -76,12 +76,11 @@ pub fn reason(error: &Error) -> String {
 fn root(error: &Error) -> Option<String> {
     let context = || error.context.as_ref().map(|context| context.to_string());
     let cause = error.cause.as_ref();
-    match (error.etype(), cause) {
-        (ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert, _) | (_, None) => context(),
-        (_, Some(cause)) => match cause.downcast_ref::<Box<Error>>() {
-            Some(inner) => root(inner),
-            None => Some(cause.to_string()),
-        },
+    let inner = cause.and_then(|cause| cause.downcast_ref::<Box<Error>>());
+    match (error.etype(), inner, cause) {
+        (_, Some(inner), _) => root(inner),
+        (ErrorType::TLSHandshakeFailure | ErrorType::InvalidCert, ..) | (_, _, None) => context(),
+        (_, None, Some(cause)) => Some(cause.to_string()),
     }
 }
 

@@ -179,6 +179,8 @@ pub fn leaf_params(
 fn authority(name: &str) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = common_name(name);
+    // Two authorities of the same name are told apart by it.
+    params.use_authority_key_identifier_extension = true;
     params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
     params.key_usages = vec![KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
     params.not_before = clock::now() - Duration::days(400);
