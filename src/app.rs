@@ -112,7 +112,7 @@ async fn serve(
     );
     let service = Arc::new(Service {
         app: Arc::new(http_proxy(proxy, threads)),
-        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions)?,
+        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
         table: reloader.table().clone(),
         metrics: metrics.clone(),
         shutdown,

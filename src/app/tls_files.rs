@@ -17,26 +17,27 @@ use crate::clock;
 use crate::config::{ClientAuth, ClientIdentity, Config};
 use crate::listener::client_auth::{ClientAuthTable, ClientTrust, SiteClientAuth};
 use crate::listener::tickets::{SessionTickets, TicketKey, TicketKeys};
-use crate::listener::tls::Sessions;
-use crate::proxy::upstream_tls::{UpstreamCa, UpstreamIdentity, UpstreamTrust, UpstreamTrusts};
+use crate::listener::tls::{SessionPolicy, Sessions};
+use crate::proxy::upstream_tls::{UpstreamCa, UpstreamIdentity, UpstreamTrusts};
 
 /// What the listener and the proxy are given, and the thread that keeps it up to date.
 pub struct Trust {
     pub files: TlsFiles,
     pub sessions: Sessions,
     pub upstreams: UpstreamTrusts,
+    cells: Cells,
 }
 
 impl Trust {
     /// Reads every file once and watches them from then on.
     pub fn start(config: &Config) -> Result<(Trust, JoinHandle<()>), AppError> {
-        let now = clock::now();
-        let tickets = SessionTickets::new(config.tls.session_ticket_rotation, now)?;
-        let upstreams = UpstreamTrusts::new(config);
-        let (mut sets, table) = client_auth(config);
-        sets.extend(ticket_keys(config, &tickets));
-        sets.extend(upstreams.iter().flat_map(|trust| upstream(trust)));
-        warn_of_unverified(&upstreams);
+        let tickets = SessionTickets::new(config.tls.session_ticket_rotation, clock::now())?;
+        let Plan {
+            cells,
+            sets,
+            policy,
+            upstreams,
+        } = Plan::new(config, &tickets, &Cells::default());
         let rotating = tickets.clone();
         let (files, thread) = TlsFiles::start(
             sets,
@@ -44,30 +45,115 @@ impl Trust {
             config.certificates.poll_interval,
             config.certificates.watch,
         )?;
-        let sessions = Sessions {
-            tickets,
-            resume_after_swap: config.tls.resume_after_swap,
-            client_auth: Arc::new(ArcSwap::from_pointee(table)),
-        };
+        let policy = Arc::new(ArcSwap::from_pointee(policy));
         let trust = Trust {
             files,
-            sessions,
+            sessions: Sessions { tickets, policy },
             upstreams,
+            cells,
         };
         Ok((trust, thread))
+    }
+
+    /// Changes over to another configuration. Files that both name keep their last good content;
+    /// new ones are read before anything depends on them. `upstreams` is for the new routing.
+    pub async fn reconfigure(&mut self, config: &Config) -> Result<(), AppError> {
+        let tickets = &self.sessions.tickets;
+        let plan = Plan::new(config, tickets, &self.cells);
+        let tls = &config.tls;
+        tickets.set_rotation(tls.session_ticket_rotation);
+        self.files.replace(plan.sets).await;
+        if tls.session_ticket_key_files.is_empty() {
+            tickets.leave_files(clock::now())?;
+        }
+        self.sessions.policy.store(Arc::new(plan.policy));
+        self.upstreams = plan.upstreams;
+        self.cells = plan.cells;
+        Ok(())
+    }
+}
+
+/// Where the contents of files are published. One for each combination of files, whoever uses it:
+/// it outlives a change of the configuration.
+#[derive(Default)]
+struct Cells {
+    clients: HashMap<ClientFiles, Arc<ArcSwapOption<ClientTrust>>>,
+    upstream_cas: HashMap<PathBuf, Arc<ArcSwapOption<UpstreamCa>>>,
+    identities: HashMap<ClientIdentity, Arc<ArcSwapOption<UpstreamIdentity>>>,
+}
+
+/// The bundle and the revocation lists.
+type ClientFiles = (PathBuf, Option<PathBuf>);
+
+/// What a configuration comes to.
+struct Plan {
+    cells: Cells,
+    sets: Vec<FileSet>,
+    policy: SessionPolicy,
+    upstreams: UpstreamTrusts,
+}
+
+impl Plan {
+    fn new(config: &Config, tickets: &SessionTickets, before: &Cells) -> Plan {
+        let cells = Cells::new(config, before);
+        let clients = cells.clients.iter();
+        let clients = clients.map(|(files, cell)| client_trust(files, cell.clone()));
+        let cas = cells.upstream_cas.iter();
+        let cas = cas.map(|(path, cell)| upstream_ca(path.clone(), cell.clone()));
+        let identities = cells.identities.iter();
+        let identities = identities.map(|(files, cell)| upstream_identity(files, cell.clone()));
+        let sets = clients.chain(cas).chain(identities);
+        let upstreams = UpstreamTrusts::new(
+            config,
+            |path| cells.upstream_cas.get(path).cloned().unwrap_or_default(),
+            |files| cells.identities.get(files).cloned().unwrap_or_default(),
+        );
+        warn_of_unverified(&upstreams);
+        Plan {
+            sets: sets.chain(ticket_keys(config, tickets)).collect(),
+            policy: SessionPolicy {
+                resume_after_swap: config.tls.resume_after_swap,
+                client_auth: client_auth(config, &cells),
+            },
+            upstreams,
+            cells,
+        }
+    }
+}
+
+impl Cells {
+    fn new(config: &Config, before: &Cells) -> Cells {
+        let mut cells = Cells::default();
+        for site in &config.sites {
+            if let Some(auth) = &site.client_auth {
+                let files = (auth.ca.clone(), auth.crl.clone());
+                let cell = before.clients.get(&files).cloned().unwrap_or_default();
+                cells.clients.insert(files, cell);
+            }
+            for tls in site.routes.iter().filter_map(|r| r.upstream_tls.as_ref()) {
+                if let Some(path) = &tls.ca {
+                    let cell = before.upstream_cas.get(path).cloned().unwrap_or_default();
+                    cells.upstream_cas.insert(path.clone(), cell);
+                }
+                if let Some(files) = &tls.identity {
+                    let cell = before.identities.get(files).cloned().unwrap_or_default();
+                    cells.identities.insert(files.clone(), cell);
+                }
+            }
+        }
+        cells
     }
 }
 
 /// The files that could not be used and why, for `perennial check`.
 pub fn wrong(config: &Config) -> Vec<(PathBuf, String)> {
     let now = clock::now();
-    let upstreams = UpstreamTrusts::new(config);
-    let (mut sets, _) = client_auth(config);
-    sets.extend(upstreams.iter().flat_map(|trust| upstream(trust)));
-    if let Ok(tickets) = SessionTickets::new(config.tls.session_ticket_rotation, now) {
-        sets.extend(ticket_keys(config, &tickets));
-    }
-    sets.iter().filter_map(|set| set.check(now).err()).collect()
+    let Ok(tickets) = SessionTickets::new(config.tls.session_ticket_rotation, now) else {
+        return Vec::new();
+    };
+    let plan = Plan::new(config, &tickets, &Cells::default());
+    let wrong = plan.sets.iter().filter_map(|set| set.check(now).err());
+    wrong.collect()
 }
 
 fn warn_of_unverified(upstreams: &UpstreamTrusts) {
@@ -105,33 +191,27 @@ fn ticket_keys(config: &Config, tickets: &SessionTickets) -> Option<FileSet> {
     }))
 }
 
-/// Sites with equal settings share one trust.
-fn client_auth(config: &Config) -> (Vec<FileSet>, ClientAuthTable) {
-    let mut sets = Vec::new();
+/// Sites with equal settings share connections and sessions.
+fn client_auth(config: &Config, cells: &Cells) -> ClientAuthTable {
     let mut known: HashMap<&ClientAuth, Arc<SiteClientAuth>> = HashMap::new();
-    for auth in config
-        .sites
-        .iter()
-        .filter_map(|site| site.client_auth.as_ref())
-    {
-        known.entry(auth).or_insert_with(|| {
-            let trust = Arc::default();
-            sets.push(client_trust(auth, &trust));
-            Arc::new(SiteClientAuth::new(auth.clone(), trust))
+    let mut hosts = Vec::new();
+    for site in &config.sites {
+        let auth = site.client_auth.as_ref().map(|auth| {
+            let shared = known.entry(auth).or_insert_with(|| {
+                let files = (auth.ca.clone(), auth.crl.clone());
+                let trust = cells.clients.get(&files).cloned().unwrap_or_default();
+                Arc::new(SiteClientAuth::new(auth.clone(), trust))
+            });
+            shared.clone()
         });
+        hosts.extend(site.hosts.iter().map(|host| (host, auth.clone())));
     }
-    let hosts = config.sites.iter().flat_map(|site| {
-        let auth = site.client_auth.as_ref().and_then(|auth| known.get(auth));
-        site.hosts.iter().map(move |host| (host, auth.cloned()))
-    });
-    let table = ClientAuthTable::new(hosts);
-    (sets, table)
+    ClientAuthTable::new(hosts.into_iter())
 }
 
-fn client_trust(auth: &ClientAuth, trust: &Arc<ArcSwapOption<ClientTrust>>) -> FileSet {
-    let ca = (Purpose::ClientCa, auth.ca.clone());
-    let crl = auth.crl.clone().map(|path| (Purpose::ClientCrl, path));
-    let trust = trust.clone();
+fn client_trust(files: &ClientFiles, trust: Arc<ArcSwapOption<ClientTrust>>) -> FileSet {
+    let ca = (Purpose::ClientCa, files.0.clone());
+    let crl = files.1.clone().map(|path| (Purpose::ClientCrl, path));
     let files = std::iter::once(ca).chain(crl).collect();
     FileSet::new(files, move |contents, digests| {
         let bundle = Bundle::parse(&contents[0]).map_err(|cause| fault(0, cause))?;
@@ -152,14 +232,6 @@ fn client_trust(auth: &ClientAuth, trust: &Arc<ArcSwapOption<ClientTrust>>) -> F
             publish: Box::new(move || trust.store(Some(Arc::new(fresh)))),
         })
     })
-}
-
-fn upstream(trust: &UpstreamTrust) -> Vec<FileSet> {
-    let ca = trust.settings.ca.clone();
-    let identity = trust.settings.identity.as_ref();
-    let ca = ca.map(|path| upstream_ca(path, trust.ca.clone()));
-    let identity = identity.map(|identity| upstream_identity(identity, trust.identity.clone()));
-    ca.into_iter().chain(identity).collect()
 }
 
 fn upstream_ca(path: PathBuf, slot: Arc<ArcSwapOption<UpstreamCa>>) -> FileSet {
@@ -217,4 +289,68 @@ fn joined(digests: &[Digest]) -> Digest {
 fn version(digests: &[Digest]) -> u64 {
     let [a, b, c, d, e, f, g, h, ..] = joined(digests);
     u64::from_be_bytes([a, b, c, d, e, f, g, h])
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use std::path::Path;
+
+    fn ca() -> String {
+        let key = rcgen::KeyPair::generate().unwrap();
+        let params = rcgen::CertificateParams::default();
+        params.self_signed(&key).unwrap().pem()
+    }
+
+    fn config(folder: &Path, rest: &str) -> Config {
+        let site = "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n";
+        let text = format!("[certificates]\nwatch = false\n{rest}\n{site}");
+        let file = folder.join("p.toml");
+        std::fs::write(&file, text).unwrap();
+        Config::load(&file).unwrap_or_else(|error| panic!("{error}"))
+    }
+
+    fn closed(host: &str, rest: &str) -> String {
+        format!(
+            "[[sites]]\nhosts = [\"{host}\"]\nupstreams = [\"3000\"]\nclient_auth = {{ {rest} }}\n"
+        )
+    }
+
+    #[tokio::test]
+    async fn another_configuration_keeps_the_last_good_content_of_files_that_it_shares() {
+        let folder = tempfile::tempdir().unwrap();
+        let (one, two) = (folder.path().join("one.pem"), folder.path().join("two.pem"));
+        std::fs::write(&one, ca()).unwrap();
+        std::fs::write(&two, ca()).unwrap();
+        let before = closed("b.test", "ca = \"one.pem\"");
+        let (mut trust, thread) = Trust::start(&config(folder.path(), &before)).unwrap();
+        std::fs::write(&one, "broken").unwrap();
+        trust.files.rescan().await;
+        let after = [
+            closed("b.test", "ca = \"one.pem\", mode = \"request\""),
+            closed("c.test", "ca = \"two.pem\""),
+        ];
+        let after = config(folder.path(), &after.concat());
+        trust.reconfigure(&after).await.unwrap();
+        let report = trust.files.report();
+        assert_eq!(report.len(), 2);
+        assert!(report.iter().all(|file| file.loaded_at.is_some()));
+        assert!(
+            trust
+                .cells
+                .clients
+                .values()
+                .all(|cell| cell.load().is_some())
+        );
+        let local = "192.0.2.1".parse().unwrap();
+        let policy = trust.sessions.policy.load();
+        for (host, wanted) in [("a.test", false), ("b.test", true), ("c.test", true)] {
+            let auth = policy.client_auth.get(Some(host), local);
+            assert_eq!(auth.is_some(), wanted, "{host}");
+        }
+        trust.reconfigure(&config(folder.path(), "")).await.unwrap();
+        assert!(trust.files.report().is_empty());
+        trust.files.stop();
+        thread.join().unwrap();
+    }
 }

@@ -221,3 +221,117 @@ fn add_list(store: &mut X509StoreBuilder, der: &[u8]) -> Result<(), ErrorStack> 
         _ => Err(ErrorStack::get()),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use boring::stack::Stack;
+    use boring::x509::{X509StoreContext, X509VerifyError};
+    use rcgen::{CertificateParams, CertificateRevocationListParams, Issuer, KeyPair};
+
+    struct Ca {
+        pem: String,
+        issuer: Issuer<'static, KeyPair>,
+    }
+
+    fn ca() -> Ca {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        let pem = params.self_signed(&key).unwrap().pem();
+        let issuer = Issuer::new(params, key);
+        Ca { pem, issuer }
+    }
+
+    /// A client of serial number 7 and its key.
+    fn client(ca: &Ca) -> (String, String) {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::new(vec!["client.test".to_owned()]).unwrap();
+        params.serial_number = Some(7.into());
+        // As the authority has it by default, which would make the certificate self-signed.
+        params.distinguished_name = rcgen::DistinguishedName::new();
+        let certificate = params.signed_by(&key, &ca.issuer).unwrap();
+        (certificate.pem(), key.serialize_pem())
+    }
+
+    fn list(
+        ca: &Ca,
+        revoked: &[u64],
+        valid_for: time::Duration,
+    ) -> rcgen::CertificateRevocationList {
+        let now = crate::clock::now();
+        let revoked = revoked.iter().map(|serial| rcgen::RevokedCertParams {
+            serial_number: (*serial).into(),
+            revocation_time: now,
+            reason_code: None,
+            invalidity_date: None,
+        });
+        CertificateRevocationListParams {
+            this_update: now - time::Duration::DAY,
+            next_update: now + valid_for,
+            crl_number: 1.into(),
+            issuing_distribution_point: None,
+            revoked_certs: revoked.collect(),
+            key_identifier_method: rcgen::KeyIdMethod::Sha256,
+        }
+        .signed_by(&ca.issuer)
+        .unwrap()
+    }
+
+    fn verify(ca: &Ca, list: Option<&[u8]>) -> Result<(), X509VerifyError> {
+        let bundle = Bundle::parse(ca.pem.as_bytes()).unwrap();
+        let lists = list.map(|bytes| RevocationLists::parse(bytes).unwrap());
+        let store = client_store(&bundle, lists.as_ref()).unwrap();
+        let client = X509::from_pem(client(ca).0.as_bytes()).unwrap();
+        let chain = Stack::new().unwrap();
+        let mut context = X509StoreContext::new().unwrap();
+        context
+            .init(&store, &client, &chain, |context| {
+                context.verify_cert()?;
+                Ok(context.verify_result())
+            })
+            .unwrap()
+    }
+
+    #[test]
+    fn revocation_lists_are_heeded_and_must_be_there_and_up_to_date() {
+        let (ca, other, day) = (super::tests::ca(), super::tests::ca(), time::Duration::DAY);
+        assert_eq!(verify(&ca, None), Ok(()));
+        let pem = list(&ca, &[8], day).pem().unwrap();
+        assert_eq!(verify(&ca, Some(pem.as_bytes())), Ok(()));
+        let der = list(&ca, &[7], day);
+        let revoked = Err(X509VerifyError::CERT_REVOKED);
+        assert_eq!(verify(&ca, Some(der.der())), revoked);
+        let old = list(&ca, &[], -day / 2);
+        let expired = Err(X509VerifyError::CRL_HAS_EXPIRED);
+        assert_eq!(verify(&ca, Some(old.der())), expired);
+        let foreign = list(&other, &[], day).pem().unwrap();
+        assert!(verify(&ca, Some(foreign.as_bytes())).is_err());
+    }
+
+    #[test]
+    fn what_is_no_list_says_why() {
+        let pem = list(&ca(), &[], time::Duration::DAY).pem().unwrap();
+        let cause = |bytes: &[u8]| RevocationLists::parse(bytes).err().unwrap();
+        assert_eq!(cause(b" \n"), "is empty");
+        assert!(cause(&pem.as_bytes()[..pem.len() / 2]).starts_with("is cut off"));
+        assert!(cause(ca().pem.as_bytes()).starts_with("holds no revocation list"));
+        assert!(cause(b"\x30\x03\x02\x01\x01").contains("cannot be parsed"));
+        let two = RevocationLists::parse(format!("{pem}{pem}").as_bytes()).unwrap();
+        assert_eq!(two.len(), 2);
+    }
+
+    #[test]
+    fn an_identity_needs_the_key_of_its_certificate() {
+        let ca = ca();
+        let ((certificate, key), (_, other_key)) = (client(&ca), client(&ca));
+        let combined = format!("{key}{certificate}{}", ca.pem);
+        let parsed = Identity::parse(combined.as_bytes(), combined.as_bytes());
+        let parsed = parsed.map_err(|error| error.cause).unwrap();
+        assert_eq!(parsed.certificates.len(), 1, "without the root");
+        let wrong = Identity::parse(certificate.as_bytes(), other_key.as_bytes());
+        assert!(wrong.is_err_and(|error| error.in_key_file));
+        let none = Identity::parse(key.as_bytes(), key.as_bytes());
+        assert!(none.is_err_and(|error| !error.in_key_file));
+    }
+}

@@ -354,7 +354,7 @@ impl FileFacts {
                 }
             }
             Err(ReadError::Unstable) => facts.young = true,
-            Err(ReadError::TooLarge | ReadError::NotAFile | ReadError::Missing) => {}
+            Err(ReadError::TooLarge(_) | ReadError::NotAFile | ReadError::Missing) => {}
             Err(_) => facts.broken = true,
         }
         facts

@@ -71,8 +71,8 @@ pub enum ReadError {
     Permission(#[source] io::Error),
     #[error("is not a regular file")]
     NotAFile,
-    #[error("is larger than {MAX_FILE_BYTES} bytes, which no certificate file is")]
-    TooLarge,
+    #[error("is larger than {0} bytes, the most that such a file can have")]
+    TooLarge(u64),
     #[error("is being written")]
     Unstable,
     #[error("cannot be read: {0}")]
@@ -88,18 +88,27 @@ pub fn stat(path: &Path) -> Option<Stamp> {
 
 /// Reads a whole file and says how sure the reading is.
 pub fn read(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), ReadError> {
+    read_up_to(MAX_FILE_BYTES, path, now)
+}
+
+/// [`read`] with another limit than that for certificates.
+pub fn read_up_to(
+    limit: u64,
+    path: &Path,
+    now: OffsetDateTime,
+) -> Result<(Vec<u8>, Observation), ReadError> {
     let mut file = open(path)?;
     let before = file.metadata().map_err(ReadError::Io)?;
     if !before.is_file() {
         return Err(ReadError::NotAFile);
     }
-    if before.len() > MAX_FILE_BYTES {
-        return Err(ReadError::TooLarge);
+    if before.len() > limit {
+        return Err(ReadError::TooLarge(limit));
     }
     let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or(0) + 1);
     // One byte more than allowed, so that a file that grew past the limit meanwhile shows.
     (&mut file)
-        .take(MAX_FILE_BYTES + 1)
+        .take(limit + 1)
         .read_to_end(&mut bytes)
         .map_err(ReadError::Io)?;
     let after = Stamp::of(&file.metadata().map_err(ReadError::Io)?);
@@ -112,6 +121,21 @@ pub fn read(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), 
         young: after.is_young(now),
     };
     Ok((bytes, observation))
+}
+
+/// [`read_up_to`] through links, making sure that they led to the same place before and after: a
+/// `..data` link that is swapped meanwhile would mix two generations.
+pub fn read_resolved(
+    limit: u64,
+    path: &Path,
+    now: OffsetDateTime,
+) -> Result<(Vec<u8>, Observation), ReadError> {
+    let before = resolve(path);
+    let reading = read_up_to(limit, path, now)?;
+    if resolve(path) != before {
+        return Err(ReadError::Unstable);
+    }
+    Ok(reading)
 }
 
 fn open(path: &Path) -> Result<File, ReadError> {

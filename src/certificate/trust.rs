@@ -18,8 +18,8 @@ use arc_swap::ArcSwap;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
-use super::observe::{self, Digest, Stamp};
-use super::unit::{PATIENCE, RECHECK, read_resolved};
+use super::observe::{self, Digest, MAX_FILE_BYTES, Stamp};
+use super::unit::{PATIENCE, RECHECK};
 use super::watcher::{WatchEvent, Watcher};
 use crate::clock;
 
@@ -46,7 +46,17 @@ impl Purpose {
             Purpose::SessionTicketKey => "session_ticket_key",
         }
     }
+
+    fn max_bytes(self) -> u64 {
+        match self {
+            Purpose::ClientCrl => MAX_CRL_BYTES,
+            _ => MAX_FILE_BYTES,
+        }
+    }
 }
+
+/// The lists of large authorities have tens of megabytes.
+const MAX_CRL_BYTES: u64 = 64 << 20;
 
 /// What the contents of a set's files are.
 pub struct Parsed {
@@ -114,6 +124,14 @@ enum Finding {
     },
 }
 
+/// One reading of all files of a set.
+#[derive(Default)]
+struct Reading {
+    contents: Vec<Vec<u8>>,
+    digests: Vec<Digest>,
+    young: bool,
+}
+
 /// Two readings have to agree across this pause.
 const CONFIRM_AFTER: Duration = Duration::from_millis(25);
 
@@ -139,6 +157,16 @@ impl FileSet {
             recheck: false,
             failing_since: None,
         }
+    }
+
+    fn has_files_of(&self, other: &FileSet) -> bool {
+        let key = |set: &FileSet| -> Vec<_> {
+            let files = set.files.iter();
+            files
+                .map(|file| (file.purpose, file.path.clone()))
+                .collect()
+        };
+        key(self) == key(other)
     }
 
     pub fn files(&self) -> &[TlsFile] {
@@ -202,35 +230,38 @@ impl FileSet {
     }
 
     fn examine(&self, now: OffsetDateTime) -> Result<Finding, Fault> {
-        let (_, digests, young) = self.read(now)?;
-        if self.digests.as_ref() == Some(&digests) {
-            return Ok(Finding::Same { young });
+        let first = self.read(now)?;
+        if self.digests.as_ref() == Some(&first.digests) {
+            return Ok(Finding::Same { young: first.young });
         }
         std::thread::sleep(CONFIRM_AFTER);
-        let (contents, again, young) = self.read(now)?;
-        if let Some(file) = (0..digests.len()).find(|&file| digests[file] != again[file]) {
+        let second = self.read(now)?;
+        let differs = |file: &usize| first.digests[*file] != second.digests[*file];
+        if let Some(file) = (0..self.files.len()).find(differs) {
             let cause = observe::ReadError::Unstable.to_string();
             return Err(Fault { file, cause });
         }
         Ok(Finding::Good {
-            parsed: (self.parse)(&contents, &again)?,
-            digests: again,
-            young,
+            parsed: (self.parse)(&second.contents, &second.digests)?,
+            digests: second.digests,
+            young: second.young,
         })
     }
 
-    fn read(&self, now: OffsetDateTime) -> Result<(Vec<Vec<u8>>, Vec<Digest>, bool), Fault> {
-        let (mut contents, mut digests, mut young) = (Vec::new(), Vec::new(), false);
+    fn read(&self, now: OffsetDateTime) -> Result<Reading, Fault> {
+        let mut all = Reading::default();
         for (index, file) in self.files.iter().enumerate() {
-            let (bytes, observation) = read_resolved(&file.path, now).map_err(|error| Fault {
+            let limit = file.purpose.max_bytes();
+            let reading = observe::read_resolved(limit, &file.path, now);
+            let (bytes, observation) = reading.map_err(|error| Fault {
                 file: index,
                 cause: error.to_string(),
             })?;
-            contents.push(bytes);
-            digests.push(observation.digest);
-            young |= observation.young;
+            all.contents.push(bytes);
+            all.digests.push(observation.digest);
+            all.young |= observation.young;
         }
-        Ok((contents, digests, young))
+        Ok(all)
     }
 
     fn take(&mut self, parsed: Parsed, digests: Vec<Digest>, now: OffsetDateTime) {
@@ -286,6 +317,7 @@ pub struct TlsFiles {
 enum Wake {
     Event,
     Rescan(oneshot::Sender<()>),
+    Replace(Vec<FileSet>, oneshot::Sender<()>),
     Stop,
 }
 
@@ -302,21 +334,13 @@ impl TlsFiles {
         watch: bool,
     ) -> std::io::Result<(TlsFiles, JoinHandle<()>)> {
         let (wake, inbox) = mpsc::channel();
-        let watcher = (watch && !sets.is_empty()).then(|| {
-            let wake = wake.clone();
-            // A send fails only after the thread has ended, when events do not matter.
-            Watcher::start(move |_: WatchEvent| drop(wake.send(Wake::Event)))
-        });
         let report = Arc::new(ArcSwap::from_pointee(Vec::new()));
         let mut thread = Thread {
             sets,
             chore,
             report: report.clone(),
-            watcher: watcher.and_then(|watcher| {
-                watcher
-                    .inspect_err(|error| tracing::warn!(%error, "no file events for TLS files"))
-                    .ok()
-            }),
+            events: watch.then(|| wake.clone()),
+            watcher: None,
             poll_interval,
             outdated: BTreeSet::new(),
         };
@@ -341,6 +365,16 @@ impl TlsFiles {
         let _ = done.await;
     }
 
+    /// Looks after these sets from now on, and has read them when it returns. A set of the same
+    /// files that is looked after already stays, with its last good content: whoever replaces sets
+    /// has equal ones publish to the same place.
+    pub async fn replace(&self, sets: Vec<FileSet>) {
+        let (answer, done) = oneshot::channel();
+        // Both fail only once the thread has ended.
+        let _ = self.wake.send(Wake::Replace(sets, answer));
+        let _ = done.await;
+    }
+
     pub fn stop(&self) {
         // Fails only after the thread has ended.
         let _ = self.wake.send(Wake::Stop);
@@ -351,6 +385,9 @@ struct Thread {
     sets: Vec<FileSet>,
     chore: Chore,
     report: Arc<ArcSwap<Vec<TlsFile>>>,
+    /// Where events go, if they are wanted and can be had.
+    events: Option<Sender<Wake>>,
+    /// Made for the first file that there is.
     watcher: Option<Watcher>,
     poll_interval: Duration,
     /// Files of which it was said that they are out of date.
@@ -377,6 +414,10 @@ impl Thread {
                 Err(RecvTimeoutError::Disconnected) | Ok(Wake::Stop) => return,
                 Err(RecvTimeoutError::Timeout) | Ok(Wake::Event) => None,
                 Ok(Wake::Rescan(answer)) => Some(answer),
+                Ok(Wake::Replace(sets, answer)) => {
+                    self.replace(sets);
+                    Some(answer)
+                }
             };
             let patience = match answer {
                 Some(_) => time::Duration::ZERO,
@@ -392,6 +433,22 @@ impl Thread {
         }
     }
 
+    fn replace(&mut self, sets: Vec<FileSet>) {
+        let mut before = std::mem::take(&mut self.sets);
+        for set in sets {
+            let same = before.iter().position(|one| one.has_files_of(&set));
+            self.sets
+                .push(same.map_or(set, |index| before.swap_remove(index)));
+        }
+        self.publish_report();
+        self.update_watches();
+    }
+
+    fn publish_report(&self) {
+        let files = self.sets.iter().flat_map(|set| set.files.iter().cloned());
+        self.report.store(Arc::new(files.collect()));
+    }
+
     fn look(&mut self, patience: time::Duration) {
         let now = clock::now();
         let mut news = self.report.load().is_empty();
@@ -399,8 +456,7 @@ impl Thread {
             news |= set.look(patience, now);
         }
         if news {
-            let files = self.sets.iter().flat_map(|set| set.files.iter().cloned());
-            self.report.store(Arc::new(files.collect()));
+            self.publish_report();
         }
         self.warn_of_outdated(now);
     }
@@ -417,7 +473,18 @@ impl Thread {
         }
     }
 
+    fn start_watching(&mut self) {
+        if let Some(events) = self.events.take_if(|_| !self.sets.is_empty()) {
+            // A send fails only after the thread has ended, when events do not matter.
+            let deliver = move |_: WatchEvent| drop(events.send(Wake::Event));
+            self.watcher = Watcher::start(deliver)
+                .inspect_err(|error| tracing::warn!(%error, "no file events for TLS files"))
+                .ok();
+        }
+    }
+
     fn update_watches(&mut self) {
+        self.start_watching();
         if let Some(watcher) = &mut self.watcher {
             let files = self.sets.iter().flat_map(|set| &set.files);
             let files: Vec<&Path> = files.map(|file| file.path.as_path()).collect();

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use super::certified_key::{CertifiedKey, CertifiedKeyError};
 use super::inventory::EntryId;
 use super::material::{Material, Password};
-use super::observe::{self, Digest, Observation, ReadError, Stamp};
+use super::observe::{self, Digest, MAX_FILE_BYTES, Observation, ReadError, Stamp};
 use crate::clock;
 
 /// A candidate that fails while its files changed less than this ago is being written, not
@@ -292,11 +292,11 @@ impl Task {
             let path = path.to_owned();
             move |error: ReadError| (path, error.to_string())
         };
-        let certificate = read_resolved(&self.certificate, now);
+        let certificate = observe::read_resolved(MAX_FILE_BYTES, &self.certificate, now);
         let Some(key_path) = &self.private_key else {
             return self.without_key(certificate);
         };
-        let private_key = read_resolved(key_path, now);
+        let private_key = observe::read_resolved(MAX_FILE_BYTES, key_path, now);
         let key_is_missing = matches!(private_key, Err(ReadError::Missing));
         // In a drop folder the certificate is the unit, and a key by itself nothing.
         if let Err(ReadError::Missing) = certificate
@@ -373,18 +373,4 @@ impl Task {
             (path.to_owned(), error.to_string())
         })
     }
-}
-
-/// Reads a file through its links, and makes sure that the links led to the same place before and
-/// after: a `..data` link that is swapped meanwhile would mix two generations.
-pub(super) fn read_resolved(
-    path: &Path,
-    now: OffsetDateTime,
-) -> Result<(Vec<u8>, Observation), ReadError> {
-    let before = observe::resolve(path);
-    let reading = observe::read(path, now)?;
-    if observe::resolve(path) != before {
-        return Err(ReadError::Unstable);
-    }
-    Ok(reading)
 }

@@ -48,6 +48,11 @@ fn print(status: &Status) {
             upstream.upstream, upstream.site
         );
     }
+    for file in &status.tls_files {
+        if let Some(error) = &file.last_error {
+            println!("{} {} {error}", file.purpose, file.path.display());
+        }
+    }
     print_certificates(&status.certificates);
 }
 

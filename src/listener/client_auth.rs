@@ -143,7 +143,8 @@ impl ClientAuthTable {
     }
 
     /// By the same rules as the certificate: the name in any case, with or without the trailing
-    /// dot, the exact one before the wildcard; without a name the address that was dialled.
+    /// dot, the exact one before the wildcard; without a name the address that was dialled. Who gets
+    /// the default certificate is asked for nothing, and reaches only sites that ask for nothing.
     pub fn get(&self, server_name: Option<&str>, local: IpAddr) -> Option<&Arc<SiteClientAuth>> {
         if self.exact.is_empty() && self.wildcard.is_empty() && self.addresses.is_empty() {
             return None;

@@ -141,7 +141,7 @@ impl TicketKeys {
 #[derive(Clone)]
 pub struct SessionTickets {
     keys: Arc<ArcSwap<TicketKeys>>,
-    rotation: Duration,
+    rotation: Arc<ArcSwap<Duration>>,
 }
 
 impl SessionTickets {
@@ -150,8 +150,20 @@ impl SessionTickets {
         let keys = TicketKeys::new(TicketKey::random()?, now);
         Ok(SessionTickets {
             keys: Arc::new(ArcSwap::from_pointee(keys)),
-            rotation,
+            rotation: Arc::new(ArcSwap::from_pointee(rotation)),
         })
+    }
+
+    pub fn set_rotation(&self, rotation: Duration) {
+        self.rotation.store(Arc::new(rotation));
+    }
+
+    /// Goes on with a key of its own making where the keys were from files.
+    pub fn leave_files(&self, now: OffsetDateTime) -> Result<(), ErrorStack> {
+        if self.keys.load().fixed {
+            self.publish(TicketKeys::new(TicketKey::random()?, now));
+        }
+        Ok(())
     }
 
     pub fn publish(&self, keys: TicketKeys) {
@@ -161,20 +173,21 @@ impl SessionTickets {
     /// Makes a new key if one is due, and says when the next one is. Called by one thread alone.
     pub fn rotate(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         let keys = self.keys.load();
-        if !keys.is_due(now, self.rotation) {
-            return keys.next_rotation(self.rotation);
+        let interval = **self.rotation.load();
+        if !keys.is_due(now, interval) {
+            return keys.next_rotation(interval);
         }
         match TicketKey::random() {
             Ok(fresh) => {
-                let rotated = keys.rotated(fresh, now, self.rotation);
-                let next = rotated.next_rotation(self.rotation);
+                let rotated = keys.rotated(fresh, now, interval);
+                let next = rotated.next_rotation(interval);
                 self.publish(rotated);
                 tracing::debug!("session ticket key rotated");
                 next
             }
             Err(error) => {
                 tracing::error!(%error, "no new session ticket key could be made");
-                Some(now + self.rotation)
+                Some(now + interval)
             }
         }
     }

@@ -52,11 +52,17 @@ pub enum Outcome {
 }
 
 /// How sessions are made and resumed, and which clients are served.
+#[derive(Clone)]
 pub struct Sessions {
     pub tickets: SessionTickets,
+    pub policy: Arc<ArcSwap<SessionPolicy>>,
+}
+
+/// What the configuration says of sessions and clients.
+pub struct SessionPolicy {
     /// Whether a session may outlive the certificate that it was made under.
     pub resume_after_swap: bool,
-    pub client_auth: Arc<ArcSwap<ClientAuthTable>>,
+    pub client_auth: ClientAuthTable,
 }
 
 /// TLS 1.2 and 1.3, with certificates out of the live table.
@@ -70,8 +76,9 @@ pub fn acceptor(
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
     builder.set_curves_list(GROUPS)?;
     sessions.tickets.install(&mut builder);
+    let policy = sessions.policy;
     builder.set_select_certificate_callback(move |hello| {
-        select(hello, &table, &challenges, &sessions)
+        select(hello, &table, &challenges, &policy.load())
     });
     builder.set_servername_callback(refuse_unknown_name);
     builder.set_alpn_select_callback(choose_protocol);
@@ -132,7 +139,7 @@ fn select(
     mut hello: ClientHello<'_>,
     table: &TableReader,
     challenges: &Challenges,
-    sessions: &Sessions,
+    policy: &SessionPolicy,
 ) -> Result<(), SelectCertError> {
     if offers_acme_tls(&hello) {
         return answer_challenge(hello, challenges);
@@ -140,7 +147,7 @@ fn select(
     let local = state(hello.ssl()).ok_or(SelectCertError::ERROR)?.local;
     let name = hello.servername(NameType::HOST_NAME);
     let choice = table.load().select(name, local).cloned();
-    let auth = sessions.client_auth.load().get(name, local).cloned();
+    let auth = policy.client_auth.get(name, local).cloned();
     let ssl = hello.ssl_mut();
     match choice {
         Some(choice) => {
@@ -156,7 +163,7 @@ fn select(
                 .map_err(|_| SelectCertError::ERROR)?;
             let leaves = std::iter::once(&choice.best)
                 .chain(&choice.alternate)
-                .filter(|_| !sessions.resume_after_swap)
+                .filter(|_| !policy.resume_after_swap)
                 .map(|leaf| leaf.key.fingerprint());
             client_auth::bind_sessions(ssl, demand.as_ref(), leaves)
                 .map_err(|_| SelectCertError::ERROR)?;

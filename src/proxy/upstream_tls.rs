@@ -4,6 +4,7 @@
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
+use std::path::Path;
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -15,7 +16,7 @@ use pingora::{Error, ErrorType, Result};
 
 use crate::certificate::anchors::{Bundle, Identity};
 use crate::certificate::name::Name;
-use crate::config::{Config, UpstreamTls};
+use crate::config::{ClientIdentity, Config, UpstreamTls};
 
 /// The authorities that an upstream's certificate may come from.
 pub struct UpstreamCa {
@@ -52,20 +53,24 @@ impl UpstreamIdentity {
 /// One `upstream_tls` and what its files hold.
 pub struct UpstreamTrust {
     pub settings: UpstreamTls,
-    pub ca: Arc<ArcSwapOption<UpstreamCa>>,
-    pub identity: Arc<ArcSwapOption<UpstreamIdentity>>,
+    ca: Arc<ArcSwapOption<UpstreamCa>>,
+    identity: Arc<ArcSwapOption<UpstreamIdentity>>,
     /// Keeps connections of differing settings apart.
     group: u64,
 }
 
 impl UpstreamTrust {
-    fn new(settings: UpstreamTls) -> UpstreamTrust {
+    fn new(
+        settings: UpstreamTls,
+        ca: Arc<ArcSwapOption<UpstreamCa>>,
+        identity: Arc<ArcSwapOption<UpstreamIdentity>>,
+    ) -> UpstreamTrust {
         let mut hasher = DefaultHasher::new();
         settings.hash(&mut hasher);
         UpstreamTrust {
             settings,
-            ca: Arc::default(),
-            identity: Arc::default(),
+            ca,
+            identity,
             group: hasher.finish(),
         }
     }
@@ -98,12 +103,18 @@ impl UpstreamTrust {
 pub struct UpstreamTrusts(HashMap<UpstreamTls, Arc<UpstreamTrust>>);
 
 impl UpstreamTrusts {
-    /// Its files are still to be read.
-    pub fn new(config: &Config) -> UpstreamTrusts {
+    /// `ca` and `identity` are where the contents of files are, or will be.
+    pub fn new(
+        config: &Config,
+        ca: impl Fn(&Path) -> Arc<ArcSwapOption<UpstreamCa>>,
+        identity: impl Fn(&ClientIdentity) -> Arc<ArcSwapOption<UpstreamIdentity>>,
+    ) -> UpstreamTrusts {
         let routes = config.sites.iter().flat_map(|site| &site.routes);
         let all = routes.filter_map(|route| route.upstream_tls.as_ref());
         let trust = |settings: &UpstreamTls| {
-            let trust = UpstreamTrust::new(settings.clone());
+            let ca = settings.ca.as_deref().map(&ca).unwrap_or_default();
+            let identity = settings.identity.as_ref().map(&identity);
+            let trust = UpstreamTrust::new(settings.clone(), ca, identity.unwrap_or_default());
             (settings.clone(), Arc::new(trust))
         };
         UpstreamTrusts(all.map(trust).collect())
@@ -200,12 +211,13 @@ mod tests {
     use super::*;
 
     fn trust(ca: Option<&str>, verify: bool) -> Arc<UpstreamTrust> {
-        Arc::new(UpstreamTrust::new(UpstreamTls {
+        let settings = UpstreamTls {
             ca: ca.map(Into::into),
             identity: None,
             server_name: Some("name.test".parse().unwrap()),
             verify,
-        }))
+        };
+        Arc::new(UpstreamTrust::new(settings, Arc::default(), Arc::default()))
     }
 
     fn peer(host: &str, trust: Option<&Arc<UpstreamTrust>>) -> HttpPeer {
