@@ -63,8 +63,11 @@ pub fn name(number: usize) -> String {
 /// Where its files are: a thousand to a folder.
 pub fn files(root: &Path, number: usize) -> (PathBuf, PathBuf) {
     let folder = root.join(format!("{:03}", number / 1000));
-    let stem = folder.join(name(number));
-    (stem.with_extension("crt"), stem.with_extension("key"))
+    let name = name(number);
+    (
+        folder.join(format!("{name}.crt")),
+        folder.join(format!("{name}.key")),
+    )
 }
 
 /// Writes the pairs number 0 to `count`, on all cores.
