@@ -20,7 +20,7 @@ use tokio::sync::oneshot;
 
 use super::observe::{self, Digest, MAX_FILE_BYTES, Stamp};
 use super::unit::{PATIENCE, RECHECK};
-use super::watcher::{WatchEvent, Watcher};
+use super::watcher::{WatchEvent, Watched, Watcher};
 use crate::clock;
 
 /// What a file is for.
@@ -488,7 +488,10 @@ impl Thread {
         if let Some(watcher) = &mut self.watcher {
             let files = self.sets.iter().flat_map(|set| &set.files);
             let files: Vec<&Path> = files.map(|file| file.path.as_path()).collect();
-            watcher.watch(&BTreeSet::new(), &files);
+            watcher.watch(&Watched {
+                files,
+                ..Watched::default()
+            });
         }
     }
 }
