@@ -1,6 +1,6 @@
 //! Mutual TLS: who is let in, for which site, and what changes while the server runs.
 
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use time::Duration;
 
@@ -103,11 +103,12 @@ impl Scene {
         .await;
     }
 
-    async fn file(&self, purpose: &str) -> serde_json::Value {
+    /// The entry of `/status` for the bundle or the list.
+    async fn file(&self, path: &Path) -> serde_json::Value {
         let status = self.perennial.status_json().await;
-        let files = status["tls_files"].as_array().expect("an array").iter();
-        let mut found = files.filter(|file| file["purpose"] == purpose);
-        found.next().expect(purpose).clone()
+        let mut files = status["tls_files"].as_array().expect("an array").iter();
+        let found = files.find(|file| file["path"] == path.display().to_string());
+        found.expect("its entry").clone()
     }
 }
 
@@ -175,7 +176,7 @@ async fn the_bundle_can_be_replaced_and_a_broken_one_keeps_the_last_good() {
 
     std::fs::write(&scene.bundle, "-----BEGIN CERTIFICATE-----\nMIIB").expect("written");
     wait_until(SOON, "the broken bundle to be reported", async || {
-        let error = scene.file("client_ca").await["last_error"].clone();
+        let error = scene.file(&scene.bundle).await["last_error"].clone();
         error.as_str()?.contains("is cut off").then_some(())
     })
     .await;
@@ -192,7 +193,7 @@ async fn the_bundle_can_be_replaced_and_a_broken_one_keeps_the_last_good() {
     std::fs::write(&scene.bundle, both).expect("written");
     scene.wait_accepted(&newcomer).await;
     scene.visit(&scene.friend(), CLOSED).await.assert_answered();
-    assert!(scene.file("client_ca").await["last_error"].is_null());
+    assert!(scene.file(&scene.bundle).await["last_error"].is_null());
     assert_eq!(scene.perennial.metric(failing, &[&path]).await, Some(0.0));
 
     std::fs::write(&scene.bundle, &scene.other_ca.pem).expect("written");
@@ -205,7 +206,7 @@ async fn a_list_that_is_out_of_date_lets_nobody_in_and_is_reported() {
     let scene = scene_with(clock::now() - Duration::HOUR).await;
     let visit = scene.visit(&scene.friend(), CLOSED).await;
     visit.assert_refused("alert");
-    let file = scene.file("client_crl").await;
+    let file = scene.file(&scene.list).await;
     let error = file["last_error"].as_str().expect("an error");
     assert!(error.contains("is out of date since"), "{error}");
     let list = scene.ca.crl(&[], clock::now() + Duration::DAY);

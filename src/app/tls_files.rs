@@ -1,7 +1,7 @@
 //! From a [`Config`] to the TLS files it names and what each of them turns into: whom clients and
 //! upstreams are verified against, what upstreams are shown, which keys encrypt session tickets.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::thread::JoinHandle;
@@ -77,9 +77,9 @@ impl Trust {
 /// it outlives a change of the configuration.
 #[derive(Default)]
 struct Cells {
-    clients: HashMap<ClientFiles, Arc<ArcSwapOption<ClientTrust>>>,
-    upstream_cas: HashMap<PathBuf, Arc<ArcSwapOption<UpstreamCa>>>,
-    identities: HashMap<ClientIdentity, Arc<ArcSwapOption<UpstreamIdentity>>>,
+    clients: BTreeMap<ClientFiles, Arc<ArcSwapOption<ClientTrust>>>,
+    upstream_cas: BTreeMap<PathBuf, Arc<ArcSwapOption<UpstreamCa>>>,
+    identities: BTreeMap<ClientIdentity, Arc<ArcSwapOption<UpstreamIdentity>>>,
 }
 
 /// The bundle and the revocation lists.

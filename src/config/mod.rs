@@ -272,7 +272,7 @@ pub struct UpstreamTls {
 }
 
 /// A client certificate and its key. Both paths are the same for a combined file.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct ClientIdentity {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
