@@ -279,3 +279,24 @@ async fn without_a_bundle_that_can_be_read_nobody_is_let_in() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_resumed_session_is_judged_by_today() {
+    // Long enough to visit twice on a busy machine.
+    let scene = scene_with(clock::now() + Duration::seconds(12)).await;
+    let (friend, keep) = (scene.friend(), scene.session());
+    let visit = scene.visit(&friend.clone().keeping(&keep), CLOSED).await;
+    visit.assert_answered();
+    let returning = friend.offering(&keep);
+    let visit = scene.visit(&returning, CLOSED).await;
+    visit.assert_answered().assert_reused();
+    // No file changes: the list goes out of date, and BoringSSL would not ask again.
+    let refused = wait_until(SOON, "the session to be refused", async || {
+        let visit = scene.visit(&returning, CLOSED).await;
+        visit.status.is_none().then_some(visit)
+    })
+    .await;
+    refused.assert_reused();
+    let said = scene.perennial.log_lines_with("of a resumed session");
+    assert!(!said.is_empty());
+}
