@@ -1,0 +1,180 @@
+//! certbot and lego, the programs themselves, with a certificate authority: what they renew is
+//! served, and nobody told Perennial.
+
+use std::time::{Duration, Instant};
+
+use crate::renewers::{FoundBy, LIMIT, Source, wait_served};
+use crate::support::acme_clients::{AcmeClient, Kind};
+use crate::support::certs::serial_of_pem;
+use crate::support::client::served;
+use crate::support::handshakes::Handshakes;
+use crate::support::pebble::{Options, Pebble};
+use crate::support::perennial::Perennial;
+use crate::support::place::Place;
+use crate::support::sites::site;
+
+const NAME: &str = "a.example.test";
+
+struct Case {
+    kind: Kind,
+    source: Source,
+    found_by: FoundBy,
+    reuse_key: bool,
+}
+
+impl Case {
+    async fn run(self) {
+        let place = Place::new();
+        let http = place.free();
+        let options = Options {
+            // certbot gives up where a nonce is refused twice.
+            nonce_reject: 0,
+            http_port: Some(http.port()),
+            ..Options::default()
+        };
+        let Some(pebble) = Pebble::start(&place, options).await else {
+            return;
+        };
+        let mut client = AcmeClient::new(self.kind, NAME, &place, &pebble, http);
+        client.reuse_key = self.reuse_key;
+        let table = match self.source {
+            Source::Pair => client.pair().table(),
+            Source::Folder => format!("directories = [{:?}]\n", client.folder()),
+        };
+        let site = site(NAME, "files", &["respond:hello"]);
+        let config = format!("{}{table}{site}", self.found_by.table());
+        let perennial = Perennial::run(place, &config).await;
+        self.issue_then_renew(&client, &perennial).await;
+    }
+
+    /// The program was there before the first certificate was, and even before its folder.
+    async fn issue_then_renew(&self, client: &AcmeClient, perennial: &Perennial) {
+        client.issue().await;
+        let first = on_disk(client);
+        self.assert_served_soon(perennial, &first).await;
+
+        self.found_by.settle(&[client.folder()]).await;
+        let handshakes = Handshakes::start(perennial.place.https, NAME);
+        let key = std::fs::read(client.pair().key).expect("a key");
+        client.renew().await;
+        let second = on_disk(client);
+        assert_ne!(first, second, "it was renewed");
+        self.assert_served_soon(perennial, &second).await;
+        handshakes.stop(&[&first, &second]).await;
+        let kept = std::fs::read(client.pair().key).expect("a key") == key;
+        assert_eq!(kept, self.reuse_key, "the key stayed the same");
+        let served = served(perennial.place.https, Some(NAME)).await;
+        let served = served.expect("a handshake");
+        assert!(served.issuer.contains("Pebble"), "{served:?}");
+        assert_eq!(served.chain_len, 2, "leaf and intermediate");
+    }
+
+    async fn assert_served_soon(&self, perennial: &Perennial, serial: &str) {
+        let written = Instant::now();
+        wait_served(perennial, NAME, serial, Duration::from_secs(60)).await;
+        let took = written.elapsed();
+        eprintln!("{:?}: served {took:?} after it ended", self.kind);
+        assert!(took < LIMIT, "served {took:?} after {:?} ended", self.kind);
+    }
+}
+
+fn on_disk(client: &AcmeClient) -> String {
+    let text = std::fs::read_to_string(client.pair().certificate).expect("a certificate");
+    serial_of_pem(&text).expect("PEM")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certbot_renews_a_pair_with_events() {
+    Case {
+        kind: Kind::Certbot,
+        source: Source::Pair,
+        found_by: FoundBy::Events,
+        reuse_key: false,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certbot_renews_a_pair_and_keeps_the_key_with_the_poll() {
+    Case {
+        kind: Kind::Certbot,
+        source: Source::Pair,
+        found_by: FoundBy::Poll,
+        reuse_key: true,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certbot_renews_in_a_drop_folder_with_events() {
+    Case {
+        kind: Kind::Certbot,
+        source: Source::Folder,
+        found_by: FoundBy::Events,
+        reuse_key: false,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certbot_renews_in_a_drop_folder_with_the_poll() {
+    Case {
+        kind: Kind::Certbot,
+        source: Source::Folder,
+        found_by: FoundBy::Poll,
+        reuse_key: false,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lego_renews_a_pair_with_events() {
+    Case {
+        kind: Kind::Lego,
+        source: Source::Pair,
+        found_by: FoundBy::Events,
+        reuse_key: false,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lego_renews_a_pair_with_the_poll() {
+    Case {
+        kind: Kind::Lego,
+        source: Source::Pair,
+        found_by: FoundBy::Poll,
+        reuse_key: false,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lego_renews_in_a_drop_folder_and_keeps_the_key_with_events() {
+    Case {
+        kind: Kind::Lego,
+        source: Source::Folder,
+        found_by: FoundBy::Events,
+        reuse_key: true,
+    }
+    .run()
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lego_renews_in_a_drop_folder_with_the_poll() {
+    Case {
+        kind: Kind::Lego,
+        source: Source::Folder,
+        found_by: FoundBy::Poll,
+        reuse_key: false,
+    }
+    .run()
+    .await;
+}
