@@ -22,7 +22,7 @@ use crate::support::writers::Pair;
 pub const LIMIT: Duration = Duration::from_secs(5);
 /// Files that changed within this are read again without any event, which would hide that there
 /// was none.
-const SETTLED: Duration = Duration::from_millis(3500);
+const SETTLED: Duration = Duration::from_millis(2500);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FoundBy {
@@ -197,7 +197,6 @@ impl Side {
             name: self.name,
             folder: &self.folder,
             pair: &self.pair,
-            old: &self.leaves[0],
             new: &self.leaves[1..],
         };
         renew(turn).await;
@@ -219,7 +218,6 @@ pub struct Turn<'a> {
     pub name: &'a str,
     pub folder: &'a Path,
     pub pair: &'a Pair,
-    pub old: &'a Leaf,
     /// One after the other.
     pub new: &'a [Leaf],
 }

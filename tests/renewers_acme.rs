@@ -23,12 +23,30 @@ struct Case {
 }
 
 impl Case {
+    fn new(kind: Kind, source: Source, found_by: FoundBy) -> Case {
+        Case {
+            kind,
+            source,
+            found_by,
+            reuse_key: false,
+        }
+    }
+
+    fn reusing_the_key(self) -> Case {
+        Case {
+            reuse_key: true,
+            ..self
+        }
+    }
+
     async fn run(self) {
         let place = Place::new();
         let http = place.free();
         let options = Options {
             // certbot gives up where a nonce is refused twice.
             nonce_reject: 0,
+            // As at Let's Encrypt: what was validated just now is not validated again.
+            authz_reuse: 100,
             http_port: Some(http.port()),
             ..Options::default()
         };
@@ -85,96 +103,48 @@ fn on_disk(client: &AcmeClient) -> String {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certbot_renews_a_pair_with_events() {
-    Case {
-        kind: Kind::Certbot,
-        source: Source::Pair,
-        found_by: FoundBy::Events,
-        reuse_key: false,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Certbot, Source::Pair, FoundBy::Events);
+    case.run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certbot_renews_a_pair_and_keeps_the_key_with_the_poll() {
-    Case {
-        kind: Kind::Certbot,
-        source: Source::Pair,
-        found_by: FoundBy::Poll,
-        reuse_key: true,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Certbot, Source::Pair, FoundBy::Poll);
+    case.reusing_the_key().run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certbot_renews_in_a_drop_folder_with_events() {
-    Case {
-        kind: Kind::Certbot,
-        source: Source::Folder,
-        found_by: FoundBy::Events,
-        reuse_key: false,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Certbot, Source::Folder, FoundBy::Events);
+    case.run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn certbot_renews_in_a_drop_folder_with_the_poll() {
-    Case {
-        kind: Kind::Certbot,
-        source: Source::Folder,
-        found_by: FoundBy::Poll,
-        reuse_key: false,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Certbot, Source::Folder, FoundBy::Poll);
+    case.run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lego_renews_a_pair_with_events() {
-    Case {
-        kind: Kind::Lego,
-        source: Source::Pair,
-        found_by: FoundBy::Events,
-        reuse_key: false,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Lego, Source::Pair, FoundBy::Events);
+    case.run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lego_renews_a_pair_with_the_poll() {
-    Case {
-        kind: Kind::Lego,
-        source: Source::Pair,
-        found_by: FoundBy::Poll,
-        reuse_key: false,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Lego, Source::Pair, FoundBy::Poll);
+    case.run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lego_renews_in_a_drop_folder_and_keeps_the_key_with_events() {
-    Case {
-        kind: Kind::Lego,
-        source: Source::Folder,
-        found_by: FoundBy::Events,
-        reuse_key: true,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Lego, Source::Folder, FoundBy::Events);
+    case.reusing_the_key().run().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn lego_renews_in_a_drop_folder_with_the_poll() {
-    Case {
-        kind: Kind::Lego,
-        source: Source::Folder,
-        found_by: FoundBy::Poll,
-        reuse_key: false,
-    }
-    .run()
-    .await;
+    let case = Case::new(Kind::Lego, Source::Folder, FoundBy::Poll);
+    case.run().await;
 }
