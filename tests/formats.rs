@@ -3,7 +3,7 @@
 
 use std::path::{Path, PathBuf};
 
-use crate::reload::{EVENTS, NAME, start, wait_served};
+use crate::reload::{EVENTS, NAME, POLL, start, wait_served};
 use crate::renewers::LIMIT;
 use crate::support::certs::{KeyKind, Leaf, TestCa};
 use crate::support::client::{serial, served};
@@ -37,7 +37,8 @@ impl Desk {
         file("certificate", &desk.leaf.certificate_pem);
         file("intermediate", &desk.leaf.intermediate_pem);
         file("key", &desk.leaf.key_pem);
-        place.write("tls/password", format!("{PASSWORD}\n"));
+        std::fs::create_dir_all(&desk.folder).expect("a folder");
+        place.write("secret/password", format!("{PASSWORD}\n"));
         desk
     }
 
@@ -75,8 +76,13 @@ impl Desk {
         format!("private_key = {:?}\n", self.file("tls.key"))
     }
 
+    /// Not beside what it opens.
+    fn password_path(&self) -> PathBuf {
+        self.folder.with_file_name("secret").join("password")
+    }
+
     fn password_file(&self) -> String {
-        format!("password_file = {:?}\n", self.file("password"))
+        format!("password_file = {:?}\n", self.password_path())
     }
 
     async fn pkcs12(&self, more: &[&str]) -> String {
@@ -259,15 +265,15 @@ async fn pkcs12_with_the_wrong_password() {
     let (place, ca) = (Place::new(), TestCa::new());
     let desk = Desk::new(&place, &ca, KeyKind::P256);
     let table = desk.pkcs12(&[]).await;
-    desk.write("password", "something else\n");
-    let perennial = start(place, &format!("{EVENTS}{table}")).await;
+    std::fs::write(desk.password_path(), "something else\n").expect("written");
+    let perennial = start(place, &format!("{POLL}{table}")).await;
     let store = desk.file("tls.p12");
     let told = perennial.status_field(&store, "last_error");
     let told = told.await.expect("an error").to_string();
     assert!(told.contains("the password does not open it"), "{told}");
     assert!(serial(perennial.place.https, NAME).await.is_err());
-    // The password file is looked at again though nobody touches the store.
-    desk.write("password", format!("{PASSWORD}\n"));
+    // Nobody touches the store itself.
+    std::fs::write(desk.password_path(), format!("{PASSWORD}\n")).expect("written");
     wait_served(&perennial, &desk.leaf, LIMIT).await;
 }
 

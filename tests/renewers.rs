@@ -1,5 +1,5 @@
 //! One row for each way in which somebody else replaces a certificate file. Each row is run on an
-//! explicit pair and in a drop folder at once; its tests find the change by events alone, and by
+//! explicit pair and on a drop folder side by side; its tests find the change by events alone, and by
 //! the poll alone. Handshakes go on without a pause meanwhile: old or new, and none fails.
 
 use std::path::{Path, PathBuf};
@@ -7,13 +7,12 @@ use std::time::{Duration, Instant, SystemTime};
 
 use futures_util::future::join_all;
 
-use crate::reload::{EVENTS, POLL};
+use crate::reload::{EVENTS, NAME, POLL, start};
 use crate::support::certs::{Leaf, NextKey, TestCa};
 use crate::support::client::serial;
 use crate::support::handshakes::Handshakes;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
-use crate::support::sites::site;
 use crate::support::wait::{SOON, wait_until};
 use crate::support::writers::Pair;
 
@@ -39,12 +38,11 @@ impl FoundBy {
         }
     }
 
-    /// Until nothing but what this stands for can find a change below these folders.
-    pub async fn settle(self, folders: &[PathBuf]) {
+    /// Until nothing but what this stands for can find a change below a folder.
+    pub async fn settle(self, folder: &Path) {
         if self == FoundBy::Events {
             wait_until(SOON, "files that are not new", async || {
-                let age = folders.iter().filter_map(|folder| age(folder)).min();
-                age.is_none_or(|age| age > SETTLED).then_some(())
+                age(folder).filter(|age| *age > SETTLED)
             })
             .await;
         }
@@ -87,7 +85,7 @@ impl Row {
     pub const PAIR: Row = Row {
         build: Pair::write,
         key: NextKey::New,
-        sources: &[Source::Folder, Source::Pair],
+        sources: &[Source::Pair, Source::Folder],
         replacements: 1,
     };
 
@@ -118,42 +116,28 @@ impl Row {
     }
 
     pub async fn run(self, found_by: FoundBy, renew: impl AsyncFn(Turn<'_>)) {
-        let (place, ca) = (Place::new(), TestCa::new());
-        let sides: Vec<Side> = self
-            .sources
-            .iter()
-            .map(|source| Side::build(*source, self, &place, &ca))
-            .collect();
-        let tables: String = sides.iter().map(Side::table).collect();
-        let sites: String = sides
-            .iter()
-            .map(|side| site(side.name, "files", &["respond:hello"]))
-            .collect();
-        let config = format!("{}{tables}{sites}", found_by.table());
-        let perennial = Perennial::run(place, &config).await;
-        for side in &sides {
-            wait_served(&perennial, side.name, &side.leaves[0].serial, SOON).await;
-        }
-        let folders: Vec<PathBuf> = sides.iter().map(|side| side.folder.clone()).collect();
-        found_by.settle(&folders).await;
-        join_all(sides.iter().map(|side| side.go(&perennial, &renew))).await;
+        let sides = self.sources.iter();
+        let sides = sides.map(|source| Side::start(*source, self, found_by));
+        let sides = join_all(sides).await;
+        join_all(sides.iter().map(|side| side.go(found_by, &renew))).await;
     }
 }
 
-/// Until a name is served with this serial.
-pub async fn wait_served(perennial: &Perennial, name: &str, wanted: &str, deadline: Duration) {
-    let what = format!("serial {wanted} for {name}");
+/// Until this serial is served.
+pub async fn wait_served(perennial: &Perennial, wanted: &str, deadline: Duration) {
+    let what = format!("serial {wanted}");
     wait_until(deadline, &what, async || {
-        let served = serial(perennial.place.https, name).await.ok()?;
+        let served = serial(perennial.place.https, NAME).await.ok()?;
         (served == wanted).then_some(())
     })
     .await;
 }
 
-/// A certificate in one place of the configuration.
+/// A certificate and a process that serves it and nothing else: a change beside it would have all
+/// files looked at.
 struct Side {
     source: Source,
-    name: &'static str,
+    perennial: Perennial,
     folder: PathBuf,
     pair: Pair,
     /// The old one, then what replaces it.
@@ -161,40 +145,35 @@ struct Side {
 }
 
 impl Side {
-    fn build(source: Source, row: Row, place: &Place, ca: &TestCa) -> Side {
-        let (name, folder) = match source {
-            Source::Pair => ("pair.example.test", "pair/tls"),
-            Source::Folder => ("folder.example.test", "folder/tls"),
-        };
-        let mut leaves = vec![ca.leaf(&[name])];
+    async fn start(source: Source, row: Row, found_by: FoundBy) -> Side {
+        let (place, ca) = (Place::new(), TestCa::new());
+        let mut leaves = vec![ca.leaf(&[NAME])];
         for number in 0..row.replacements {
-            leaves.push(ca.successor(&leaves[number], &[name], row.key));
+            leaves.push(ca.successor(&leaves[number], &[NAME], row.key));
         }
-        let folder = place.path(folder);
-        std::fs::create_dir_all(folder.parent().expect("a folder")).expect("a folder");
+        let folder = place.path("certificates/tls");
+        std::fs::create_dir_all(place.path("certificates")).expect("a folder");
         let pair = (row.build)(&folder, &leaves[0]);
+        let table = match source {
+            Source::Pair => pair.table(),
+            Source::Folder => format!("directories = [{folder:?}]\n"),
+        };
+        let perennial = start(place, &format!("{}{table}", found_by.table())).await;
+        wait_served(&perennial, &leaves[0].serial, SOON).await;
         Side {
             source,
-            name,
+            perennial,
             folder,
             pair,
             leaves,
         }
     }
 
-    /// The drop folder continues the `[certificates]` table and has to come first.
-    fn table(&self) -> String {
-        match self.source {
-            Source::Pair => self.pair.table(),
-            Source::Folder => format!("directories = [{:?}]\n", self.folder),
-        }
-    }
-
-    async fn go(&self, perennial: &Perennial, renew: &impl AsyncFn(Turn<'_>)) {
-        let handshakes = Handshakes::start(perennial.place.https, self.name);
+    async fn go(&self, found_by: FoundBy, renew: &impl AsyncFn(Turn<'_>)) {
+        found_by.settle(&self.folder).await;
+        let handshakes = Handshakes::start(self.perennial.place.https, NAME);
         let turn = Turn {
-            perennial,
-            name: self.name,
+            perennial: &self.perennial,
             folder: &self.folder,
             pair: &self.pair,
             new: &self.leaves[1..],
@@ -203,7 +182,7 @@ impl Side {
         let written = Instant::now();
         let serials: Vec<&str> = self.leaves.iter().map(|leaf| &*leaf.serial).collect();
         let newest = serials.last().expect("at least the old one");
-        wait_served(perennial, self.name, newest, SOON).await;
+        wait_served(&self.perennial, newest, SOON).await;
         let took = written.elapsed();
         handshakes.stop(&serials).await;
         eprintln!("{:?}: served {took:?} after the last write", self.source);
@@ -215,7 +194,6 @@ impl Side {
 #[derive(Clone, Copy)]
 pub struct Turn<'a> {
     pub perennial: &'a Perennial,
-    pub name: &'a str,
     pub folder: &'a Path,
     pub pair: &'a Pair,
     /// One after the other.
@@ -234,7 +212,7 @@ impl Turn<'_> {
     /// up looking again and again.
     pub async fn wait_reported(&self) {
         wait_until(SOON, "/status to tell", async || {
-            let entry = self.perennial.certificate(self.name).await?;
+            let entry = self.perennial.certificate(NAME).await?;
             entry["last_error"].is_string().then_some(())
         })
         .await;

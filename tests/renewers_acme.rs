@@ -3,6 +3,7 @@
 
 use std::time::{Duration, Instant};
 
+use crate::reload::{NAME, start};
 use crate::renewers::{FoundBy, LIMIT, Source, wait_served};
 use crate::support::acme_clients::{AcmeClient, Kind};
 use crate::support::certs::serial_of_pem;
@@ -11,9 +12,6 @@ use crate::support::handshakes::Handshakes;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
-use crate::support::sites::site;
-
-const NAME: &str = "a.example.test";
 
 struct Case {
     kind: Kind,
@@ -59,9 +57,7 @@ impl Case {
             Source::Pair => client.pair().table(),
             Source::Folder => format!("directories = [{:?}]\n", client.folder()),
         };
-        let site = site(NAME, "files", &["respond:hello"]);
-        let config = format!("{}{table}{site}", self.found_by.table());
-        let perennial = Perennial::run(place, &config).await;
+        let perennial = start(place, &format!("{}{table}", self.found_by.table())).await;
         self.issue_then_renew(&client, &perennial).await;
     }
 
@@ -71,7 +67,7 @@ impl Case {
         let first = on_disk(client);
         self.assert_served_soon(perennial, &first).await;
 
-        self.found_by.settle(&[client.folder()]).await;
+        self.found_by.settle(&client.folder()).await;
         let handshakes = Handshakes::start(perennial.place.https, NAME);
         let key = std::fs::read(client.pair().key).expect("a key");
         client.renew().await;
@@ -89,7 +85,7 @@ impl Case {
 
     async fn assert_served_soon(&self, perennial: &Perennial, serial: &str) {
         let written = Instant::now();
-        wait_served(perennial, NAME, serial, Duration::from_secs(60)).await;
+        wait_served(perennial, serial, Duration::from_secs(60)).await;
         let took = written.elapsed();
         eprintln!("{:?}: served {took:?} after it ended", self.kind);
         assert!(took < LIMIT, "served {took:?} after {:?} ended", self.kind);

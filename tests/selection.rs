@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::reload::EVENTS;
-use crate::renewers::{LIMIT, wait_served};
+use crate::renewers::LIMIT;
 use crate::support::certs::{KeyKind, Leaf, TestCa, serial_of_pem};
 use crate::support::client::{serial, served};
 use crate::support::clock;
@@ -212,6 +212,9 @@ async fn the_next_one_takes_over_when_it_begins_and_when_the_other_ends() {
         (now != wanted).then(|| format!("too early: {now:?}"))
     })
     .await;
-    wait_served(&perennial, &begins, &begun.serial, SOON).await;
-    wait_served(&perennial, &ends, &after.serial, SOON).await;
+    wait_until(SOON, "the others", async || {
+        let now = [serial(https, &begins).await, serial(https, &ends).await];
+        (now == [Ok(begun.serial.clone()), Ok(after.serial.clone())]).then_some(())
+    })
+    .await;
 }
