@@ -15,7 +15,7 @@ rows! {
     a_secret_volume_keeps_the_key: Row::PAIR.built_by(secret_volume).same_key();
     a_csi_volume_is_swapped_again_and_again: Row::PAIR.built_by(secret_volume).replaced(8);
     a_whole_folder_is_renamed_over: Row::PAIR;
-    a_link_to_the_folder_is_swapped: Row::PAIR.built_by(release);
+    a_link_to_the_folder_is_swapped: Row::PAIR.built_by(release).in_a_folder_only();
     a_link_leads_nowhere_for_a_while: Row::PAIR.built_by(links);
     a_link_leads_nowhere_until_it_was_reported: Row::PAIR.built_by(links);
 }
