@@ -2,14 +2,17 @@
 //! explicit pair and on a drop folder side by side; its tests find the change by events alone, and by
 //! the poll alone. Handshakes go on without a pause meanwhile: old or new, and none fails.
 
+use std::os::unix::fs::MetadataExt;
 use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use futures_util::future::join_all;
+use time::OffsetDateTime;
 
 use crate::reload::{EVENTS, NAME, POLL, start};
 use crate::support::certs::{Leaf, NextKey, TestCa};
 use crate::support::client::serial;
+use crate::support::clock;
 use crate::support::handshakes::Handshakes;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
@@ -21,7 +24,7 @@ use crate::support::writers::Pair;
 pub const LIMIT: Duration = Duration::from_secs(5);
 /// Files that changed within this are read again without any event, which would hide that there
 /// was none.
-const SETTLED: Duration = Duration::from_millis(2500);
+const SETTLED: Duration = Duration::from_millis(2250);
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FoundBy {
@@ -49,16 +52,13 @@ impl FoundBy {
     }
 }
 
-/// How long ago anything below a path changed last. `None`: there is nothing.
+/// How long ago anything at or below a path changed last. `None`: there is nothing.
 fn age(path: &Path) -> Option<Duration> {
-    use std::os::unix::fs::MetadataExt;
-    let metadata = std::fs::symlink_metadata(path).ok()?;
-    let changed = Duration::new(
-        metadata.ctime().try_into().ok()?,
-        metadata.ctime_nsec().try_into().ok()?,
-    );
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH);
-    let own = now.ok()?.saturating_sub(changed);
+    let changed = std::fs::symlink_metadata(path).ok()?.ctime();
+    let changed = OffsetDateTime::from_unix_timestamp(changed).ok()?;
+    // Whole seconds: what looks older than it is would end the wait too early.
+    let own = clock::now() - changed - time::Duration::SECOND;
+    let own = Duration::try_from(own).unwrap_or_default();
     let below = std::fs::read_dir(path).into_iter().flatten().flatten();
     let ages = below.filter_map(|entry| age(&entry.path()));
     Some(ages.min().map_or(own, |youngest| youngest.min(own)))
