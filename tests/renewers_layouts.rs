@@ -15,7 +15,8 @@ rows! {
     a_secret_volume_keeps_the_key: Row::PAIR.built_by(secret_volume).same_key();
     a_csi_volume_is_swapped_again_and_again: Row::PAIR.built_by(secret_volume).replaced(8);
     a_whole_folder_is_renamed_over: Row::PAIR;
-    a_link_to_the_folder_is_swapped: Row::PAIR.built_by(release).in_a_folder_only();
+    the_folder_above_is_renamed_over: Row::PAIR;
+    a_link_to_the_folder_is_swapped: Row::PAIR.built_by(release);
     a_link_leads_nowhere_for_a_while: Row::PAIR.built_by(links);
     a_link_leads_nowhere_until_it_was_reported: Row::PAIR.built_by(links);
 }
@@ -47,6 +48,14 @@ async fn a_whole_folder_is_renamed_over(turn: Turn<'_>) {
     Pair::write(&beside("new"), &turn.new[0]);
     fs::rename(turn.folder, beside("old")).expect("renamed");
     fs::rename(beside("new"), turn.folder).expect("renamed");
+}
+
+async fn the_folder_above_is_renamed_over(turn: Turn<'_>) {
+    let above = turn.folder.parent().expect("a folder");
+    let beside = |suffix| above.with_extension(suffix);
+    Pair::write(&beside("new").join("tls"), &turn.new[0]);
+    fs::rename(above, beside("old")).expect("renamed");
+    fs::rename(beside("new"), above).expect("renamed");
 }
 
 /// `tls -> tls.releases/1`
