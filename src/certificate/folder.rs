@@ -173,6 +173,12 @@ impl Folder {
     }
 
     fn survey_path(&mut self, path: &Path) -> Vec<(PathBuf, Stamp)> {
+        // Something happened on the way here: another folder may stand at its end.
+        let path = if self.root.starts_with(path) {
+            &*self.root.clone()
+        } else {
+            path
+        };
         let Ok(relative) = path.strip_prefix(&self.root) else {
             return Vec::new();
         };
@@ -190,7 +196,9 @@ impl Folder {
             self.shape_changed |= self.directories.insert(directory);
         }
         for link in walk.links {
-            self.shape_changed |= self.links.insert(link);
+            // One that was there before may lead elsewhere now.
+            self.shape_changed = true;
+            self.links.insert(link);
         }
         let missing: Vec<Arc<Path>> = self
             .files

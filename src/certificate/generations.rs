@@ -99,6 +99,11 @@ impl Generations {
 
     /// The `<name>/<key_type>` directories above or below a path.
     fn directories_at(&mut self, path: &Path) -> Vec<PathBuf> {
+        if self.root.starts_with(path) {
+            // Something happened on the way here: look at all there was and is.
+            let names = subdirectories(&self.root).into_iter();
+            return names.flat_map(|name| subdirectories(&name)).collect();
+        }
         let Ok(relative) = path.strip_prefix(&self.root) else {
             return Vec::new();
         };

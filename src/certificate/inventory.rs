@@ -325,8 +325,10 @@ fn standing(entry: &Entry, live: &LiveCertificate, now: OffsetDateTime) -> Stand
     }
 }
 
-/// Greater is better: standing, then source, then the newest start, then the longest chain.
-/// (Exact before wildcard is decided at the look-up, where both are known.)
+/// Greater is better: standing, then source, then the newest start, then the longest chain, then
+/// the latest end and the latest change on disk (a CA that starts its certificates at midnight
+/// gives two of one day the same start). Exact before wildcard is decided at the look-up, where
+/// both are known.
 fn rank(
     entry: &Entry,
     live: &LiveCertificate,
@@ -336,11 +338,15 @@ fn rank(
     std::cmp::Reverse<SourceKind>,
     OffsetDateTime,
     usize,
+    OffsetDateTime,
+    OffsetDateTime,
 ) {
     (
         standing(entry, live, now),
         std::cmp::Reverse(live.source),
         live.key.not_before(),
         live.key.chain_length(),
+        live.key.not_after(),
+        live.changed_at,
     )
 }

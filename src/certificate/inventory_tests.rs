@@ -31,6 +31,7 @@ fn live(request: &Request<'_>, id: &EntryId) -> Arc<LiveCertificate> {
         source: id.source,
         path: id.certificate.clone(),
         loaded_at: NOW,
+        changed_at: NOW,
     })
 }
 
@@ -189,6 +190,24 @@ fn the_newest_start_wins_then_the_longest_chain() {
         served(&inventory(&files), "a.test").as_deref(),
         Some("fullchain")
     );
+}
+
+#[test]
+fn of_two_that_start_together_the_one_that_was_written_last_wins() {
+    let mut inventory = Inventory::new(None);
+    let request = request(&["a.test"]);
+    for (file, age) in [("a-new", 0), ("z-backup", 1)] {
+        let id = id(SourceKind::Folder, file);
+        let live = LiveCertificate {
+            key: request.issue().certified_key(),
+            source: id.source,
+            path: id.certificate.clone(),
+            loaded_at: NOW,
+            changed_at: NOW - Duration::seconds(age),
+        };
+        inventory.loaded(&id, Arc::new(live), NOW);
+    }
+    assert_eq!(served(&inventory, "a.test").as_deref(), Some("a-new"));
 }
 
 #[test]

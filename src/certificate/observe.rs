@@ -42,9 +42,15 @@ impl Stamp {
 
     /// Whether the last change is so recent at `now` that another one need not show.
     fn is_young(&self, now: OffsetDateTime) -> bool {
-        let last = self.modified.0.max(self.changed.0);
-        // Whole seconds: the rounding makes the window longer, never shorter.
-        OffsetDateTime::from_unix_timestamp(last).is_ok_and(|last| now - last < SETTLED_AFTER)
+        now - self.changed_at() < SETTLED_AFTER
+    }
+
+    /// The later of the content's and the metadata's last change. Programs that keep an older
+    /// modification time cannot keep the other.
+    pub fn changed_at(&self) -> OffsetDateTime {
+        let (seconds, nanoseconds) = self.modified.max(self.changed);
+        let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
+        OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
 }
 

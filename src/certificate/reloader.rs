@@ -50,6 +50,24 @@ pub struct PairFiles {
     pub password_file: Option<PathBuf>,
 }
 
+impl Sources {
+    /// Events name absolute paths, so the sources have to, too.
+    fn absolute(self) -> Sources {
+        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
+        let pair = |pair: PairFiles| PairFiles {
+            certificate: absolute(pair.certificate),
+            private_key: absolute(pair.private_key),
+            password_file: pair.password_file.map(absolute),
+        };
+        Sources {
+            pairs: self.pairs.into_iter().map(pair).collect(),
+            folders: self.folders.into_iter().map(absolute).collect(),
+            generations: self.generations.map(absolute),
+            ..self
+        }
+    }
+}
+
 /// Talks to a running reloader. Cheap to clone.
 #[derive(Clone)]
 pub struct Reloader {
@@ -114,6 +132,7 @@ const GATHER: Duration = Duration::from_millis(10);
 impl Reloader {
     /// Starts the thread. It ends when [`stop`](Self::stop) is called.
     pub fn start(sources: Sources) -> std::io::Result<(Reloader, JoinHandle<()>)> {
+        let sources = sources.absolute();
         let (publisher, table) = live_table(sources.default_name.clone());
         let (wake, inbox) = mpsc::channel();
         let inventory = Inventory::new(sources.default_name.clone());
@@ -141,6 +160,7 @@ impl Reloader {
             report: report.clone(),
             watcher: watcher.and_then(started_watcher),
             poll_interval: sources.poll_interval,
+            pairs_changed: true,
             last_full: Instant::now(),
             full_interval: sources.poll_interval,
             loads: 0,
@@ -232,6 +252,8 @@ struct Thread {
     report: Arc<ArcSwap<Report>>,
     watcher: Option<Watcher>,
     poll_interval: Duration,
+    /// Whether an explicit pair changed since the watches were brought up to date.
+    pairs_changed: bool,
     last_full: Instant,
     full_interval: Duration,
     loads: u64,
@@ -444,6 +466,8 @@ impl Thread {
                 tasks.push(unit.task(None));
             }
         }
+        // Their links may lead elsewhere now.
+        self.pairs_changed |= !tasks.is_empty();
         self.examine(tasks, scan);
     }
 
@@ -560,12 +584,13 @@ impl Thread {
             }
             Verdict::Vanished => self.inventory.vanished(id, now).then(|| vanished(id)),
             Verdict::Failed { path, cause } => self.fail(id, path, cause, now),
-            Verdict::Replace(key) => {
+            Verdict::Replace { key, changed_at } => {
                 let live = Arc::new(LiveCertificate {
                     key: *key,
                     source: self.source_of(id),
                     path: id.certificate.clone(),
                     loaded_at: now,
+                    changed_at,
                 });
                 self.loads += 1;
                 self.inventory.loaded(id, live.clone(), now);
@@ -650,7 +675,8 @@ impl Thread {
         let changed = self.folders.iter_mut().map(Folder::take_shape_changed);
         let changed = changed.fold(false, |any, one| any | one);
         let generations = self.generations.as_mut();
-        let changed = generations.is_some_and(Generations::take_shape_changed) || changed;
+        let changed = generations.is_some_and(Generations::take_shape_changed) | changed;
+        let changed = std::mem::take(&mut self.pairs_changed) | changed;
         let Some(watcher) = self.watcher.as_mut().filter(|_| full || changed) else {
             return;
         };
@@ -658,6 +684,7 @@ impl Thread {
         for unit in &self.pairs {
             wanted.files.push(&unit.id.certificate);
             wanted.files.extend(unit.private_key.as_deref());
+            wanted.files.extend(unit.password_file());
         }
         for folder in &self.folders {
             wanted.directories.push(folder.root());
@@ -767,6 +794,9 @@ fn log_load(live: &LiveCertificate, old: Option<&LiveCertificate>) {
         file = %live.path.display(),
         "{}", if old.is_some() { "certificate replaced" } else { "certificate loaded" }
     );
+    for note in live.key.chain_notes() {
+        tracing::warn!(file = %live.path.display(), "{note}");
+    }
 }
 
 fn log_expired(live: &LiveCertificate) {

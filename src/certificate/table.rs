@@ -49,6 +49,8 @@ pub struct LiveCertificate {
     /// The file that holds the certificate.
     pub path: Arc<Path>,
     pub loaded_at: OffsetDateTime,
+    /// When the file changed last.
+    pub changed_at: OffsetDateTime,
 }
 
 impl LiveCertificate {

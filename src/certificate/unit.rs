@@ -73,6 +73,8 @@ pub enum Finding {
         key: Box<CertifiedKey>,
         digest: PairDigest,
         young: bool,
+        /// When the certificate file changed last.
+        changed_at: OffsetDateTime,
     },
     /// Not a pair; `path` is the file at fault.
     Bad { path: PathBuf, cause: String },
@@ -86,7 +88,10 @@ pub enum Verdict {
     /// What is served is what is on disk.
     Unchanged,
     Vanished,
-    Replace(Box<CertifiedKey>),
+    Replace {
+        key: Box<CertifiedKey>,
+        changed_at: OffsetDateTime,
+    },
     Failed {
         path: PathBuf,
         cause: String,
@@ -111,6 +116,10 @@ impl Unit {
     pub fn with_password_file(mut self, file: Option<PathBuf>) -> Unit {
         self.password_file = file;
         self
+    }
+
+    pub fn password_file(&self) -> Option<&Path> {
+        self.password_file.as_deref()
     }
 
     /// Whether the unit has to be looked at again even if no metadata changes.
@@ -171,8 +180,8 @@ impl Unit {
         }
     }
 
-    /// Judges a finding: good material is taken, except a chain that lost its intermediates in a
-    /// file that may still be growing, and except what is not valid now where what is `served`
+    /// Judges a finding: good material is taken, except a chain that has lost its intermediates and
+    /// may still be growing, and except what is not valid now where what is `served`
     /// is. Bad material is reported once it has had `patience` to get better.
     pub fn judge(
         &mut self,
@@ -198,8 +207,9 @@ impl Unit {
                 self.recheck = young;
                 Verdict::Unchanged
             }
-            Finding::Good { key, young, .. } if young && key.chain_length() < served_chain => {
-                self.recheck = true;
+            Finding::Good { key, .. }
+                if key.chain_length() < served_chain && self.is_patient(patience, now) =>
+            {
                 Verdict::Wait
             }
             Finding::Good { key, .. }
@@ -218,11 +228,16 @@ impl Unit {
                     now,
                 )
             }
-            Finding::Good { key, digest, young } => {
+            Finding::Good {
+                key,
+                digest,
+                young,
+                changed_at,
+            } => {
                 self.failing_since = None;
                 self.recheck = young;
                 self.served = Some(digest);
-                Verdict::Replace(key)
+                Verdict::Replace { key, changed_at }
             }
             Finding::Bad { path, cause } => self.fail(path, cause, patience, now),
         }
@@ -373,6 +388,7 @@ impl Task {
             key: Box::new(key),
             digest,
             young,
+            changed_at: certificate.observation.stamp.changed_at(),
         })
     }
 

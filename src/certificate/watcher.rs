@@ -29,7 +29,7 @@ pub enum WatchEvent {
 pub struct Watcher {
     inotify: Arc<OwnedFd>,
     /// Shared with the thread that reads the events.
-    paths: Arc<Mutex<BTreeMap<i32, PathBuf>>>,
+    paths: Arc<Mutex<BTreeMap<i32, (PathBuf, Interest)>>>,
     watched: BTreeMap<PathBuf, Watch>,
     /// Directories that are watched because links of these files lead there.
     stands_for: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
@@ -46,6 +46,57 @@ pub struct Watched<'a> {
     pub files: Vec<&'a Path>,
     /// Files inside them that are symbolic links.
     pub links: Vec<&'a Path>,
+}
+
+/// Which entries of a watched directory matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Interest {
+    Everything,
+    /// These alone: directories on the way to something that is watched. If one of them is
+    /// renamed or replaced, another thing stands at the end of the way.
+    Names(BTreeSet<OsString>),
+}
+
+impl Interest {
+    fn in_entry(&self, name: Option<&OsStr>) -> bool {
+        match (self, name) {
+            (Interest::Everything, _) | (Interest::Names(_), None) => true,
+            (Interest::Names(names), Some(name)) => names.contains(name),
+        }
+    }
+}
+
+/// The directories that are wanted, and why.
+#[derive(Default)]
+struct Wanted(BTreeMap<PathBuf, Interest>);
+
+impl Wanted {
+    /// Watches a directory, and every step of the way to it.
+    fn everything(&mut self, directory: &Path) {
+        let directory = existing(directory);
+        self.way_to(&directory);
+        self.0.insert(directory, Interest::Everything);
+    }
+
+    fn way_to(&mut self, path: &Path) {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return;
+        };
+        let known = self.0.get_mut(parent);
+        match known {
+            Some(Interest::Everything) => return,
+            Some(Interest::Names(names)) => {
+                if !names.insert(name.to_owned()) {
+                    return;
+                }
+            }
+            None => {
+                let names = BTreeSet::from([name.to_owned()]);
+                self.0.insert(parent.to_owned(), Interest::Names(names));
+            }
+        }
+        self.way_to(parent);
+    }
 }
 
 /// A watch stays with the directory it was made for, even if another takes over its path.
@@ -82,37 +133,35 @@ impl Watcher {
 
     /// Watches exactly these directories, and what the files (and all links) stand in.
     pub fn watch(&mut self, sources: &Watched<'_>) {
-        let mut wanted: BTreeSet<PathBuf> = BTreeSet::new();
+        let mut wanted = Wanted::default();
         self.stands_for.clear();
         for directory in &sources.directories {
-            wanted.insert(existing(directory));
-            if directory.is_symlink() {
-                wanted.insert(existing(directory.parent().unwrap_or(Path::new("."))));
-                self.follow(directory, &mut wanted);
-            }
+            wanted.everything(directory);
+            self.follow(directory, &mut wanted);
         }
         for link in &sources.links {
             self.follow(link, &mut wanted);
         }
         for file in &sources.files {
-            wanted.insert(existing(file.parent().unwrap_or(Path::new("."))));
+            wanted.everything(file.parent().unwrap_or(Path::new("/")));
             self.follow(file, &mut wanted);
         }
+        let wanted = wanted.0;
         let stale: Vec<PathBuf> = self
             .watched
             .keys()
-            .filter(|path| !wanted.contains(*path))
+            .filter(|path| !wanted.contains_key(*path))
             .cloned()
             .collect();
         for path in stale {
             self.remove(&path);
         }
-        self.refused.retain(|path| wanted.contains(path));
-        self.silent.retain(|path| wanted.contains(path));
+        self.refused.retain(|path| wanted.contains_key(path));
+        self.silent.retain(|path| wanted.contains_key(path));
         let refused_before = self.refused.len();
         let mut reason = None;
-        for path in wanted {
-            reason = self.add(path).err().or(reason);
+        for (path, interest) in wanted {
+            reason = self.add(path, interest).err().or(reason);
         }
         if let Some(error) = reason.filter(|_| self.refused.len() > refused_before) {
             tracing::warn!(
@@ -138,9 +187,16 @@ impl Watcher {
             .cloned()
     }
 
-    /// Watches every directory that a path's links lead through.
-    fn follow(&mut self, origin: &Path, wanted: &mut BTreeSet<PathBuf>) {
-        let mut current = origin.to_owned();
+    /// Watches every directory that a path's links lead through, those of the directories above
+    /// it included.
+    fn follow(&mut self, origin: &Path, wanted: &mut Wanted) {
+        for step in origin.ancestors() {
+            self.follow_link(step, origin, wanted);
+        }
+    }
+
+    fn follow_link(&mut self, link: &Path, origin: &Path, wanted: &mut Wanted) {
+        let mut current = link.to_owned();
         for _ in 0..MAX_LINKS {
             let Ok(target) = std::fs::read_link(&current) else {
                 return;
@@ -148,6 +204,7 @@ impl Watcher {
             let Some(parent) = current.parent() else {
                 return;
             };
+            wanted.way_to(&current);
             current = parent.join(target);
             if let Some(directory) = current.parent() {
                 let directory = existing(directory);
@@ -155,24 +212,29 @@ impl Watcher {
                     .entry(directory.clone())
                     .or_default()
                     .insert(origin.to_owned());
-                wanted.insert(directory);
+                wanted.everything(&directory);
             }
         }
     }
 
-    fn add(&mut self, path: PathBuf) -> rustix::io::Result<()> {
+    fn add(&mut self, path: PathBuf, interest: Interest) -> rustix::io::Result<()> {
         let Ok(metadata) = std::fs::metadata(&path) else {
             return Ok(());
         };
         let (device, inode) = (metadata.dev(), metadata.ino());
         if let Some(known) = self.watched.get(&path) {
-            let alive = self.lock().contains_key(&known.watch);
-            if alive && (known.device, known.inode) == (device, inode) {
+            let mut paths = self.lock();
+            if let Some((_, known_interest)) = paths.get_mut(&known.watch)
+                && (known.device, known.inode) == (device, inode)
+            {
+                *known_interest = interest;
                 return Ok(());
             }
+            drop(paths);
             self.remove(&path);
         }
-        if delivers_events(&path) {
+        // A way that changes without an event is a rare thing; the poll finds it.
+        if interest != Interest::Everything || delivers_events(&path) {
             self.silent.remove(&path);
         } else {
             self.silent.insert(path.clone());
@@ -190,7 +252,7 @@ impl Watcher {
             self.refused.insert(path.clone());
         })?;
         self.refused.remove(&path);
-        self.lock().insert(watch, path.clone());
+        self.lock().insert(watch, (path.clone(), interest));
         let watched = Watch {
             watch,
             device,
@@ -209,7 +271,7 @@ impl Watcher {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<i32, PathBuf>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<i32, (PathBuf, Interest)>> {
         // A poisoned map is still a map: no code panics halfway through changing it.
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -240,7 +302,7 @@ fn existing(directory: &Path) -> PathBuf {
     while !candidate.is_dir() {
         match candidate.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => candidate = parent,
-            _ => return PathBuf::from("."),
+            _ => return PathBuf::from("/"),
         }
     }
     candidate.to_owned()
@@ -248,7 +310,7 @@ fn existing(directory: &Path) -> PathBuf {
 
 fn read_events(
     inotify: &OwnedFd,
-    paths: &Mutex<BTreeMap<i32, PathBuf>>,
+    paths: &Mutex<BTreeMap<i32, (PathBuf, Interest)>>,
     deliver: &impl Fn(WatchEvent),
 ) {
     let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
@@ -266,7 +328,7 @@ fn read_events(
             deliver(WatchEvent::Overflow);
             continue;
         }
-        let directory = {
+        let watched = {
             let mut paths = paths.lock().unwrap_or_else(PoisonError::into_inner);
             if event.events().contains(ReadFlags::IGNORED) {
                 paths.remove(&event.wd())
@@ -274,10 +336,12 @@ fn read_events(
                 paths.get(&event.wd()).cloned()
             }
         };
-        if let Some(directory) = directory {
-            let name = event
-                .file_name()
-                .map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
+        let name = event
+            .file_name()
+            .map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
+        if let Some((directory, interest)) = watched
+            && interest.in_entry(name.as_deref())
+        {
             deliver(WatchEvent::Changed { directory, name });
         }
     }
