@@ -161,6 +161,28 @@ impl Inventory {
         true
     }
 
+    /// The entry was taken out of the configuration: unlike one that vanished from disk it is not
+    /// served any longer. Returns whether there was one.
+    pub fn remove(&mut self, id: &EntryId, now: OffsetDateTime) -> bool {
+        let Some(entry) = self.entries.remove(id) else {
+            return false;
+        };
+        let Some(live) = &entry.live else {
+            return true;
+        };
+        for name in live.key.names() {
+            self.unlist(name, id);
+        }
+        let names = live.key.names().iter().cloned().collect();
+        self.elect_all(&names, now);
+        true
+    }
+
+    /// Makes the certificate of `name` the one of last resort.
+    pub fn set_default(&mut self, name: Option<Name>) {
+        self.table.set_default(name);
+    }
+
     /// Time has come to `now`: choices that a start or an expiry changes are made again. Returns
     /// whether any was.
     pub fn advance(&mut self, now: OffsetDateTime) -> bool {

@@ -113,6 +113,13 @@ impl Unit {
         self
     }
 
+    /// Whether both are made of the same files.
+    pub fn has_files_of(&self, other: &Unit) -> bool {
+        self.certificate == other.certificate
+            && self.private_key == other.private_key
+            && self.password_file == other.password_file
+    }
+
     /// Whether the unit has to be looked at again even if no metadata changes.
     pub fn needs_recheck(&self) -> bool {
         self.recheck
