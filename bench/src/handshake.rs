@@ -25,7 +25,9 @@ impl Client {
             .with_custom_certificate_verifier(Arc::new(Gullible(provider)))
             .with_no_client_auth();
         config.resumption = rustls::client::Resumption::disabled();
-        Client { config: Arc::new(config) }
+        Client {
+            config: Arc::new(config),
+        }
     }
 
     /// The DER of the leaf that is served for a name.
@@ -33,15 +35,22 @@ impl Client {
         let text = |error: &dyn std::error::Error| error.to_string();
         let mut stream = TcpStream::connect(address).map_err(|error| text(&error))?;
         stream.set_nodelay(true).map_err(|error| text(&error))?;
-        stream.set_read_timeout(Some(Duration::from_secs(20))).map_err(|error| text(&error))?;
+        stream
+            .set_read_timeout(Some(Duration::from_secs(20)))
+            .map_err(|error| text(&error))?;
         let server_name = ServerName::try_from(name.to_owned()).map_err(|error| text(&error))?;
-        let mut connection =
-            ClientConnection::new(self.config.clone(), server_name).map_err(|error| text(&error))?;
+        let mut connection = ClientConnection::new(self.config.clone(), server_name)
+            .map_err(|error| text(&error))?;
         while connection.is_handshaking() {
-            connection.complete_io(&mut stream).map_err(|error| text(&error))?;
+            connection
+                .complete_io(&mut stream)
+                .map_err(|error| text(&error))?;
         }
-        let leaf = connection.peer_certificates().and_then(|chain| chain.first());
-        leaf.map(|leaf| leaf.to_vec()).ok_or_else(|| "no certificate".to_owned())
+        let leaf = connection
+            .peer_certificates()
+            .and_then(|chain| chain.first());
+        leaf.map(|leaf| leaf.to_vec())
+            .ok_or_else(|| "no certificate".to_owned())
     }
 
     /// How long it takes until the leaf is another than `before`; handshakes follow each other.
@@ -57,7 +66,10 @@ impl Client {
             if leaf.is_ok_and(|leaf| leaf != before) {
                 return since.elapsed();
             }
-            assert!(since.elapsed() < Duration::from_secs(600), "{name} is never replaced");
+            assert!(
+                since.elapsed() < Duration::from_secs(600),
+                "{name} is never replaced"
+            );
         }
     }
 }
@@ -74,7 +86,10 @@ pub fn wait_for(client: &Client, address: SocketAddr, name: &str, since: Instant
         if client.leaf(address, name).is_ok() {
             return since.elapsed();
         }
-        assert!(since.elapsed() < Duration::from_secs(1200), "{name} is never served");
+        assert!(
+            since.elapsed() < Duration::from_secs(1200),
+            "{name} is never served"
+        );
         std::thread::sleep(Duration::from_millis(2));
     }
 }

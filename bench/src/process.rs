@@ -30,7 +30,11 @@ impl Server {
         while next < all.len() {
             let path = format!("/proc/{pid}/task/{pid}/children", pid = all[next]);
             let children = fs::read_to_string(path).unwrap_or_default();
-            all.extend(children.split_whitespace().filter_map(|pid| pid.parse::<u32>().ok()));
+            all.extend(
+                children
+                    .split_whitespace()
+                    .filter_map(|pid| pid.parse::<u32>().ok()),
+            );
             next += 1;
         }
         all
@@ -47,7 +51,8 @@ impl Drop for Server {
 fn pss_kib(pid: u32) -> u64 {
     let text = fs::read_to_string(format!("/proc/{pid}/smaps_rollup")).unwrap_or_default();
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
-    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok()).unwrap_or(0)
+    line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
+        .unwrap_or(0)
 }
 
 fn cpu(pid: u32) -> Duration {
@@ -57,7 +62,11 @@ fn cpu(pid: u32) -> Duration {
         return Duration::ZERO;
     };
     // Fields 14 and 15 of the line, user and system time in ticks of 10 ms.
-    let ticks: u64 =
-        rest.split_whitespace().skip(11).take(2).filter_map(|field| field.parse::<u64>().ok()).sum();
+    let ticks: u64 = rest
+        .split_whitespace()
+        .skip(11)
+        .take(2)
+        .filter_map(|field| field.parse::<u64>().ok())
+        .sum();
     Duration::from_millis(10 * ticks)
 }

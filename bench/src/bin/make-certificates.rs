@@ -6,9 +6,10 @@ use perennial_bench::certificates::{Authority, write_all};
 
 fn main() {
     let mut arguments = std::env::args().skip(1);
-    let (Some(directory), Some(Ok(count))) =
-        (arguments.next().map(PathBuf::from), arguments.next().map(|text| text.parse()))
-    else {
+    let (Some(directory), Some(Ok(count))) = (
+        arguments.next().map(PathBuf::from),
+        arguments.next().map(|text| text.parse()),
+    ) else {
         eprintln!("usage: make-certificates DIR COUNT");
         std::process::exit(64);
     };
