@@ -41,7 +41,7 @@ impl Stamp {
     }
 
     /// Whether the last change is so recent at `now` that another one need not show.
-    fn is_young(&self, now: OffsetDateTime) -> bool {
+    pub fn is_young(&self, now: OffsetDateTime) -> bool {
         let last = self.modified.0.max(self.changed.0);
         // Whole seconds: the rounding makes the window longer, never shorter.
         OffsetDateTime::from_unix_timestamp(last).is_ok_and(|last| now - last < SETTLED_AFTER)

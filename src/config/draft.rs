@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::diagnostic::Located;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ExternalAccount, KeyType, PathPattern, TlsMode,
-    Upstream,
+    AdminListen, CertificatePer, ChallengeType, ExternalAccount, KeyType, LogLevel, PathPattern,
+    TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -31,6 +31,7 @@ pub(super) struct ServerDraft {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,
     pub(super) grace_period: Option<Duration>,
+    pub(super) log_level: Option<LogLevel>,
 }
 
 #[derive(Default)]

@@ -11,7 +11,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::diagnostic::Problem;
 use super::reader::nearest;
-use super::{AdminListen, CertificatePer, ChallengeType, KeyType, PathPattern, TlsMode};
+use super::{AdminListen, CertificatePer, ChallengeType, KeyType, LogLevel, PathPattern, TlsMode};
 use crate::certificate::name::{Name, NameError};
 
 type Parsed<T> = Result<T, Problem>;
@@ -224,6 +224,17 @@ pub(super) fn certificate_per(text: &str) -> Parsed<CertificatePer> {
         ("site", CertificatePer::Site),
     ];
     choice("unit of certificates", text, &UNITS)
+}
+
+pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
+    const LEVELS: [(&str, LogLevel); 5] = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    choice("log level", text, &LEVELS)
 }
 
 pub(super) fn key_type(text: &str) -> Parsed<KeyType> {
