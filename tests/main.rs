@@ -13,6 +13,7 @@ mod broken_files;
 mod ca_down;
 mod check;
 mod cli;
+mod config_reload;
 mod crash_write;
 mod drain;
 mod proxy;

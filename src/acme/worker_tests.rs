@@ -69,6 +69,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             state_dir: PathBuf::new(),
             state_dir_note: None,
             threads: 0,
+            log_level: None,
             grace_period: StdDuration::from_secs(1),
         },
         certificates: Certificates {

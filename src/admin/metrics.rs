@@ -11,6 +11,7 @@ use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::reloader::Report;
+use crate::config::watch::ConfigReport;
 
 /// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -30,6 +31,8 @@ pub struct Metrics {
     certificate_reload_failing: IntGaugeVec,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
+    config_reloads: IntCounterVec,
+    config_reload_failing: IntGauge,
 }
 
 impl Default for Metrics {
@@ -98,6 +101,19 @@ impl Metrics {
                 "perennial_acme_next_attempt_seconds",
                 "When the next order for a name is due after a failure, in Unix time.",
                 &["name"],
+            ),
+            config_reloads: counters(
+                &registry,
+                "perennial_config_reloads_total",
+                "Changes of the configuration while running, by result.",
+                &["result"],
+            ),
+            config_reload_failing: register(
+                &registry,
+                IntGauge::new(
+                    "perennial_config_reload_failing",
+                    "1 while the configuration on disk cannot run and the one before it does.",
+                ),
             ),
             registry,
         };
@@ -178,6 +194,16 @@ impl Metrics {
         }
         for (result, total) in [("ok", report.loads), ("failed", report.failures)] {
             let counter = self.certificate_reloads.with_label_values(&[result]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Brings everything about the configuration up to date. Called for each scrape.
+    pub fn set_config(&self, report: &ConfigReport) {
+        self.config_reload_failing
+            .set(i64::from(report.error.is_some()));
+        for (result, total) in [("ok", report.reloads), ("failed", report.failures)] {
+            let counter = self.config_reloads.with_label_values(&[result]);
             counter.inc_by(total.saturating_sub(counter.get()));
         }
     }

@@ -46,6 +46,28 @@ impl Routing {
         routing
     }
 
+    /// The routing for `config`, which follows `old` made from `old_config`: a site that is the
+    /// same in both keeps whose turn it is and what is known of its upstreams.
+    pub fn following(config: &Config, old: &Routing, old_config: &Config) -> Routing {
+        let known = old_config.sites.iter().zip(&old.sites);
+        let known: HashMap<&Name, (&config::Site, &Arc<Site>)> = known
+            .filter_map(|(site, shared)| Some((site.hosts.first()?, (site, shared))))
+            .collect();
+        let mut routing = Routing::default();
+        for site in &config.sites {
+            let same = site
+                .hosts
+                .first()
+                .and_then(|host| known.get(host))
+                .filter(|(old, _)| *old == site);
+            match same {
+                Some((_, shared)) => routing.share(site, Arc::clone(shared)),
+                None => routing.add(site),
+            }
+        }
+        routing
+    }
+
     /// Makes this routing's upstreams the ones that the metrics show.
     pub fn register(&self, metrics: &Metrics) {
         metrics.forget_upstreams();
@@ -77,7 +99,10 @@ impl Routing {
     }
 
     fn add(&mut self, site: &config::Site) {
-        let shared = Arc::new(Site::new(site));
+        self.share(site, Arc::new(Site::new(site)));
+    }
+
+    fn share(&mut self, site: &config::Site, shared: Arc<Site>) {
         for host in &site.hosts {
             let shared = Arc::clone(&shared);
             match host {
