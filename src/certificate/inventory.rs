@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::PathBuf;
 use std::sync::Arc;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::name::Name;
 use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
@@ -215,7 +215,9 @@ impl Inventory {
     }
 
     fn add_boundaries(&mut self, id: &EntryId, live: &LiveCertificate, now: OffsetDateTime) {
-        for instant in [live.key.not_before(), live.key.not_after()] {
+        // Choices change after these instants; at its start a certificate is valid already.
+        let before_start = live.key.not_before() - Duration::NANOSECOND;
+        for instant in [before_start, live.key.not_after()] {
             if instant >= now {
                 self.boundaries.insert((instant, id.clone()));
             }
@@ -292,6 +294,7 @@ impl Inventory {
     }
 
     fn elect_all(&mut self, names: &BTreeSet<Name>, now: OffsetDateTime) {
+        self.elected_at = self.elected_at.max(now);
         for name in names {
             let choice = self.elect(name, now);
             self.table.set(name, choice);
