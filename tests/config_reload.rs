@@ -17,7 +17,7 @@ use crate::support::place::Place;
 use crate::support::sites::{FileTls, site};
 use crate::support::upstream::Upstream;
 use crate::support::wait::{SOON, never_within, wait_until};
-use crate::support::writers::Pair;
+use crate::support::writers::{Pair, dribble};
 
 const A: &str = "a.example.test";
 const B: &str = "b.example.test";
@@ -415,7 +415,12 @@ async fn the_log_level_follows() {
     perennial.wait_ready().await;
     assert_eq!(perennial.log(), Vec::<String>::new());
     perennial.rewrite_config(&rest("debug"));
-    perennial.wait_for_log("DEBUG", SOON).await;
+    let refused = "DEBUG perennial::listener::accept: TLS handshake";
+    wait_until(SOON, refused, async || {
+        let _ = serial(perennial.place.https, B).await;
+        perennial.log_lines_with(refused).pop()
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -428,6 +433,22 @@ async fn the_log_level_of_the_command_line_wins() {
     let note = "log_level is not used: --log-level was given";
     perennial.wait_for_log(note, SOON).await;
     wait_answer(perennial.place.https, A, "warn").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn half_a_file_is_not_taken() {
+    let text = |body| format!("{POLL}{}{}", internal(A, body), internal(B, body));
+    let perennial = running(&text("old")).await;
+    let file = perennial.place.path("perennial.toml");
+    let new = format!("{}{}", perennial.place.server_table(), text("new"));
+    dribble(&new, &file, Duration::from_millis(20)).await;
+    wait_answer(perennial.place.https, A, "new").await;
+    let answer = get(perennial.place.https, B).await;
+    assert_eq!(answer, Ok((200, "new".to_owned())));
+    let total = "perennial_config_reloads_total";
+    assert_eq!(perennial.metric(total, &["ok"]).await, Some(1.0));
+    let failed = perennial.log_lines_with("configuration not taken");
+    assert_eq!(failed, Vec::<String>::new());
 }
 
 /// `FILE -> ..data/FILE`, `..data -> ..TIME`, swapped by one rename.

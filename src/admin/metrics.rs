@@ -102,19 +102,8 @@ impl Metrics {
                 "When the next order for a name is due after a failure, in Unix time.",
                 &["name"],
             ),
-            config_reloads: counters(
-                &registry,
-                "perennial_config_reloads_total",
-                "Changes of the configuration while running, by result.",
-                &["result"],
-            ),
-            config_reload_failing: register(
-                &registry,
-                IntGauge::new(
-                    "perennial_config_reload_failing",
-                    "1 while the configuration on disk cannot run and the one before it does.",
-                ),
-            ),
+            config_reloads: config_reloads(&registry),
+            config_reload_failing: config_reload_failing(&registry),
             registry,
         };
         metrics.set_build_info();
@@ -244,6 +233,23 @@ where
         .register(Box::new(collector.clone()))
         .expect("metric names are unique");
     collector
+}
+
+fn config_reloads(registry: &Registry) -> IntCounterVec {
+    counters(
+        registry,
+        "perennial_config_reloads_total",
+        "Changes of the configuration while running, by result.",
+        &["result"],
+    )
+}
+
+fn config_reload_failing(registry: &Registry) -> IntGauge {
+    let help = "1 while the configuration on disk cannot run and the one before it does.";
+    register(
+        registry,
+        IntGauge::new("perennial_config_reload_failing", help),
+    )
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

@@ -130,7 +130,7 @@ impl Live {
         }
         match self.log.fixed_by {
             Some(by) => tracing::info!("log_level is not used: {by} was given at the start"),
-            None => (self.log.set)(level.unwrap_or_default()),
+            None => (self.log.set)(level),
         }
     }
 }

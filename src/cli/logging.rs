@@ -30,14 +30,14 @@ const LIBRARIES: &str = "pingora_core=off,pingora_proxy=off,pingora=off,h2=off,h
 
 /// Sends log events to stderr from now on. `configured` is the level where neither the arguments
 /// nor the environment have one.
-pub(super) fn start(args: &LogArgs, configured: Option<LogLevel>) -> LogControl {
+pub(super) fn start(args: &LogArgs, configured: LogLevel) -> LogControl {
     let from_environment = EnvFilter::try_from_default_env().ok();
     let fixed_by = match (&from_environment, args.log_level) {
         (Some(_), _) => Some("RUST_LOG"),
         (None, Some(_)) => Some("--log-level"),
         (None, None) => None,
     };
-    let level = args.log_level.or(configured).unwrap_or_default();
+    let level = args.log_level.unwrap_or(configured);
     let builder = tracing_subscriber::fmt()
         .with_env_filter(from_environment.unwrap_or_else(|| filter(level)))
         .with_writer(std::io::stderr);

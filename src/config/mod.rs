@@ -92,7 +92,7 @@ pub struct Server {
     /// How long a drain may take before what is left is cut off.
     pub grace_period: Duration,
     /// The least important events to log, where neither `--log-level` nor `RUST_LOG` says so.
-    pub log_level: Option<LogLevel>,
+    pub log_level: LogLevel,
 }
 
 /// How important an event has to be to be logged.

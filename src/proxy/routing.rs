@@ -183,6 +183,30 @@ pub(super) mod tests {
     }
 
     #[test]
+    fn a_site_that_stays_the_same_keeps_its_state() {
+        let parse = |text: &str| {
+            let environment = config::Environment::of_process(None);
+            Config::parse(text, std::path::Path::new("p.toml"), &environment).unwrap()
+        };
+        let site = |host: &str, port: u16| {
+            format!("[[sites]]\nhosts = [\"{host}\"]\nupstreams = [\"{port}\"]\n")
+        };
+        let old_config = parse(&[site("a.test", 1), site("b.test", 2)].concat());
+        let old = Routing::new(&old_config);
+        let config = parse(&[site("c.test", 1), site("b.test", 3), site("a.test", 1)].concat());
+        let new = Routing::following(&config, &old, &old_config);
+        let find = |routing: &Routing, host: &str| {
+            let host = RequestHost::parse(host.as_bytes()).unwrap();
+            routing.site(&host).cloned()
+        };
+        let kept = |host| Arc::ptr_eq(&find(&old, host).unwrap(), &find(&new, host).unwrap());
+        assert!(kept("a.test"));
+        assert!(!kept("b.test"));
+        assert!(find(&new, "c.test").is_some());
+        assert_eq!(new.sites().len(), 3);
+    }
+
+    #[test]
     fn exact_hosts_come_before_wildcards() {
         let any: &[(&str, &[Upstream])] = &[("/*", &respond())];
         let routing = routing(&[
