@@ -99,8 +99,8 @@ impl Live {
         if let Some(listener) = admin {
             self.admin.replace(listener, &new.server.admin_listen);
         }
-        log_change(&old, &new, &plan, &changes);
-        discard(old);
+        let certificates = changes.len();
+        off_the_request_path(move || log_change(&old, &new, &plan, certificates));
         Ok(changes)
     }
 
@@ -117,7 +117,8 @@ impl Live {
 
     async fn publish(&self, routing: Routing) {
         let routing = Arc::new(routing);
-        discard(self.routing.swap(routing.clone()));
+        let old = self.routing.swap(routing.clone());
+        off_the_request_path(move || drop(old));
         let metrics = self.metrics.clone();
         // It panicked if it cannot be joined, and said so.
         let _ = tokio::task::spawn_blocking(move || routing.register(&metrics)).await;
@@ -135,9 +136,9 @@ impl Live {
     }
 }
 
-/// To free a large map takes a while, too.
-fn discard<T: Send + 'static>(value: T) {
-    drop(tokio::task::spawn_blocking(move || drop(value)));
+/// To count or to free very many sites takes a while, too.
+fn off_the_request_path(work: impl FnOnce() + Send + 'static) {
+    drop(tokio::task::spawn_blocking(work));
 }
 
 fn refusal(error: impl std::fmt::Display) -> Refusal {
@@ -147,7 +148,7 @@ fn refusal(error: impl std::fmt::Display) -> Refusal {
     }
 }
 
-fn log_change(old: &Config, new: &Config, plan: &Plan, changes: &[Change]) {
+fn log_change(old: &Config, new: &Config, plan: &Plan, certificates: usize) {
     let before: HashMap<_, _> = sites(old).collect();
     let after: HashSet<_> = sites(new).map(|(host, _)| host).collect();
     let count = |wanted: fn(Option<bool>) -> bool| {
@@ -166,7 +167,7 @@ fn log_change(old: &Config, new: &Config, plan: &Plan, changes: &[Change]) {
         removed = before.keys().filter(|host| !after.contains(*host)).count(),
         bound = addresses(&plan.bind),
         dropped = addresses(&plan.drop),
-        certificates = changes.len(),
+        certificates,
         "configuration reloaded"
     );
 }
