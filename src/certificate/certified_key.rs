@@ -24,6 +24,9 @@ pub struct CertifiedKey {
     issuer: Box<str>,
     algorithm: KeyAlgorithm,
     chain_length: u8,
+    /// The file had the chain in another order.
+    reordered: bool,
+    self_signed: bool,
 }
 
 /// SHA-256 over the DER of a leaf certificate. Displayed as lower-case hex.
@@ -94,7 +97,13 @@ impl CertifiedKey {
         let chain: Vec<&[u8]> = order.iter().map(|&i| certificates[i].as_slice()).collect();
         let credential =
             credential::x509(&chain, &key.key).map_err(CertifiedKeyError::Credential)?;
-        CertifiedKey::describe(&parsed[leaf], &certificates[leaf], credential, chain.len())
+        let reordered = order.windows(2).any(|pair| pair[0] > pair[1]) || leaf != 0;
+        let certified = CertifiedKey::describe(&parsed[leaf], &certificates[leaf], credential)?;
+        Ok(CertifiedKey {
+            chain_length: u8::try_from(chain.len()).unwrap_or(u8::MAX),
+            reordered,
+            ..certified
+        })
     }
 
     /// [`assemble`](Self::assemble) for a certificate file and a key file (or one combined file,
@@ -110,7 +119,6 @@ impl CertifiedKey {
         leaf: &X509Certificate<'_>,
         der: &[u8],
         credential: SslCredential,
-        chain_length: usize,
     ) -> Result<CertifiedKey, CertifiedKeyError> {
         let names = names_of(leaf);
         if names.is_empty() {
@@ -129,7 +137,9 @@ impl CertifiedKey {
             fingerprint: Fingerprint(sha256(der)),
             issuer: leaf.issuer().to_string().into(),
             algorithm: algorithm_of(leaf),
-            chain_length: u8::try_from(chain_length).unwrap_or(u8::MAX),
+            chain_length: 1,
+            reordered: false,
+            self_signed: leaf.issuer().as_raw() == leaf.subject().as_raw(),
         })
     }
 
@@ -174,6 +184,22 @@ impl CertifiedKey {
 
     pub fn algorithm(&self) -> KeyAlgorithm {
         self.algorithm
+    }
+
+    /// What is odd about the chain, though it is served: each a sentence for the log.
+    pub fn chain_notes(&self) -> impl Iterator<Item = String> + '_ {
+        let reordered = self.reordered.then(|| {
+            "the file has the chain in another order than TLS wants; it is served sorted, leaf first"
+                .to_owned()
+        });
+        let alone = (self.chain_length == 1 && !self.self_signed).then(|| {
+            format!(
+                "the file has no intermediate certificate: clients that do not have {} themselves \
+                 will refuse the leaf; use the CA's full chain",
+                self.issuer
+            )
+        });
+        reordered.into_iter().chain(alone)
     }
 
     /// Certificates in the chain that is sent, the leaf included.

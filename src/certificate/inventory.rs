@@ -2,7 +2,7 @@
 //! nothing here touches a file or the live table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
@@ -15,7 +15,7 @@ use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
 pub struct EntryId {
     pub source: SourceKind,
     /// The file that holds the certificate (for the state directory, below `current`).
-    pub certificate: Arc<PathBuf>,
+    pub certificate: Arc<Path>,
 }
 
 /// What is known of one certificate.
@@ -184,8 +184,9 @@ impl Inventory {
     }
 
     /// Time has come to `now`: choices that a start or an expiry changes are made again. Returns
-    /// whether any was.
-    pub fn advance(&mut self, now: OffsetDateTime) -> bool {
+    /// the certificates whose start or expiry has passed.
+    pub fn advance(&mut self, now: OffsetDateTime) -> Vec<EntryId> {
+        let mut passed = Vec::new();
         let mut names = BTreeSet::new();
         if now < self.elected_at {
             names = self.turn_back(now);
@@ -198,10 +199,11 @@ impl Inventory {
             self.boundaries.pop_first();
             if let Some(live) = self.entries.get(&id).and_then(|entry| entry.live.as_ref()) {
                 names.extend(live.key.names().iter().cloned());
+                passed.push(id);
             }
         }
         self.elect_all(&names, now);
-        !names.is_empty()
+        passed
     }
 
     /// The clock was set back: boundaries that had passed are to come again.
@@ -348,8 +350,10 @@ fn standing(entry: &Entry, live: &LiveCertificate, now: OffsetDateTime) -> Stand
     }
 }
 
-/// Greater is better: standing, then source, then the newest start, then the longest chain.
-/// (Exact before wildcard is decided at the look-up, where both are known.)
+/// Greater is better: standing, then source, then the newest start, then the longest chain, then
+/// the latest end and the latest change on disk (a CA that starts its certificates at midnight
+/// gives two of one day the same start). Exact before wildcard is decided at the look-up, where
+/// both are known.
 fn rank(
     entry: &Entry,
     live: &LiveCertificate,
@@ -359,11 +363,15 @@ fn rank(
     std::cmp::Reverse<SourceKind>,
     OffsetDateTime,
     usize,
+    OffsetDateTime,
+    OffsetDateTime,
 ) {
     (
         standing(entry, live, now),
         std::cmp::Reverse(live.source),
         live.key.not_before(),
         live.key.chain_length(),
+        live.key.not_after(),
+        live.changed_at,
     )
 }

@@ -2,7 +2,6 @@
 //! schedule.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -22,7 +21,7 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 fn id(source: SourceKind, file: &str) -> EntryId {
     EntryId {
         source,
-        certificate: Arc::new(PathBuf::from(file)),
+        certificate: std::path::Path::new(file).into(),
     }
 }
 
@@ -30,8 +29,9 @@ fn live(request: &Request<'_>, id: &EntryId) -> Arc<LiveCertificate> {
     Arc::new(LiveCertificate {
         key: request.issue().certified_key(),
         source: id.source,
-        path: id.certificate.as_path().into(),
+        path: id.certificate.clone(),
         loaded_at: NOW,
+        changed_at: NOW,
     })
 }
 
@@ -193,6 +193,24 @@ fn the_newest_start_wins_then_the_longest_chain() {
 }
 
 #[test]
+fn of_two_that_start_together_the_one_that_was_written_last_wins() {
+    let mut inventory = Inventory::new(None);
+    let request = request(&["a.test"]);
+    for (file, age) in [("a-new", 0), ("z-backup", 1)] {
+        let id = id(SourceKind::Folder, file);
+        let live = LiveCertificate {
+            key: request.issue().certified_key(),
+            source: id.source,
+            path: id.certificate.clone(),
+            loaded_at: NOW,
+            changed_at: NOW - Duration::seconds(age),
+        };
+        inventory.loaded(&id, Arc::new(live), NOW);
+    }
+    assert_eq!(served(&inventory, "a.test").as_deref(), Some("a-new"));
+}
+
+#[test]
 fn another_key_algorithm_stands_by() {
     let rsa = Request {
         algorithm: &rcgen::PKCS_RSA_SHA256,
@@ -229,12 +247,22 @@ fn choices_change_with_time_alone() {
     assert_eq!(served(&inventory, "a.test").as_deref(), Some("first"));
     assert_eq!(inventory.next_boundary(), Some(NOW + Duration::MINUTE));
     assert!(
-        !inventory.advance(NOW + Duration::MINUTE),
+        inventory.advance(NOW + Duration::MINUTE).is_empty(),
         "the last second is part of the validity"
     );
-    assert!(inventory.advance(NOW + Duration::MINUTE + Duration::SECOND));
+    assert_eq!(
+        inventory
+            .advance(NOW + Duration::MINUTE + Duration::SECOND)
+            .len(),
+        1
+    );
     assert_eq!(served(&inventory, "a.test").as_deref(), Some("second"));
-    assert!(inventory.advance(NOW + Duration::HOUR + Duration::SECOND));
+    assert_eq!(
+        inventory
+            .advance(NOW + Duration::HOUR + Duration::SECOND)
+            .len(),
+        1
+    );
     assert_eq!(served(&inventory, "a.test").as_deref(), Some("third"));
 }
 

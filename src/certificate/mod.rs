@@ -13,6 +13,7 @@ mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
+mod parallel;
 pub mod reloader;
 pub mod table;
 #[cfg(test)]

@@ -29,16 +29,79 @@ pub enum WatchEvent {
 pub struct Watcher {
     inotify: Arc<OwnedFd>,
     /// Shared with the thread that reads the events.
-    paths: Arc<Mutex<BTreeMap<i32, PathBuf>>>,
-    watched: BTreeMap<PathBuf, Watched>,
+    paths: Arc<Mutex<BTreeMap<i32, (PathBuf, Interest)>>>,
+    watched: BTreeMap<PathBuf, Watch>,
     /// Directories that are watched because links of these files lead there.
     stands_for: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
     refused: BTreeSet<PathBuf>,
+    /// Directories on file systems that may change without an event.
+    silent: BTreeSet<PathBuf>,
+}
+
+/// What is to be watched.
+#[derive(Default)]
+pub struct Watched<'a> {
+    pub directories: Vec<&'a Path>,
+    /// Files outside these directories.
+    pub files: Vec<&'a Path>,
+    /// Files inside them that are symbolic links.
+    pub links: Vec<&'a Path>,
+}
+
+/// Which entries of a watched directory matter.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Interest {
+    Everything,
+    /// These alone: directories on the way to something that is watched. If one of them is
+    /// renamed or replaced, another thing stands at the end of the way.
+    Names(BTreeSet<OsString>),
+}
+
+impl Interest {
+    fn in_entry(&self, name: Option<&OsStr>) -> bool {
+        match (self, name) {
+            (Interest::Everything, _) | (Interest::Names(_), None) => true,
+            (Interest::Names(names), Some(name)) => names.contains(name),
+        }
+    }
+}
+
+/// The directories that are wanted, and why.
+#[derive(Default)]
+struct Wanted(BTreeMap<PathBuf, Interest>);
+
+impl Wanted {
+    /// Watches a directory, and every step of the way to it.
+    fn everything(&mut self, directory: &Path) {
+        let directory = existing(directory);
+        self.way_to(&directory);
+        self.0.insert(directory, Interest::Everything);
+    }
+
+    fn way_to(&mut self, path: &Path) {
+        let (Some(parent), Some(name)) = (path.parent(), path.file_name()) else {
+            return;
+        };
+        let known = self.0.get_mut(parent);
+        match known {
+            Some(Interest::Everything) => return,
+            Some(Interest::Names(names)) => {
+                if !names.insert(name.to_owned()) {
+                    return;
+                }
+            }
+            None => {
+                let names = BTreeSet::from([name.to_owned()]);
+                self.0.insert(parent.to_owned(), Interest::Names(names));
+            }
+        }
+        self.way_to(parent);
+    }
 }
 
 /// A watch stays with the directory it was made for, even if another takes over its path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Watched {
+struct Watch {
     watch: i32,
     device: u64,
     inode: u64,
@@ -64,39 +127,55 @@ impl Watcher {
             watched: BTreeMap::new(),
             stands_for: BTreeMap::new(),
             refused: BTreeSet::new(),
+            silent: BTreeSet::new(),
         })
     }
 
-    /// Watches exactly these directories, and what the files (and their links) stand in.
-    pub fn watch(&mut self, directories: &BTreeSet<&Path>, files: &[&Path]) {
-        let mut wanted: BTreeSet<PathBuf> = directories
-            .iter()
-            .map(|directory| existing(directory))
-            .collect();
+    /// Watches exactly these directories, and what the files (and all links) stand in.
+    pub fn watch(&mut self, sources: &Watched<'_>) {
+        let mut wanted = Wanted::default();
         self.stands_for.clear();
-        for directory in directories {
-            self.add_link_targets(directory, &mut wanted);
-            if directory.is_symlink() {
-                wanted.insert(existing(directory.parent().unwrap_or(Path::new("."))));
-                self.follow(directory, directory, &mut wanted);
-            }
+        for directory in &sources.directories {
+            wanted.everything(directory);
+            self.follow(directory, &mut wanted);
         }
-        for file in files {
-            wanted.insert(existing(file.parent().unwrap_or(Path::new("."))));
-            self.follow(file, file, &mut wanted);
+        for link in &sources.links {
+            self.follow(link, &mut wanted);
         }
+        for file in &sources.files {
+            wanted.everything(file.parent().unwrap_or(Path::new("/")));
+            self.follow(file, &mut wanted);
+        }
+        let wanted = wanted.0;
         let stale: Vec<PathBuf> = self
             .watched
             .keys()
-            .filter(|path| !wanted.contains(*path))
+            .filter(|path| !wanted.contains_key(*path))
             .cloned()
             .collect();
         for path in stale {
             self.remove(&path);
         }
-        for path in wanted {
-            self.add(path);
+        self.refused.retain(|path| wanted.contains_key(path));
+        self.silent.retain(|path| wanted.contains_key(path));
+        let refused_before = self.refused.len();
+        let mut reason = None;
+        for (path, interest) in wanted {
+            reason = self.add(path, interest).err().or(reason);
         }
+        if let Some(error) = reason.filter(|_| self.refused.len() > refused_before) {
+            tracing::warn!(
+                directories = self.refused.len(), %error,
+                "no file events from some directories: changes in them are found by the poll \
+                 (fs.inotify.max_user_watches may be too low)"
+            );
+        }
+    }
+
+    /// Whether every wanted directory is watched, and lies on a file system that is known to
+    /// deliver all events. Network file systems, FUSE and overlays are not.
+    pub fn is_reliable(&self) -> bool {
+        self.refused.is_empty() && self.silent.is_empty()
     }
 
     /// The files whose links lead into a directory.
@@ -108,24 +187,16 @@ impl Watcher {
             .cloned()
     }
 
-    /// Files of a drop folder may be links to elsewhere (certbot's `live` leads to `archive`).
-    fn add_link_targets(&mut self, directory: &Path, wanted: &mut BTreeSet<PathBuf>) {
-        let Ok(entries) = std::fs::read_dir(directory) else {
-            return;
-        };
-        let links: Vec<PathBuf> = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
-            .map(|entry| entry.path())
-            .collect();
-        for link in links {
-            self.follow(&link, &link, wanted);
+    /// Watches every directory that a path's links lead through, those of the directories above
+    /// it included.
+    fn follow(&mut self, origin: &Path, wanted: &mut Wanted) {
+        for step in origin.ancestors() {
+            self.follow_link(step, origin, wanted);
         }
     }
 
-    /// Watches every directory that a path's links lead through.
-    fn follow(&mut self, path: &Path, origin: &Path, wanted: &mut BTreeSet<PathBuf>) {
-        let mut current = path.to_owned();
+    fn follow_link(&mut self, link: &Path, origin: &Path, wanted: &mut Wanted) {
+        let mut current = link.to_owned();
         for _ in 0..MAX_LINKS {
             let Ok(target) = std::fs::read_link(&current) else {
                 return;
@@ -133,6 +204,7 @@ impl Watcher {
             let Some(parent) = current.parent() else {
                 return;
             };
+            wanted.way_to(&current);
             current = parent.join(target);
             if let Some(directory) = current.parent() {
                 let directory = existing(directory);
@@ -140,22 +212,32 @@ impl Watcher {
                     .entry(directory.clone())
                     .or_default()
                     .insert(origin.to_owned());
-                wanted.insert(directory);
+                wanted.everything(&directory);
             }
         }
     }
 
-    fn add(&mut self, path: PathBuf) {
+    fn add(&mut self, path: PathBuf, interest: Interest) -> rustix::io::Result<()> {
         let Ok(metadata) = std::fs::metadata(&path) else {
-            return;
+            return Ok(());
         };
         let (device, inode) = (metadata.dev(), metadata.ino());
         if let Some(known) = self.watched.get(&path) {
-            let alive = self.lock().contains_key(&known.watch);
-            if alive && (known.device, known.inode) == (device, inode) {
-                return;
+            let mut paths = self.lock();
+            if let Some((_, known_interest)) = paths.get_mut(&known.watch)
+                && (known.device, known.inode) == (device, inode)
+            {
+                *known_interest = interest;
+                return Ok(());
             }
+            drop(paths);
             self.remove(&path);
+        }
+        // A way that changes without an event is a rare thing; the poll finds it.
+        if interest != Interest::Everything || delivers_events(&path) {
+            self.silent.remove(&path);
+        } else {
+            self.silent.insert(path.clone());
         }
         let events = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
@@ -166,31 +248,22 @@ impl Watcher {
             | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
-        match inotify::add_watch(&self.inotify, &path, events) {
-            Ok(watch) => {
-                self.refused.remove(&path);
-                self.lock().insert(watch, path.clone());
-                let watched = Watched {
-                    watch,
-                    device,
-                    inode,
-                };
-                self.watched.insert(path, watched);
-            }
-            Err(error) => {
-                if self.refused.insert(path.clone()) {
-                    tracing::warn!(
-                        directory = %path.display(), %error,
-                        "no file events from this directory: changes in it are found by the poll \
-                         (fs.inotify.max_user_watches may be too low)"
-                    );
-                }
-            }
-        }
+        let watch = inotify::add_watch(&self.inotify, &path, events).inspect_err(|_| {
+            self.refused.insert(path.clone());
+        })?;
+        self.refused.remove(&path);
+        self.lock().insert(watch, (path.clone(), interest));
+        let watched = Watch {
+            watch,
+            device,
+            inode,
+        };
+        self.watched.insert(path, watched);
+        Ok(())
     }
 
     fn remove(&mut self, path: &Path) {
-        if let Some(Watched { watch, .. }) = self.watched.remove(path)
+        if let Some(Watch { watch, .. }) = self.watched.remove(path)
             && self.lock().remove(&watch).is_some()
         {
             // It is gone already where the directory was deleted.
@@ -198,10 +271,29 @@ impl Watcher {
         }
     }
 
-    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<i32, PathBuf>> {
+    fn lock(&self) -> std::sync::MutexGuard<'_, BTreeMap<i32, (PathBuf, Interest)>> {
         // A poisoned map is still a map: no code panics halfway through changing it.
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the file system is one on which nothing changes without an event: those whose only way
+/// in is this kernel.
+fn delivers_events(directory: &Path) -> bool {
+    /// ext2/3/4, XFS, Btrfs, tmpfs, ramfs, F2FS, ZFS, bcachefs (statfs(2), linux/magic.h).
+    const LOCAL: [u64; 8] = [
+        0xef53,
+        0x5846_5342,
+        0x9123_683e,
+        0x0102_1994,
+        0x8584_58f6,
+        0xf2f5_2010,
+        0x2fc1_2fc1,
+        0xca45_1a4e,
+    ];
+    // The type of the field differs between platforms, and all its values are positive.
+    rustix::fs::statfs(directory)
+        .is_ok_and(|statfs| LOCAL.contains(&u64::try_from(statfs.f_type).unwrap_or(0)))
 }
 
 /// The directory itself, or the nearest one above it that is there: its creation shows there.
@@ -210,7 +302,7 @@ fn existing(directory: &Path) -> PathBuf {
     while !candidate.is_dir() {
         match candidate.parent() {
             Some(parent) if !parent.as_os_str().is_empty() => candidate = parent,
-            _ => return PathBuf::from("."),
+            _ => return PathBuf::from("/"),
         }
     }
     candidate.to_owned()
@@ -218,7 +310,7 @@ fn existing(directory: &Path) -> PathBuf {
 
 fn read_events(
     inotify: &OwnedFd,
-    paths: &Mutex<BTreeMap<i32, PathBuf>>,
+    paths: &Mutex<BTreeMap<i32, (PathBuf, Interest)>>,
     deliver: &impl Fn(WatchEvent),
 ) {
     let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
@@ -236,7 +328,7 @@ fn read_events(
             deliver(WatchEvent::Overflow);
             continue;
         }
-        let directory = {
+        let watched = {
             let mut paths = paths.lock().unwrap_or_else(PoisonError::into_inner);
             if event.events().contains(ReadFlags::IGNORED) {
                 paths.remove(&event.wd())
@@ -244,10 +336,12 @@ fn read_events(
                 paths.get(&event.wd()).cloned()
             }
         };
-        if let Some(directory) = directory {
-            let name = event
-                .file_name()
-                .map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
+        let name = event
+            .file_name()
+            .map(|name| OsStr::from_bytes(name.to_bytes()).to_owned());
+        if let Some((directory, interest)) = watched
+            && interest.in_entry(name.as_deref())
+        {
             deliver(WatchEvent::Changed { directory, name });
         }
     }

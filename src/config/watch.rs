@@ -2,8 +2,7 @@
 //! events and by being told. A thread of its own reads it and offers what is valid to whoever runs
 //! the server; it applies nothing itself.
 
-use std::collections::BTreeSet;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -16,7 +15,7 @@ use super::load::{Footprint, Reading};
 use super::{Certificates, Config};
 use crate::certificate::observe::{self, Stamp};
 use crate::certificate::reloader::Change;
-use crate::certificate::watcher::Watcher;
+use crate::certificate::watcher::{Watched, Watcher};
 use crate::clock;
 
 /// A valid configuration that could run from now on.
@@ -308,12 +307,12 @@ impl Thread {
             // Tried once: the poll does without.
             self.watch = self.watcher.is_some();
         }
-        let files: Vec<&Path> = match self.watch {
-            true => self.seen.files().collect(),
-            false => Vec::new(),
-        };
+        let mut wanted = Watched::default();
+        if self.watch {
+            wanted.files.extend(self.seen.files());
+        }
         if let Some(watcher) = &mut self.watcher {
-            watcher.watch(&BTreeSet::new(), &files);
+            watcher.watch(&wanted);
         }
     }
 }
