@@ -7,13 +7,9 @@ use std::sync::atomic::AtomicU16;
 use std::time::Instant;
 
 use arc_swap::ArcSwap;
-use pingora::apps::HttpServerApp;
-use pingora::proxy::HttpProxy;
-use tokio::net::TcpListener;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::watch;
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
-use tokio_util::task::TaskTracker;
 
 use crate::acme::challenges::Challenges;
 use crate::acme::worker::{Coverage, Surroundings, Worker, WorkerHandle};
@@ -24,16 +20,24 @@ use crate::certificate::name::Name;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::table::TableReader;
 use crate::certificate::trust::TlsFiles;
-use crate::config::{Config, TlsMode};
-use crate::listener::accept::{Protocol, Service, accept_loop};
-use crate::listener::sockets::{self, BindError};
+use crate::config::watch::{Candidate, ConfigWatch, Outcome};
+use crate::config::{Config, Footprint};
+use crate::listener::accept::Protocol;
+use crate::listener::sockets::BindError;
 use crate::listener::tls;
-use crate::proxy::{Proxy, Routing, http_proxy};
+use crate::proxy::{Proxy, Routing};
 use crate::store::{StateDir, StoreError};
+use listeners::{Listeners, Parts, Socket};
+use live::{AdminServer, DEFAULT_HTTPS_PORT, Live};
 use tls_files::Trust;
 
 mod banner;
+mod listeners;
+mod live;
+mod plan;
 pub mod tls_files;
+
+pub use live::LogControl;
 
 /// What ends a start.
 #[derive(Debug, thiserror::Error)]
@@ -52,13 +56,13 @@ pub enum AppError {
 
 /// Listeners that are bound, before anything is served.
 struct Bound {
-    http: Vec<std::net::TcpListener>,
-    https: Vec<std::net::TcpListener>,
+    sockets: Vec<Socket>,
     admin: Option<AdminListener>,
 }
 
-/// Serves until SIGTERM or SIGINT, then drains.
-pub fn run(config: Config) -> Result<(), AppError> {
+/// Serves until SIGTERM or SIGINT, then drains. `file` is what the configuration was read from,
+/// where that is a file: its changes are taken over.
+pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(), AppError> {
     raise_file_limit();
     let config = Arc::new(config);
     let bound = Bound::bind(&config)?;
@@ -70,12 +74,34 @@ pub fn run(config: Config) -> Result<(), AppError> {
         .enable_all()
         .build()?;
     let (reloader, reloading) = Reloader::start(sources(&config, &state))?;
+    let (offer, candidates) = mpsc::channel(1);
+    let config_watch = match (config.path.clone(), file) {
+        (Some(path), Some(file)) => {
+            Some(ConfigWatch::start(path, file, &config.certificates, offer)?)
+        }
+        _ => None,
+    };
     let (trust, watching) = Trust::start(&config)?;
-    let tls_files = trust.files.clone();
-    let served = serve(config, bound, state, reloader.clone(), trust, threads);
-    let result = runtime.block_on(served);
+    let rescan = Rescan {
+        config: config_watch,
+        reloader: reloader.clone(),
+        tls_files: trust.files.clone(),
+    };
+    let start = Start {
+        config,
+        bound,
+        state,
+        trust,
+        rescan: rescan.clone(),
+        threads,
+        log,
+    };
+    let result = runtime.block_on(serve(start, candidates));
+    if let Some(watch) = rescan.config {
+        watch.stop();
+    }
     reloader.stop();
-    tls_files.stop();
+    rescan.tls_files.stop();
     // It panicked if it cannot be joined, and said so.
     let _ = reloading.join();
     let _ = watching.join();
@@ -83,65 +109,47 @@ pub fn run(config: Config) -> Result<(), AppError> {
     result
 }
 
-async fn serve(
+/// What a server is started with.
+struct Start {
     config: Arc<Config>,
     bound: Bound,
     state: StateDir,
-    reloader: Reloader,
     trust: Trust,
+    rescan: Rescan,
     threads: usize,
-) -> Result<(), AppError> {
-    let mut signals = Signals::new()?;
-    let (stop, shutdown) = watch::channel(false);
+    log: LogControl,
+}
+
+async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<(), AppError> {
+    let mut signals = Signals::new(start.rescan.clone())?;
+    let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
     let challenges = Challenges::default();
-    let (worker, handle) = worker(&config, state, &challenges, &reloader, &metrics);
-    let stop_working = CancellationToken::new();
-    let working = tokio::spawn(worker.run(stop_working.clone()));
-
-    let routing = Arc::new(ArcSwap::from_pointee(Routing::new(
-        &config,
-        &trust.upstreams,
-    )));
-    let https_port = Arc::new(AtomicU16::new(bound.https_port().unwrap_or(443)));
-    let proxy = Proxy::new(
-        routing.clone(),
-        challenges.clone(),
-        metrics.clone(),
-        https_port,
+    let reloader = &start.rescan.reloader;
+    let (worker, handle) = worker(
+        &start.config,
+        start.state.clone(),
+        &challenges,
+        reloader,
+        &metrics,
     );
-    let service = Arc::new(Service {
-        app: Arc::new(http_proxy(proxy, threads)),
-        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
-        table: reloader.table().clone(),
-        metrics: metrics.clone(),
-        shutdown,
-        connections: TaskTracker::new(),
-    });
-    banner::print(&config, &bound);
-    let api = Api {
-        config: config.clone(),
-        reloader: reloader.clone(),
-        tls_files: trust.files.clone(),
-        worker: handle,
-        metrics,
-        routing,
-        started: Instant::now(),
-    };
-    start_listeners(bound, &service, api)?;
+    let working = tokio::spawn(worker.run(stop.clone()));
 
-    signals.wait_for_stop(&reloader, &trust.files).await;
-    tracing::info!(grace_period = ?config.server.grace_period, "draining");
-    stop.send_replace(true);
+    let live = live(start, challenges, metrics, handle)?;
+    let config = live.config.clone();
+    let serving = tokio::spawn(live.run(candidates, stop.clone()));
+
+    signals.wait_for_stop().await;
+    let grace_period = config.load().server.grace_period;
+    tracing::info!(?grace_period, "draining");
     // With nobody to answer challenges an order comes to nothing: the next start resumes it.
-    stop_working.cancel();
-    let drained = drain(&service);
-    tokio::select! {
-        left = tokio::time::timeout(config.server.grace_period, drained) => match left {
-            Ok(()) => tracing::info!("drained"),
-            Err(_) => tracing::warn!(connections = service.connections.len(), "cut off at the end of the grace period"),
-        },
-        () = signals.wait_for_stop(&reloader, &trust.files) => tracing::warn!("told to stop again: not draining any longer"),
+    stop.cancel();
+    // It panicked if it cannot be joined, and said so; then there is nothing left to drain.
+    if let Ok(mut live) = serving.await {
+        tokio::select! {
+            () = live.listeners.drain(grace_period) => {}
+            () = signals.wait_for_stop() => tracing::warn!("told to stop again: not draining any longer"),
+        }
     }
     let _ = tokio::time::timeout(WORKER_STOP, working).await;
     Ok(())
@@ -150,39 +158,67 @@ async fn serve(
 /// How long the worker may take to write down that it was stopped.
 const WORKER_STOP: std::time::Duration = std::time::Duration::from_secs(3);
 
-async fn drain(service: &Service<HttpProxy<Proxy>>) {
-    service.connections.close();
-    // Connections that wait for their next request.
-    service.app.http_cleanup().await;
-    service.connections.wait().await;
-}
-
-fn start_listeners(
-    bound: Bound,
-    service: &Arc<Service<HttpProxy<Proxy>>>,
-    api: Api,
-) -> Result<(), AppError> {
-    let plain = bound
-        .http
-        .into_iter()
-        .map(|listener| (listener, Protocol::Http));
-    let tls = bound
-        .https
-        .into_iter()
-        .map(|listener| (listener, Protocol::Https));
-    for (listener, protocol) in plain.chain(tls) {
-        let listener = TcpListener::from_std(listener)?;
-        tokio::spawn(accept_loop(listener, protocol, service.clone()));
+/// The server, serving.
+fn live(
+    start: Start,
+    challenges: Challenges,
+    metrics: Arc<Metrics>,
+    worker: WorkerHandle,
+) -> Result<Live, AppError> {
+    let Start {
+        config,
+        bound,
+        trust,
+        ..
+    } = start;
+    let reloader = start.rescan.reloader;
+    let routing = Routing::new(&config, &trust.upstreams);
+    let routing = Arc::new(ArcSwap::from_pointee(routing));
+    let https_port = Arc::new(AtomicU16::new(
+        bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
+    ));
+    let mut listeners = Listeners::new(Parts {
+        proxy: Proxy::new(
+            routing.clone(),
+            challenges.clone(),
+            metrics.clone(),
+            https_port.clone(),
+        ),
+        threads: start.threads,
+        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
+        table: reloader.table().clone(),
+        metrics: metrics.clone(),
+    });
+    banner::print(&config, &bound);
+    for socket in bound.sockets {
+        listeners.serve(socket)?;
     }
-    if let Some(admin) = bound.admin {
-        let api = Arc::new(api);
-        tokio::spawn(async move {
-            if let Err(error) = admin.serve(api).await {
-                tracing::error!(%error, "the admin API cannot be served");
-            }
-        });
-    }
-    Ok(())
+    let admin_listen = config.server.admin_listen.clone();
+    let config = Arc::new(ArcSwap::new(config));
+    let mut admin = AdminServer::new(Api {
+        config: config.clone(),
+        config_watch: start.rescan.config,
+        reloader: reloader.clone(),
+        tls_files: trust.files.clone(),
+        worker: worker.clone(),
+        metrics: metrics.clone(),
+        routing: routing.clone(),
+        started: Instant::now(),
+    });
+    admin.replace(bound.admin, &admin_listen);
+    Ok(Live {
+        config,
+        listeners,
+        admin,
+        routing,
+        https_port,
+        state: start.state,
+        reloader,
+        trust,
+        worker,
+        metrics,
+        log: start.log,
+    })
 }
 
 fn sources(config: &Config, state: &StateDir) -> Sources {
@@ -237,26 +273,54 @@ fn coverage(table: &TableReader, name: &Name) -> Coverage {
 
 impl Bound {
     fn bind(config: &Config) -> Result<Bound, AppError> {
-        let bind_all = |addresses: &[SocketAddr]| {
-            addresses
-                .iter()
-                .map(|address| sockets::bind(*address))
-                .collect::<Result<Vec<_>, _>>()
-        };
-        let wants_tls = config.sites.iter().any(|site| site.tls != TlsMode::Off);
+        let sockets: Result<Vec<Socket>, BindError> = plan::endpoints(config)
+            .into_iter()
+            .map(Socket::bind)
+            .collect();
         Ok(Bound {
-            http: bind_all(&config.server.http_listen)?,
-            https: if wants_tls {
-                bind_all(&config.server.https_listen)?
-            } else {
-                Vec::new()
-            },
+            sockets: sockets?,
             admin: AdminListener::bind(&config.server.admin_listen)?,
         })
     }
 
+    /// Where the first listener of a protocol really is.
+    fn first(&self, protocol: Protocol) -> Option<SocketAddr> {
+        let mut sockets = self.sockets.iter();
+        let socket = sockets.find(|socket| socket.endpoint.protocol == protocol)?;
+        socket.listener.local_addr().ok()
+    }
+
     fn https_port(&self) -> Option<u16> {
-        Some(self.https.first()?.local_addr().ok()?.port())
+        Some(self.first(Protocol::Https)?.port())
+    }
+}
+
+/// Everything that is looked at again when somebody asks.
+#[derive(Clone)]
+struct Rescan {
+    config: Option<ConfigWatch>,
+    reloader: Reloader,
+    tls_files: TlsFiles,
+}
+
+impl Rescan {
+    async fn run(self) {
+        let (outcome, mut changes) = match &self.config {
+            Some(watch) => watch.reload().await,
+            None => (Outcome::Unchanged, Vec::new()),
+        };
+        self.tls_files.rescan().await;
+        changes.extend(self.reloader.rescan().await.unwrap_or_default());
+        let configuration = match outcome {
+            Outcome::Unchanged => "unchanged",
+            Outcome::Reloaded => "reloaded",
+            Outcome::Failed(_) => "failed",
+        };
+        tracing::info!(
+            configuration,
+            changes = changes.len(),
+            "rescanned on SIGHUP"
+        );
     }
 }
 
@@ -265,28 +329,26 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    rescan: Rescan,
 }
 
 impl Signals {
-    fn new() -> std::io::Result<Signals> {
+    fn new(rescan: Rescan) -> std::io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            rescan,
         })
     }
 
     /// Waits for SIGTERM or SIGINT; each SIGHUP until then rescans.
-    async fn wait_for_stop(&mut self, reloader: &Reloader, tls_files: &TlsFiles) {
+    async fn wait_for_stop(&mut self) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
-                _ = self.hangup.recv() => {
-                    tls_files.rescan().await;
-                    let changes = reloader.rescan().await.map_or(0, |changes| changes.len());
-                    tracing::info!(changes, "rescanned on SIGHUP");
-                }
+                _ = self.hangup.recv() => drop(tokio::spawn(self.rescan.clone().run())),
             }
         }
     }

@@ -14,6 +14,7 @@ mod ca_down;
 mod check;
 mod cli;
 mod client_auth;
+mod config_reload;
 mod crash_write;
 mod drain;
 mod formats;

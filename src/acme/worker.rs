@@ -346,7 +346,10 @@ impl Worker {
     /// running jobs among it.
     async fn configure(&mut self) {
         self.open_authorities().await;
-        let mut old: Vec<Entry> = std::mem::take(&mut self.entries).into_values().collect();
+        let mut old: HashMap<PathBuf, Entry> = std::mem::take(&mut self.entries)
+            .into_values()
+            .map(|entry| (entry.dir.clone(), entry))
+            .collect();
         lock(&self.statuses).clear();
         let wanted = subjects(&self.config);
         let internal = wanted.iter().filter(|it| it.issuer == IssuerKind::Internal);
@@ -356,8 +359,7 @@ impl Worker {
             let id = self.next_entry;
             self.next_entry += 1;
             let dir = self.state.certificate_dir(&subject.name, subject.key_type);
-            let known = old.iter().position(|entry| entry.dir == dir);
-            let entry = match known.map(|at| old.swap_remove(at)) {
+            let entry = match old.remove(&dir) {
                 Some(entry) if entry.subject == subject => Entry {
                     check_at: OffsetDateTime::UNIX_EPOCH,
                     ..entry

@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::*;
 use crate::config::{
     Acme, AdminListen, CertificateAuthority, CertificatePer, Certificates, ChallengeType, KeyType,
-    Server, Site, TlsMode,
+    LogLevel, Server, Site, TlsMode,
 };
 
 /// How a scripted CA answers every request.
@@ -70,6 +70,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             state_dir: PathBuf::new(),
             state_dir_note: None,
             threads: 0,
+            log_level: LogLevel::Info,
             grace_period: StdDuration::from_secs(1),
         },
         certificates: Certificates {

@@ -21,11 +21,15 @@ use crate::certificate::reloader::Reloader;
 use crate::certificate::trust::TlsFiles;
 use crate::clock;
 use crate::config::Config;
+use crate::config::watch::{ConfigReport, ConfigWatch, Outcome};
 use crate::proxy::Routing;
 
-/// What the admin API shows, and the two things it can set off.
+/// What the admin API shows, and the three things it can set off.
 pub struct Api {
-    pub config: Arc<Config>,
+    /// The running one.
+    pub config: Arc<ArcSwap<Config>>,
+    /// `None` where the configuration is no file.
+    pub config_watch: Option<ConfigWatch>,
     pub reloader: Reloader,
     pub tls_files: TlsFiles,
     pub worker: WorkerHandle,
@@ -79,7 +83,7 @@ impl Api {
     fn ready(&self) -> Answer {
         let now = clock::now();
         let report = self.reloader.report();
-        let sites = status::sites(&self.config, &self.reloader.table().load(), now);
+        let sites = status::sites(&self.config.load(), &self.reloader.table().load(), now);
         let reasons = status::unready_reasons(&sites, &report, now);
         let code = if reasons.is_empty() {
             StatusCode::OK
@@ -95,13 +99,15 @@ impl Api {
     fn status(&self) -> Status {
         let report = self.reloader.report();
         let now = clock::now();
+        let config = self.config.load();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
-            config: self.config.path.clone(),
-            state_dir: self.config.server.state_dir.clone(),
+            config: config.path.clone(),
+            config_error: self.config_report().error.clone(),
+            state_dir: config.server.state_dir.clone(),
             reloader_heartbeat: clock::rfc3339(report.heartbeat),
-            sites: status::sites(&self.config, &self.reloader.table().load(), now),
+            sites: status::sites(&config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
             certificates: status::certificates(&report, &self.worker.status(), now),
             tls_files: status::tls_files(&self.tls_files.report(), now),
@@ -114,13 +120,29 @@ impl Api {
             .set_certificates(&report, &self.worker.status());
         self.metrics
             .set_tls_files(&self.tls_files.report(), clock::now());
+        self.metrics.set_config(&self.config_report());
         self.metrics.render()
     }
 
+    fn config_report(&self) -> Arc<ConfigReport> {
+        let watch = self.config_watch.as_ref();
+        watch.map(ConfigWatch::report).unwrap_or_default()
+    }
+
     async fn reload(&self) -> Answer {
+        let (config, mut changes) = match &self.config_watch {
+            Some(watch) => watch.reload().await,
+            None => (Outcome::Unchanged, Vec::new()),
+        };
         self.tls_files.rescan().await;
         match self.reloader.rescan().await {
-            Some(changes) => json_answer(StatusCode::OK, &json!({ "changes": changes })),
+            Some(found) => {
+                changes.extend(found);
+                json_answer(
+                    StatusCode::OK,
+                    &json!({ "changes": changes, "config": config }),
+                )
+            }
             None => error(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
         }
     }

@@ -12,6 +12,7 @@ use time::OffsetDateTime;
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::reloader::Report;
 use crate::certificate::trust::TlsFile;
+use crate::config::watch::ConfigReport;
 
 /// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -32,6 +33,8 @@ pub struct Metrics {
     tls_file_reload_failing: IntGaugeVec,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
+    config_reloads: IntCounterVec,
+    config_reload_failing: IntGauge,
 }
 
 impl Default for Metrics {
@@ -107,6 +110,8 @@ impl Metrics {
                 "When the next order for a name is due after a failure, in Unix time.",
                 &["name"],
             ),
+            config_reloads: config_reloads(&registry),
+            config_reload_failing: config_reload_failing(&registry),
             registry,
         };
         metrics.set_build_info();
@@ -200,6 +205,16 @@ impl Metrics {
         }
     }
 
+    /// Brings everything about the configuration up to date. Called for each scrape.
+    pub fn set_config(&self, report: &ConfigReport) {
+        self.config_reload_failing
+            .set(i64::from(report.error.is_some()));
+        for (result, total) in [("ok", report.reloads), ("failed", report.failures)] {
+            let counter = self.config_reloads.with_label_values(&[result]);
+            counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
     pub fn acme_order(&self, ca: &str, result: &'static str) {
         self.acme_orders.with_label_values(&[ca, result]).inc();
     }
@@ -236,6 +251,23 @@ where
         .register(Box::new(collector.clone()))
         .expect("metric names are unique");
     collector
+}
+
+fn config_reloads(registry: &Registry) -> IntCounterVec {
+    counters(
+        registry,
+        "perennial_config_reloads_total",
+        "Changes of the configuration while running, by result.",
+        &["result"],
+    )
+}
+
+fn config_reload_failing(registry: &Registry) -> IntGauge {
+    let help = "1 while the configuration on disk cannot run and the one before it does.";
+    register(
+        registry,
+        IntGauge::new("perennial_config_reload_failing", help),
+    )
 }
 
 fn counters(registry: &Registry, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {

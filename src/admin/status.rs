@@ -22,6 +22,9 @@ pub struct Status {
     pub version: String,
     pub uptime_seconds: u64,
     pub config: Option<PathBuf>,
+    /// Why the configuration on disk is not the one that runs, where it is not.
+    #[serde(default)]
+    pub config_error: Option<String>,
     pub state_dir: PathBuf,
     /// When the reloader last went round.
     pub reloader_heartbeat: String,

@@ -9,6 +9,7 @@ use crate::acme::subject::subjects;
 use crate::admin::server::AdminListener;
 use crate::certificate::name::Name;
 use crate::config::{AdminListen, Config, Site, TlsMode};
+use crate::listener::accept::Protocol;
 
 /// Prints the addresses. They go to stderr, where the log goes.
 pub(super) fn print(config: &Config, bound: &Bound) {
@@ -51,11 +52,11 @@ fn explain_trust(root: &Path) {
 }
 
 fn url(site: &Site, host: &Name, bound: &Bound) -> Option<String> {
-    let (scheme, default_port, listeners) = match site.tls {
-        TlsMode::Off => ("http", 80, &bound.http),
-        _ => ("https", 443, &bound.https),
+    let (scheme, default_port, protocol) = match site.tls {
+        TlsMode::Off => ("http", 80, Protocol::Http),
+        _ => ("https", 443, Protocol::Https),
     };
-    let address = listeners.first()?.local_addr().ok()?;
+    let address = bound.first(protocol)?;
     let host = match host {
         Name::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),

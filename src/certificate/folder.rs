@@ -100,6 +100,12 @@ impl Folder {
         &self.root
     }
 
+    /// Whether a file there would be this folder's.
+    pub fn reaches(&self, path: &Path) -> bool {
+        path.strip_prefix(&self.root)
+            .is_ok_and(|relative| relative.components().count() <= DEPTH)
+    }
+
     /// The directories in which a change matters.
     pub fn directories(&self) -> &BTreeSet<PathBuf> {
         &self.directories

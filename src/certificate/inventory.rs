@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::name::Name;
 use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
@@ -161,6 +161,28 @@ impl Inventory {
         true
     }
 
+    /// The entry was taken out of the configuration: unlike one that vanished from disk it is not
+    /// served any longer. Returns whether there was one.
+    pub fn remove(&mut self, id: &EntryId, now: OffsetDateTime) -> bool {
+        let Some(entry) = self.entries.remove(id) else {
+            return false;
+        };
+        let Some(live) = &entry.live else {
+            return true;
+        };
+        for name in live.key.names() {
+            self.unlist(name, id);
+        }
+        let names = live.key.names().iter().cloned().collect();
+        self.elect_all(&names, now);
+        true
+    }
+
+    /// Makes the certificate of `name` the one of last resort.
+    pub fn set_default(&mut self, name: Option<Name>) {
+        self.table.set_default(name);
+    }
+
     /// Time has come to `now`: choices that a start or an expiry changes are made again. Returns
     /// the certificates whose start or expiry has passed.
     pub fn advance(&mut self, now: OffsetDateTime) -> Vec<EntryId> {
@@ -195,7 +217,9 @@ impl Inventory {
     }
 
     fn add_boundaries(&mut self, id: &EntryId, live: &LiveCertificate, now: OffsetDateTime) {
-        for instant in [live.key.not_before(), live.key.not_after()] {
+        // Choices change after these instants; at its start a certificate is valid already.
+        let before_start = live.key.not_before() - Duration::NANOSECOND;
+        for instant in [before_start, live.key.not_after()] {
             if instant >= now {
                 self.boundaries.insert((instant, id.clone()));
             }
@@ -272,6 +296,7 @@ impl Inventory {
     }
 
     fn elect_all(&mut self, names: &BTreeSet<Name>, now: OffsetDateTime) {
+        self.elected_at = self.elected_at.max(now);
         for name in names {
             let choice = self.elect(name, now);
             self.table.set(name, choice);

@@ -367,6 +367,27 @@ fn check_invariants(inventory: &Inventory, names: &[&str], now: OffsetDateTime) 
 }
 
 #[test]
+fn what_is_taken_out_of_the_configuration_is_not_served_any_longer() {
+    let names = ["a.test", "b.test"];
+    let mut inventory = inventory(&[
+        (SourceKind::File, "both", request(&names)),
+        (SourceKind::Folder, "one", request(&names[..1])),
+    ]);
+    assert_eq!(served(&inventory, "a.test").unwrap(), "both");
+    assert!(inventory.remove(&id(SourceKind::File, "both"), NOW));
+    assert_eq!(served(&inventory, "a.test").unwrap(), "one");
+    assert_eq!(served(&inventory, "b.test"), None);
+    assert!(!inventory.remove(&id(SourceKind::File, "both"), NOW));
+    inventory.set_default(Some("a.test".parse().unwrap()));
+    assert_eq!(served(&inventory, "b.test").unwrap(), "one");
+    // Not even if it had vanished from disk before.
+    inventory.vanished(&id(SourceKind::Folder, "one"), NOW);
+    assert_eq!(served(&inventory, "a.test").unwrap(), "one");
+    assert!(inventory.remove(&id(SourceKind::Folder, "one"), NOW));
+    assert!(inventory.table().is_empty());
+}
+
+#[test]
 fn any_history_keeps_the_invariants() {
     let seed: u64 = match std::env::var("PERENNIAL_TEST_SEED") {
         Ok(text) => text.parse().unwrap(),
@@ -409,7 +430,8 @@ fn any_history_keeps_the_invariants() {
                 inventory.failed(&id, failure, now);
             }
             5 => drop(inventory.recovered(&id, now)),
-            6 | 7 => drop(inventory.vanished(&id, now)),
+            6 => drop(inventory.vanished(&id, now)),
+            7 => drop(inventory.remove(&id, now)),
             _ => {
                 // Clocks are set back, too.
                 now += Duration::seconds(rng.random_range(-600..1_200));

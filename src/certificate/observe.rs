@@ -41,7 +41,7 @@ impl Stamp {
     }
 
     /// Whether the last change is so recent at `now` that another one need not show.
-    fn is_young(&self, now: OffsetDateTime) -> bool {
+    pub fn is_young(&self, now: OffsetDateTime) -> bool {
         now - self.changed_at() < SETTLED_AFTER
     }
 

@@ -2,7 +2,7 @@
 //! what changed, verifies it and publishes. It owns the only [`Publisher`]; it never writes a
 //! file, never asks a CA, and no handshake ever waits for it (the first load excepted).
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{self, Receiver, RecvTimeoutError, Sender};
@@ -109,6 +109,8 @@ pub enum ChangeResult {
     Failed,
     Recovered,
     Vanished,
+    /// It was taken out of the configuration.
+    Removed,
 }
 
 enum Wake {
@@ -116,6 +118,8 @@ enum Wake {
     /// Something was written here: look now.
     Hint(PathBuf),
     Rescan(oneshot::Sender<Vec<Change>>),
+    /// Look at these from now on. The first sender is for the events of a watcher.
+    Reconfigure(Box<Sources>, Sender<Wake>, oneshot::Sender<Vec<Change>>),
     Stop,
 }
 
@@ -142,11 +146,7 @@ impl Reloader {
             loads: 0,
             failures: 0,
         }));
-        let watcher = sources.watch.then(|| {
-            let wake = wake.clone();
-            // A send fails only after the thread has ended, when events do not matter.
-            Watcher::start(move |event| drop(wake.send(Wake::Event(event))))
-        });
+        let watcher = sources.watch.then(|| start_watcher(wake.clone())).flatten();
         let mut thread = Thread {
             pairs: sources.pairs.into_iter().map(pair_unit).collect(),
             folders: sources
@@ -158,7 +158,8 @@ impl Reloader {
             inventory,
             publisher,
             report: report.clone(),
-            watcher: watcher.and_then(started_watcher),
+            watcher,
+            watch: sources.watch,
             poll_interval: sources.poll_interval,
             pairs_changed: true,
             last_full: Instant::now(),
@@ -194,6 +195,19 @@ impl Reloader {
         changes.await.ok()
     }
 
+    /// Looks at other sources from now on, and says what changed: certificates of new sources are
+    /// loaded, those of sources that are no longer named are not served any more. What is named
+    /// before and after keeps its state; the state directory cannot be changed. `None`: the
+    /// reloader has stopped.
+    pub async fn reconfigure(&self, sources: Sources) -> Option<Vec<Change>> {
+        let (answer, changes) = oneshot::channel();
+        let events = self.wake.clone();
+        self.wake
+            .send(Wake::Reconfigure(Box::new(sources), events, answer))
+            .ok()?;
+        changes.await.ok()
+    }
+
     /// Says that something was written at or below `path`, so that it is looked at without
     /// waiting for an event or the poll.
     pub fn hint(&self, path: PathBuf) {
@@ -207,8 +221,9 @@ impl Reloader {
     }
 }
 
-fn started_watcher(watcher: std::io::Result<Watcher>) -> Option<Watcher> {
-    watcher
+fn start_watcher(wake: Sender<Wake>) -> Option<Watcher> {
+    // A send fails only after the thread has ended, when events do not matter.
+    Watcher::start(move |event| drop(wake.send(Wake::Event(event))))
         .inspect_err(|error| {
             tracing::warn!(%error, "no file events: changes are found by the poll alone");
         })
@@ -250,7 +265,9 @@ struct Thread {
     inventory: Inventory,
     publisher: Publisher,
     report: Arc<ArcSwap<Report>>,
+    /// Once started it stays: its thread cannot be ended. Without `watch` it watches nothing.
     watcher: Option<Watcher>,
+    watch: bool,
     poll_interval: Duration,
     /// Whether an explicit pair changed since the watches were brought up to date.
     pairs_changed: bool,
@@ -332,6 +349,9 @@ impl Thread {
                 Err(RecvTimeoutError::Timeout) if recheck => return Some(Scope::Paths(paths)),
                 Err(RecvTimeoutError::Timeout) => self.pass_time(),
                 Ok(Wake::Rescan(answer)) => self.rescan(answer),
+                Ok(Wake::Reconfigure(sources, events, answer)) => {
+                    self.obey(*sources, events, answer);
+                }
                 Ok(Wake::Hint(path)) => {
                     paths.insert(path);
                     return Some(self.gather(inbox, paths));
@@ -361,6 +381,10 @@ impl Thread {
                 Wake::Hint(path) => drop(paths.insert(path)),
                 Wake::Rescan(answer) => {
                     self.rescan(answer);
+                    return Scope::Paths(BTreeSet::new());
+                }
+                Wake::Reconfigure(sources, events, answer) => {
+                    self.obey(*sources, events, answer);
                     return Scope::Paths(BTreeSet::new());
                 }
                 Wake::Stop => break,
@@ -399,6 +423,97 @@ impl Thread {
         self.update_watches(true);
         // Whoever asked may have gone.
         let _ = answer.send(changes);
+    }
+
+    fn obey(
+        &mut self,
+        sources: Sources,
+        events: Sender<Wake>,
+        answer: oneshot::Sender<Vec<Change>>,
+    ) {
+        if sources.watch && self.watcher.is_none() {
+            self.watcher = start_watcher(events);
+        }
+        let changes = self.reconfigure(sources);
+        // Whoever asked may have gone.
+        let _ = answer.send(changes);
+    }
+
+    /// Goes on with other sources. What is named before and after keeps its state.
+    fn reconfigure(&mut self, sources: Sources) -> Vec<Change> {
+        self.poll_interval = sources.poll_interval;
+        self.watch = sources.watch;
+        self.inventory.set_default(sources.default_name);
+        let mut pairs: BTreeMap<EntryId, Unit> = std::mem::take(&mut self.pairs)
+            .into_iter()
+            .map(|unit| (unit.id.clone(), unit))
+            .collect();
+        self.pairs = sources
+            .pairs
+            .into_iter()
+            .map(pair_unit)
+            .map(|new| match pairs.remove(&new.id) {
+                Some(old) if old.has_files_of(&new) => old,
+                _ => new,
+            })
+            .collect();
+        let mut folders: BTreeMap<PathBuf, Folder> = std::mem::take(&mut self.folders)
+            .into_iter()
+            .map(|folder| (folder.root().to_owned(), folder))
+            .collect();
+        self.folders = sources
+            .folders
+            .iter()
+            .map(|root| folders.remove(root).unwrap_or_else(|| Folder::new(root)))
+            .collect();
+        // What comes first, then what goes: a certificate that moved is served all the time.
+        let mut changes = self.scan(&Scope::All, time::Duration::ZERO);
+        let now = clock::now();
+        changes.extend(self.take_out_unconfigured(now));
+        self.publisher.publish(self.inventory.table());
+        self.publish_report(now);
+        self.update_watches(true);
+        changes
+    }
+
+    /// Also what vanished from a folder and is served still belongs to that folder.
+    fn take_out_unconfigured(&mut self, now: OffsetDateTime) -> Vec<Change> {
+        let pairs: BTreeSet<&EntryId> = self.pairs.iter().map(|unit| &unit.id).collect();
+        let is_configured = |id: &EntryId| match id.source {
+            SourceKind::File => pairs.contains(id),
+            SourceKind::Folder => self
+                .folders
+                .iter()
+                .any(|folder| folder.reaches(&id.certificate)),
+            SourceKind::Acme | SourceKind::Internal => true,
+        };
+        let entries = self.inventory.entries();
+        let gone: Vec<&EntryId> = entries.keys().filter(|id| !is_configured(id)).collect();
+        gone.into_iter()
+            .filter_map(|id| self.take_out(id, now))
+            .collect()
+    }
+
+    fn take_out(&mut self, id: &EntryId, now: OffsetDateTime) -> Option<Change> {
+        let names = self
+            .inventory
+            .get(id)?
+            .live
+            .as_deref()
+            .map_or_else(Vec::new, names_of);
+        self.inventory.remove(id, now);
+        tracing::info!(
+            file = %id.certificate.display(), ?names,
+            "certificate is no longer configured: it is not served any more"
+        );
+        Some(Change {
+            certificate: id.certificate.clone(),
+            names,
+            result: ChangeResult::Removed,
+            serial: None,
+            cause: None,
+            swap: None,
+        })
     }
 
     /// Choices change with time too.
@@ -450,7 +565,8 @@ impl Thread {
 
     /// How long until the next scan of everything, if one takes this long.
     fn pace(&self, took: Duration) -> Duration {
-        let relied_on = self.watcher.as_ref().is_some_and(Watcher::is_reliable);
+        let watcher = self.watcher.as_ref().filter(|_| self.watch);
+        let relied_on = watcher.is_some_and(Watcher::is_reliable);
         if !relied_on {
             return self.poll_interval;
         }
@@ -680,6 +796,10 @@ impl Thread {
         let Some(watcher) = self.watcher.as_mut().filter(|_| full || changed) else {
             return;
         };
+        if !self.watch {
+            watcher.watch(&Watched::default());
+            return;
+        }
         let mut wanted = Watched::default();
         for unit in &self.pairs {
             wanted.files.push(&unit.id.certificate);

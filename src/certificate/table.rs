@@ -102,6 +102,11 @@ impl Table {
         }
     }
 
+    /// Makes the certificate of `name` the one of last resort.
+    pub fn set_default(&mut self, name: Option<Name>) {
+        self.default_name = name;
+    }
+
     /// Sets or removes what `name` gets.
     pub fn set(&mut self, name: &Name, choice: Option<Choice>) {
         match (name, choice.map(Arc::new)) {

@@ -118,6 +118,13 @@ impl Unit {
         self
     }
 
+    /// Whether both are made of the same files.
+    pub fn has_files_of(&self, other: &Unit) -> bool {
+        self.id == other.id
+            && self.private_key == other.private_key
+            && self.password_file == other.password_file
+    }
+
     pub fn password_file(&self) -> Option<&Path> {
         self.password_file.as_deref()
     }

@@ -4,14 +4,18 @@ use std::io::IsTerminal;
 
 use tracing_subscriber::EnvFilter;
 
+use crate::app::LogControl;
+use crate::config::LogLevel;
+
 #[derive(Debug, clap::Args)]
 pub(super) struct LogArgs {
     /// How log lines look
     #[arg(long, value_enum, default_value_t = LogFormat::Human)]
     log_format: LogFormat,
-    /// The least important events to log; RUST_LOG overrides it in detail
-    #[arg(long, value_enum, default_value_t = LogLevel::Info)]
-    log_level: LogLevel,
+    /// The least important events to log [default: log_level of the configuration, else info];
+    /// RUST_LOG overrides it in detail
+    #[arg(long, value_enum)]
+    log_level: Option<LogLevel>,
 }
 
 #[derive(Clone, Copy, Debug, clap::ValueEnum)]
@@ -20,30 +24,47 @@ enum LogFormat {
     Json,
 }
 
-#[derive(Clone, Copy, Debug, clap::ValueEnum)]
-enum LogLevel {
-    Error,
-    Warn,
-    Info,
-    Debug,
-    Trace,
-}
-
 /// What the libraries below say is detail, and much of it repeats what we log ourselves.
 const LIBRARIES: &str = "pingora_core=off,pingora_proxy=off,pingora=off,h2=off,hyper=off,\
                          reqwest=off,rustls=off,hyper_util=off,instant_acme=off";
 
-/// Sends log events to stderr from now on.
-pub(super) fn start(args: &LogArgs) {
-    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| {
-        let level = format!("{:?}", args.log_level).to_lowercase();
-        EnvFilter::new(format!("{level},{LIBRARIES}"))
-    });
+/// Sends log events to stderr from now on. `configured` is the level where neither the arguments
+/// nor the environment have one.
+pub(super) fn start(args: &LogArgs, configured: LogLevel) -> LogControl {
+    let from_environment = EnvFilter::try_from_default_env().ok();
+    let fixed_by = match (&from_environment, args.log_level) {
+        (Some(_), _) => Some("RUST_LOG"),
+        (None, Some(_)) => Some("--log-level"),
+        (None, None) => None,
+    };
+    let level = args.log_level.unwrap_or(configured);
     let builder = tracing_subscriber::fmt()
-        .with_env_filter(filter)
+        .with_env_filter(from_environment.unwrap_or_else(|| filter(level)))
         .with_writer(std::io::stderr);
-    match args.log_format {
-        LogFormat::Human => builder.with_ansi(std::io::stderr().is_terminal()).init(),
-        LogFormat::Json => builder.json().flatten_event(true).init(),
+    let set: Box<dyn Fn(LogLevel) + Send + Sync> = match args.log_format {
+        LogFormat::Human => {
+            let builder = builder.with_ansi(std::io::stderr().is_terminal());
+            let builder = builder.with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| report(handle.reload(filter(level))))
+        }
+        LogFormat::Json => {
+            let builder = builder.json().flatten_event(true).with_filter_reloading();
+            let handle = builder.reload_handle();
+            builder.init();
+            Box::new(move |level| report(handle.reload(filter(level))))
+        }
+    };
+    LogControl { set, fixed_by }
+}
+
+fn filter(level: LogLevel) -> EnvFilter {
+    EnvFilter::new(format!("{},{LIBRARIES}", level.as_str()))
+}
+
+fn report(changed: Result<(), tracing_subscriber::reload::Error>) {
+    if let Err(error) = changed {
+        tracing::error!(%error, "the log level cannot be changed");
     }
 }

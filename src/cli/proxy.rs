@@ -54,8 +54,8 @@ pub(super) fn main(args: ProxyArgs) -> ExitCode {
     };
     match Config::from_command_line(command_line) {
         Ok(config) => {
-            logging::start(&args.log);
-            run::serve(config)
+            let log = logging::start(&args.log, config.server.log_level);
+            run::serve(config, None, log)
         }
         Err(diagnostics) => {
             eprintln!("{diagnostics}");

@@ -3,8 +3,8 @@
 use std::process::ExitCode;
 
 use super::{ConfigArgs, EXIT_USAGE, logging};
-use crate::app;
-use crate::config::Config;
+use crate::app::{self, LogControl};
+use crate::config::{Config, Footprint, Reading};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct RunArgs {
@@ -15,14 +15,15 @@ pub(super) struct RunArgs {
 }
 
 pub(super) fn main(args: RunArgs) -> ExitCode {
-    let loaded = args
-        .config
-        .file()
-        .and_then(|file| Config::load(&file).map_err(|error| error.to_string()));
+    let loaded = args.config.file().and_then(|file| {
+        let Reading { result, footprint } = Reading::of(&file);
+        let config = result.map_err(|error| error.to_string())?;
+        Ok((config, footprint))
+    });
     match loaded {
-        Ok(config) => {
-            logging::start(&args.log);
-            serve(config)
+        Ok((config, footprint)) => {
+            let log = logging::start(&args.log, config.server.log_level);
+            serve(config, Some(footprint), log)
         }
         Err(message) => {
             eprintln!("{message}");
@@ -32,8 +33,8 @@ pub(super) fn main(args: RunArgs) -> ExitCode {
 }
 
 /// Serves until told to stop.
-pub(super) fn serve(config: Config) -> ExitCode {
-    match app::run(config) {
+pub(super) fn serve(config: Config, file: Option<Footprint>, log: LogControl) -> ExitCode {
+    match app::run(config, file, log) {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             eprintln!("perennial: {error}");

@@ -34,6 +34,9 @@ fn print(status: &Status) {
         duration(status.uptime_seconds)
     );
     println!("state directory {}", status.state_dir.display());
+    if let Some(error) = &status.config_error {
+        println!("CONFIGURATION NOT TAKEN, the one before it runs:\n{error}");
+    }
     for site in &status.sites {
         let missing = if site.without_certificate.is_empty() {
             String::new()

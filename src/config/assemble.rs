@@ -73,6 +73,7 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         state_dir_note,
         threads: draft.threads.unwrap_or(0),
         grace_period: draft.grace_period.unwrap_or(DEFAULT_GRACE_PERIOD),
+        log_level: draft.log_level.unwrap_or_default(),
     }
 }
 

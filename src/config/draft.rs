@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use super::diagnostic::Located;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
     PathPattern, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
@@ -32,6 +32,7 @@ pub(super) struct ServerDraft {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,
     pub(super) grace_period: Option<Duration>,
+    pub(super) log_level: Option<LogLevel>,
 }
 
 #[derive(Default)]

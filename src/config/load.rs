@@ -1,11 +1,15 @@
 //! Configuration files on disk: which one is meant, and reading it.
 
+use std::cell::RefCell;
 use std::io;
 use std::path::{Path, PathBuf};
+
+use boring::sha::sha256;
 
 use super::Config;
 use super::diagnostic::{Diagnostics, Problem, Report, Source};
 use super::environment::Environment;
+use crate::certificate::observe::Digest;
 
 /// Where a configuration is looked for if none is named, in this order.
 const DEFAULT_PATHS: [&str; 2] = ["config/perennial.toml", "/etc/perennial/perennial.toml"];
@@ -27,17 +31,76 @@ pub fn default_path() -> Option<PathBuf> {
     DEFAULT_PATHS.map(PathBuf::from).into_iter().find(exists)
 }
 
-impl Config {
+/// One reading of a configuration file and of the secret files that it names.
+pub struct Reading {
+    pub result: Result<Config, ConfigError>,
+    pub footprint: Footprint,
+}
+
+/// The files that a reading was made of, the configuration first, with the checksum of each or
+/// the reason why it could not be read. Two readings with the same footprint have the same result.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Footprint(Vec<(PathBuf, Result<Digest, io::ErrorKind>)>);
+
+impl Footprint {
+    pub fn files(&self) -> impl Iterator<Item = &Path> {
+        self.0.iter().map(|(path, _)| path.as_path())
+    }
+
+    /// What the same files hold now.
+    pub fn again(&self) -> Footprint {
+        let files = self.files();
+        Footprint(
+            files
+                .map(|path| (path.to_owned(), checksum(&std::fs::read(path))))
+                .collect(),
+        )
+    }
+}
+
+fn checksum(content: &io::Result<impl AsRef<[u8]>>) -> Result<Digest, io::ErrorKind> {
+    match content {
+        Ok(bytes) => Ok(sha256(bytes.as_ref())),
+        Err(error) => Err(error.kind()),
+    }
+}
+
+impl Reading {
     /// Reads and parses `file`, with this process's environment variables, and the secret files
-    /// that it names.
+    /// that it names, whether or not it is valid.
+    pub fn of(file: &Path) -> Reading {
+        let content = std::fs::read(file);
+        let files = RefCell::new(vec![(file.to_owned(), checksum(&content))]);
+        let read_secret = |path: &Path| {
+            let bytes = std::fs::read(path);
+            files.borrow_mut().push((path.to_owned(), checksum(&bytes)));
+            String::from_utf8(bytes?)
+                .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
+        };
+        let environment = Environment {
+            read_secret: &read_secret,
+            ..Environment::of_process(Some(file))
+        };
+        let result = match content {
+            Ok(bytes) => decode(&bytes, file)
+                .and_then(|text| Config::parse(text, file, &environment))
+                .map_err(ConfigError::Invalid),
+            Err(source) => Err(ConfigError::Read {
+                path: file.to_owned(),
+                source,
+            }),
+        };
+        Reading {
+            result,
+            footprint: Footprint(files.into_inner()),
+        }
+    }
+}
+
+impl Config {
+    /// Reads and parses `file`; see [`Reading::of`].
     pub fn load(file: &Path) -> Result<Config, ConfigError> {
-        let bytes = std::fs::read(file).map_err(|source| ConfigError::Read {
-            path: file.to_owned(),
-            source,
-        })?;
-        decode(&bytes, file)
-            .and_then(|text| Config::parse(text, file, &Environment::of_process(Some(file))))
-            .map_err(ConfigError::Invalid)
+        Reading::of(file).result
     }
 }
 

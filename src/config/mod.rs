@@ -20,6 +20,7 @@ mod tls_options;
 mod toml_file;
 mod upstream;
 mod value;
+pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
@@ -29,7 +30,7 @@ pub use command_line::CommandLine;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub use environment::{DefaultStateDir, Environment};
 pub use file_check::{FilePurpose, FileReference, check_files};
-pub use load::{ConfigError, default_path};
+pub use load::{ConfigError, Footprint, Reading, default_path};
 
 use crate::certificate::name::Name;
 use diagnostic::{Report, Source};
@@ -92,6 +93,32 @@ pub struct Server {
     pub threads: usize,
     /// How long a drain may take before what is left is cut off.
     pub grace_period: Duration,
+    /// The least important events to log, where neither `--log-level` nor `RUST_LOG` says so.
+    pub log_level: LogLevel,
+}
+
+/// How important an event has to be to be logged.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum)]
+pub enum LogLevel {
+    Error,
+    Warn,
+    #[default]
+    Info,
+    Debug,
+    Trace,
+}
+
+impl LogLevel {
+    /// As it is written.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            LogLevel::Error => "error",
+            LogLevel::Warn => "warn",
+            LogLevel::Info => "info",
+            LogLevel::Debug => "debug",
+            LogLevel::Trace => "trace",
+        }
+    }
 }
 
 /// Where the admin API listens.
@@ -209,7 +236,7 @@ pub enum KeyType {
 }
 
 /// `[[sites]]`: some hosts and where their requests go.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
     /// Exact names, wildcards or IP addresses; never empty, unique over all sites.
     pub hosts: Vec<Name>,
@@ -287,7 +314,7 @@ pub enum CertificatePer {
 }
 
 /// Requests whose path matches go to these upstreams.
-#[derive(Clone, Debug)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Route {
     pub path: PathPattern,
     /// Tried in turn. Never empty.

@@ -25,6 +25,7 @@ pub(super) const SERVER: Section = Section {
         "state_dir",
         "threads",
         "grace_period",
+        "log_level",
     ],
 };
 pub(super) const CERTIFICATES: Section = Section {

@@ -19,8 +19,8 @@ use super::reader::{
 use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
-    duration_between, email, file_path, hmac_key, host, key_type, listen_address, path_pattern,
-    secret, server_name, tls_mode, token,
+    duration_between, email, file_path, hmac_key, host, key_type, listen_address, log_level,
+    path_pattern, secret, server_name, tls_mode, token,
 };
 use super::{AdminListen, ChallengeType, ExternalAccount, TlsMode, Upstream};
 use crate::certificate::name::Name;
@@ -41,6 +41,7 @@ const TOKEN: Kind = kind("a string", "\"...\"");
 const MODE: Kind = kind("a TLS mode in quotes", "\"auto\"");
 const CLIENT_AUTH_MODE: Kind = kind("\"require\" or \"request\"", "\"require\"");
 const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
+const LOG_LEVEL: Kind = kind("a log level in quotes", "\"info\"");
 const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
 const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
 
@@ -135,6 +136,10 @@ impl<'a> Reader<'a> {
             state_dir: state_dir.map(|path| path.value),
             threads: table.get("threads").and_then(|v| self.threads(v)),
             grace_period: grace_period.and_then(|v| duration_of(v, "0s", "7d")),
+            log_level: table
+                .get("log_level")
+                .and_then(|v| v.parse(LOG_LEVEL, log_level))
+                .map(|level| level.value),
         }
     }
 

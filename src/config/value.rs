@@ -12,7 +12,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use super::diagnostic::Problem;
 use super::reader::nearest;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, KeyType, PathPattern, TlsMode,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, KeyType, LogLevel, PathPattern,
+    TlsMode,
 };
 use crate::certificate::name::{Name, NameError};
 
@@ -226,6 +227,17 @@ pub(super) fn certificate_per(text: &str) -> Parsed<CertificatePer> {
         ("site", CertificatePer::Site),
     ];
     choice("unit of certificates", text, &UNITS)
+}
+
+pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
+    const LEVELS: [(&str, LogLevel); 5] = [
+        ("error", LogLevel::Error),
+        ("warn", LogLevel::Warn),
+        ("info", LogLevel::Info),
+        ("debug", LogLevel::Debug),
+        ("trace", LogLevel::Trace),
+    ];
+    choice("log level", text, &LEVELS)
 }
 
 pub(super) fn key_type(text: &str) -> Parsed<KeyType> {

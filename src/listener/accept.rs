@@ -1,5 +1,5 @@
-//! The accept loop: takes connections, does the handshake under a deadline, hands them to the
-//! HTTP engine, and drains them when told to stop.
+//! The accept loop: takes connections, does the handshake under a deadline, and hands them to the
+//! HTTP engine.
 
 use std::io;
 use std::net::SocketAddr;
@@ -11,7 +11,8 @@ use pingora::apps::ServerApp;
 use pingora::protocols::tls::SslStream;
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::watch;
-use tokio_util::task::TaskTracker;
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
 
 use super::client_auth;
 use super::connection::{ConnectionInfo, TlsInfo};
@@ -27,40 +28,55 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// no memory): trying again at once would only burn the processor.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
-/// What every connection is served with.
+/// What every connection of a listener is served with.
 pub struct Service<A> {
     pub app: Arc<A>,
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
-    /// Turns true when the process drains.
+    /// Turns true when the listener drains.
     pub shutdown: watch::Receiver<bool>,
-    pub connections: TaskTracker,
 }
 
 /// What a listener speaks.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Protocol {
     Http,
     Https,
 }
 
-/// Accepts connections until the drain begins.
-pub async fn accept_loop<A>(listener: TcpListener, protocol: Protocol, service: Arc<Service<A>>)
+/// A listening socket and the connections that came in on it. They are cut off when it is dropped.
+pub struct Accepted {
+    pub listener: TcpListener,
+    pub connections: JoinSet<()>,
+}
+
+/// Accepts connections until `stop`.
+pub async fn accept_loop<A>(
+    mut accepted: Accepted,
+    protocol: Protocol,
+    service: Arc<Service<A>>,
+    stop: CancellationToken,
+) -> Accepted
 where
     A: ServerApp + Send + Sync + 'static,
 {
-    let mut shutdown = service.shutdown.clone();
+    let stopped = stop.cancelled();
+    tokio::pin!(stopped);
     loop {
-        let accepted = tokio::select! {
-            accepted = listener.accept() => accepted,
-            // The sender is never dropped before the drain; if it were, stopping is right.
-            _ = shutdown.wait_for(|stop| *stop) => return,
+        let connections = &mut accepted.connections;
+        let connection = tokio::select! {
+            connection = accepted.listener.accept() => connection,
+            Some(_) = connections.join_next(), if !connections.is_empty() => {
+                while connections.try_join_next().is_some() {}
+                continue;
+            }
+            () = &mut stopped => return accepted,
         };
-        match accepted {
+        match connection {
             Ok((stream, client)) => {
                 let connection = serve(stream, client, protocol, service.clone());
-                service.connections.spawn(connection);
+                connections.spawn(connection);
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {

@@ -58,7 +58,8 @@ const CLIENT_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the rest of a body that nobody wants is read, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
 
-/// The proxy, for connections with and without TLS.
+/// The proxy, for connections with and without TLS. Clones share everything.
+#[derive(Clone)]
 pub struct Proxy {
     routing: Arc<ArcSwap<Routing>>,
     challenges: Challenges,

@@ -49,6 +49,33 @@ impl Routing {
         routing
     }
 
+    /// The routing for `config`, which follows `old` made from `old_config`: a site that is the
+    /// same in both keeps whose turn it is and what is known of its upstreams.
+    pub fn following(
+        config: &Config,
+        old: &Routing,
+        old_config: &Config,
+        trusts: &UpstreamTrusts,
+    ) -> Routing {
+        let known = old_config.sites.iter().zip(&old.sites);
+        let known: HashMap<&Name, (&config::Site, &Arc<Site>)> = known
+            .filter_map(|(site, shared)| Some((site.hosts.first()?, (site, shared))))
+            .collect();
+        let mut routing = Routing::default();
+        for site in &config.sites {
+            let same = site
+                .hosts
+                .first()
+                .and_then(|host| known.get(host))
+                .filter(|(old, _)| *old == site);
+            match same {
+                Some((_, shared)) => routing.share(site, Arc::clone(shared)),
+                None => routing.add(site, trusts),
+            }
+        }
+        routing
+    }
+
     /// Makes this routing's upstreams the ones that the metrics show.
     pub fn register(&self, metrics: &Metrics) {
         metrics.forget_upstreams();
@@ -80,7 +107,10 @@ impl Routing {
     }
 
     fn add(&mut self, site: &config::Site, trusts: &UpstreamTrusts) {
-        let shared = Arc::new(Site::new(site, trusts));
+        self.share(site, Arc::new(Site::new(site, trusts)));
+    }
+
+    fn share(&mut self, site: &config::Site, shared: Arc<Site>) {
         for host in &site.hosts {
             let shared = Arc::clone(&shared);
             match host {
@@ -164,6 +194,31 @@ pub(super) mod tests {
 
     fn respond() -> Vec<Upstream> {
         vec![Upstream::Respond("hello".into())]
+    }
+
+    #[test]
+    fn a_site_that_stays_the_same_keeps_its_state() {
+        let parse = |text: &str| {
+            let environment = config::Environment::of_process(None);
+            Config::parse(text, std::path::Path::new("p.toml"), &environment).unwrap()
+        };
+        let site = |host: &str, port: u16| {
+            format!("[[sites]]\nhosts = [\"{host}\"]\nupstreams = [\"{port}\"]\n")
+        };
+        let old_config = parse(&[site("a.test", 1), site("b.test", 2)].concat());
+        let trusts = UpstreamTrusts::default();
+        let old = Routing::new(&old_config, &trusts);
+        let config = parse(&[site("c.test", 1), site("b.test", 3), site("a.test", 1)].concat());
+        let new = Routing::following(&config, &old, &old_config, &trusts);
+        let find = |routing: &Routing, host: &str| {
+            let host = RequestHost::parse(host.as_bytes()).unwrap();
+            routing.site(&host).cloned()
+        };
+        let kept = |host| Arc::ptr_eq(&find(&old, host).unwrap(), &find(&new, host).unwrap());
+        assert!(kept("a.test"));
+        assert!(!kept("b.test"));
+        assert!(find(&new, "c.test").is_some());
+        assert_eq!(new.sites().len(), 3);
     }
 
     #[test]

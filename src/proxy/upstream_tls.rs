@@ -99,7 +99,7 @@ impl UpstreamTrust {
 }
 
 /// Every different `upstream_tls` of a configuration.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub struct UpstreamTrusts(HashMap<UpstreamTls, Arc<UpstreamTrust>>);
 
 impl UpstreamTrusts {

@@ -21,6 +21,7 @@ pub struct Perennial {
     before: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
+    log_level: Option<&'static str>,
     child: Option<Child>,
     log: Arc<Mutex<Vec<String>>>,
 }
@@ -50,6 +51,7 @@ impl Perennial {
             before: Vec::new(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
             environment: Vec::new(),
+            log_level: Some("debug"),
             child: None,
             log: Arc::default(),
         }
@@ -64,6 +66,12 @@ impl Perennial {
 
     pub fn env(mut self, key: &str, value: &str) -> Perennial {
         self.environment.push((key.into(), value.into()));
+        self
+    }
+
+    /// Another `--log-level` than `debug`, or none.
+    pub fn log_level(mut self, level: Option<&'static str>) -> Perennial {
+        self.log_level = level;
         self
     }
 
@@ -95,7 +103,9 @@ impl Perennial {
         words.push(PROGRAM.into());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(&self.arguments);
-        command.args(["--log-level", "debug"]);
+        if let Some(level) = self.log_level {
+            command.args(["--log-level", level]);
+        }
         command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "1");
         command.envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null());

@@ -285,6 +285,20 @@ fn paths() {
 }
 
 #[test]
+fn log_levels() {
+    check_before_site(&[
+        (
+            "[server]\nlog_level = \"warning\"",
+            "2:13: \"warning\" is no log level",
+        ),
+        (
+            "[server]\nlog_level = 3",
+            "2:13: `log_level` must be a log level in quotes, not a whole number",
+        ),
+    ]);
+}
+
+#[test]
 fn authorities() {
     check_before_site(&[
         (

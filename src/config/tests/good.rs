@@ -26,6 +26,7 @@ fn the_least_configuration_has_all_defaults() {
     assert_eq!(server.admin_listen, AdminListen::Tcp(admin));
     assert_eq!(server.state_dir, Path::new("/var/lib/perennial"));
     assert_eq!((server.threads, &server.state_dir_note), (0, &None));
+    assert_eq!(server.log_level, LogLevel::Info);
     assert_eq!(server.grace_period, Duration::from_secs(30));
     let certificates = &config.certificates;
     assert!(certificates.directories.is_empty() && certificates.files.is_empty());

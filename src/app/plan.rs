@@ -1,0 +1,183 @@
+//! What has to be done to get from one configuration to another. Pure: nothing here touches a
+//! socket or a file.
+
+use std::net::SocketAddr;
+
+use crate::config::{Config, TlsMode};
+use crate::listener::accept::Protocol;
+
+/// An address as configured, and what is spoken there.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Endpoint {
+    pub address: SocketAddr,
+    pub protocol: Protocol,
+}
+
+/// What differs between two configurations, as far as it takes more than using the new one.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Plan {
+    pub bind: Vec<Endpoint>,
+    pub drop: Vec<Endpoint>,
+    /// Whether the admin API moves.
+    pub admin: bool,
+    /// What cannot change while the server runs, and why: then nothing of the new one is taken.
+    pub immutable: Vec<String>,
+}
+
+/// Where a configuration wants to listen. Without a site that uses TLS, `https_listen` is not used.
+pub(super) fn endpoints(config: &Config) -> Vec<Endpoint> {
+    let with = |protocol| {
+        move |address: &SocketAddr| Endpoint {
+            address: *address,
+            protocol,
+        }
+    };
+    let wants_tls = config.sites.iter().any(|site| site.tls != TlsMode::Off);
+    let https: &[SocketAddr] = match wants_tls {
+        true => &config.server.https_listen,
+        false => &[],
+    };
+    let plain = config.server.http_listen.iter().map(with(Protocol::Http));
+    plain
+        .chain(https.iter().map(with(Protocol::Https)))
+        .collect()
+}
+
+impl Plan {
+    pub fn new(old: &Config, new: &Config) -> Plan {
+        let mut plan = Plan {
+            drop: endpoints(old),
+            admin: old.server.admin_listen != new.server.admin_listen,
+            ..Plan::default()
+        };
+        for endpoint in endpoints(new) {
+            // An address with port 0 can stand there several times.
+            match plan.drop.iter().position(|old| *old == endpoint) {
+                Some(same) => drop(plan.drop.remove(same)),
+                None => plan.bind.push(endpoint),
+            }
+        }
+        let (before, after) = (&old.server.state_dir, &new.server.state_dir);
+        if before != after {
+            plan.immutable.push(format!(
+                "state_dir cannot change from {} to {} while the server runs: its lock, its \
+                 accounts and the orders under way are in the old one; restart, or put it back",
+                before.display(),
+                after.display()
+            ));
+        }
+        if old.server.threads != new.server.threads {
+            plan.immutable.push(format!(
+                "threads cannot change from {} to {} while the server runs: connections are \
+                 spread over the threads that it started with; restart, or put it back",
+                old.server.threads, new.server.threads
+            ));
+        }
+        plan
+    }
+
+    /// The dropped endpoints that have to be closed before `new` can be bound.
+    pub fn in_the_way_of(&self, new: &Endpoint) -> impl Iterator<Item = &Endpoint> {
+        let new = new.address;
+        self.drop.iter().filter(move |old| clash(old.address, new))
+    }
+}
+
+/// Whether the kernel refuses to have both.
+fn clash(one: SocketAddr, other: SocketAddr) -> bool {
+    let all = |address: SocketAddr| address.ip().is_unspecified();
+    one.port() != 0
+        && one.port() == other.port()
+        && (one.ip() == other.ip() || all(one) || all(other))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use super::*;
+    use crate::config::{DefaultStateDir, Environment};
+
+    fn config(server: &str, tls: &str) -> Config {
+        let text = format!(
+            "[server]\n{server}\n[[sites]]\nhosts = [\"a.test\"]\ntls = \"{tls}\"\nupstreams = [\"3000\"]\n"
+        );
+        let environment = Environment {
+            variable: &|_| None,
+            read_secret: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            default_state_dir: DefaultStateDir {
+                path: "/var/lib/perennial".into(),
+                note: None,
+            },
+        };
+        Config::parse(&text, Path::new("p.toml"), &environment)
+            .unwrap_or_else(|found| panic!("{text}\n{found}"))
+    }
+
+    fn plan(old: &str, new: &str) -> Plan {
+        Plan::new(&config(old, "internal"), &config(new, "internal"))
+    }
+
+    fn shown(endpoints: &[Endpoint]) -> Vec<String> {
+        let show = |e: &Endpoint| format!("{:?} {}", e.protocol, e.address);
+        endpoints.iter().map(show).collect()
+    }
+
+    #[test]
+    fn what_stays_is_left_alone() {
+        let server = "http_listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\ngrace_period = \"1s\"";
+        let other = server.replace("1s", "2s");
+        assert_eq!(plan(server, &other), Plan::default());
+    }
+
+    #[test]
+    fn addresses_come_and_go_one_by_one() {
+        let plan = plan(
+            "http_listen = [\"127.0.0.1:0\", \"127.0.0.1:0\"]\nhttps_listen = [\":8443\"]",
+            "http_listen = [\"127.0.0.1:0\", \":8080\"]\nhttps_listen = [\":8443\", \":9443\"]",
+        );
+        assert_eq!(shown(&plan.bind), ["Http [::]:8080", "Https [::]:9443"]);
+        assert_eq!(shown(&plan.drop), ["Http 127.0.0.1:0"]);
+        assert!(!plan.admin && plan.immutable.is_empty());
+    }
+
+    #[test]
+    fn without_a_site_that_uses_tls_nobody_listens_for_it() {
+        let plan = Plan::new(&config("", "internal"), &config("", "off"));
+        assert_eq!(shown(&plan.drop), ["Https [::]:443"]);
+        assert!(plan.bind.is_empty());
+        let plan = Plan::new(&config("", "off"), &config("", "internal"));
+        assert_eq!(shown(&plan.bind), ["Https [::]:443"]);
+    }
+
+    #[test]
+    fn what_stands_in_the_way_is_known() {
+        let in_the_way = |old: &str, new: &str| {
+            let plan = plan(old, new);
+            let found = plan.bind.iter().flat_map(|new| plan.in_the_way_of(new));
+            shown(&found.copied().collect::<Vec<_>>())
+        };
+        let old = "http_listen = [\"127.0.0.1:80\", \"127.0.0.1:81\"]";
+        assert_eq!(
+            in_the_way(old, "http_listen = [\"0.0.0.0:80\"]"),
+            ["Http 127.0.0.1:80"]
+        );
+        let swapped = "http_listen = [\"127.0.0.1:82\"]\nhttps_listen = [\"127.0.0.1:81\"]";
+        assert_eq!(in_the_way(old, swapped), ["Http 127.0.0.1:81"]);
+        assert!(in_the_way(old, "http_listen = [\"127.0.0.2:80\"]").is_empty());
+    }
+
+    #[test]
+    fn what_needs_a_restart_is_said_with_the_reason() {
+        let plan = plan(
+            "state_dir = \"/a\"\nthreads = 1",
+            "state_dir = \"/b\"\nthreads = 2\nadmin_listen = \"off\"",
+        );
+        let [state_dir, threads] = &plan.immutable[..] else {
+            panic!("{:?}", plan.immutable)
+        };
+        assert!(state_dir.starts_with("state_dir cannot change from /a to /b while"));
+        assert!(threads.starts_with("threads cannot change from 1 to 2 while"));
+        assert!(plan.admin);
+    }
+}
