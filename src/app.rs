@@ -21,10 +21,12 @@ use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
 use crate::certificate::name::Name;
+use crate::certificate::proof::SharedProof;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::table::TableReader;
 use crate::config::{Config, TlsMode};
 use crate::listener::accept::{Protocol, Service, accept_loop};
+use crate::listener::self_check::{Looker, OwnConnections, SelfCheck};
 use crate::listener::sockets::{self, BindError};
 use crate::listener::tls;
 use crate::proxy::{Proxy, Routing, http_proxy};
@@ -103,16 +105,27 @@ async fn serve(
         tls: tls::acceptor(reloader.table().clone(), challenges)?,
         table: reloader.table().clone(),
         metrics: metrics.clone(),
+        own: OwnConnections::default(),
         shutdown,
         connections: TaskTracker::new(),
     });
     banner::print(&config, &bound);
+    let proof = SharedProof::default();
+    let looker = Looker::new(
+        reloader.table().clone(),
+        bound.https_addresses(),
+        service.own.clone(),
+        proof.clone(),
+    )?;
+    let swaps = reloader.swaps();
+    tokio::spawn(SelfCheck { swaps, looker }.run(stop_working.clone()));
     let api = Api {
         config: config.clone(),
         reloader: reloader.clone(),
         worker: handle,
         metrics,
         routing,
+        proof,
         started: Instant::now(),
     };
     start_listeners(bound, &service, api)?;
@@ -240,6 +253,12 @@ impl Bound {
             },
             admin: AdminListener::bind(&config.server.admin_listen)?,
         })
+    }
+
+    fn https_addresses(&self) -> Arc<ArcSwap<Vec<SocketAddr>>> {
+        let listeners = self.https.iter();
+        let addresses = listeners.filter_map(|listener| listener.local_addr().ok());
+        Arc::new(ArcSwap::from_pointee(addresses.collect()))
     }
 
     fn https_port(&self) -> Option<u16> {

@@ -15,6 +15,7 @@ mod check;
 mod cli;
 mod crash_write;
 mod drain;
+mod proof;
 mod proxy;
 mod proxy_answers;
 mod reload;

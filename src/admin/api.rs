@@ -17,6 +17,7 @@ use super::metrics::Metrics;
 use super::status::{self, Status};
 use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
 use crate::certificate::name::Name;
+use crate::certificate::proof::SharedProof;
 use crate::certificate::reloader::Reloader;
 use crate::clock;
 use crate::config::Config;
@@ -29,6 +30,7 @@ pub struct Api {
     pub worker: WorkerHandle,
     pub metrics: Arc<Metrics>,
     pub routing: Arc<ArcSwap<Routing>>,
+    pub proof: SharedProof,
     pub started: Instant,
 }
 
@@ -101,7 +103,12 @@ impl Api {
             reloader_heartbeat: clock::rfc3339(report.heartbeat),
             sites: status::sites(&self.config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
-            certificates: status::certificates(&report, &self.worker.status(), now),
+            certificates: status::certificates(
+                &report,
+                &self.worker.status(),
+                &self.proof.lock(),
+                now,
+            ),
         }
     }
 
@@ -109,6 +116,7 @@ impl Api {
         let report = self.reloader.report();
         self.metrics
             .set_certificates(&report, &self.worker.status());
+        self.metrics.set_proof(&self.proof.lock());
         self.metrics.render()
     }
 

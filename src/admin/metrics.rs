@@ -10,6 +10,7 @@ use prometheus::{
 use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
+use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 
 /// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
@@ -28,6 +29,7 @@ pub struct Metrics {
     certificate_not_after: GaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
+    certificate_served_differs: IntGaugeVec,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
 }
@@ -85,6 +87,12 @@ impl Metrics {
                 &registry,
                 "perennial_certificate_reload_failing",
                 "1 while what is on disk for a name cannot be used and the last good one is served.",
+                &["name"],
+            ),
+            certificate_served_differs: gauges(
+                &registry,
+                "perennial_certificate_served_differs",
+                "1 while our own handshake for a name shows another certificate than is loaded.",
                 &["name"],
             ),
             acme_orders: counters(
@@ -179,6 +187,16 @@ impl Metrics {
         for (result, total) in [("ok", report.loads), ("failed", report.failures)] {
             let counter = self.certificate_reloads.with_label_values(&[result]);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// What the self-check found, for each name that it looked at.
+    pub fn set_proof(&self, proof: &Proof) {
+        self.certificate_served_differs.reset();
+        for (name, check) in proof.checks() {
+            self.certificate_served_differs
+                .with_label_values(&[&name.to_string()])
+                .set(i64::from(check.difference.is_some()));
         }
     }
 

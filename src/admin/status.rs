@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::inventory::{Entry, EntryId};
 use crate::certificate::name::Name;
+use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 use crate::certificate::table::{LiveCertificate, Table};
 use crate::clock::rfc3339;
@@ -72,12 +73,36 @@ pub struct CertificateStatus {
     pub ca: Option<String>,
     /// The CA's explanation of an early renewal (RFC 9773).
     pub explanation_url: Option<String>,
+    #[serde(default)]
+    pub fingerprints: Fingerprints,
+    /// How what is on disk, what is loaded and what is served differ; `None` where they agree.
+    pub difference: Option<String>,
+}
+
+/// The leaf in its three places, SHA-256 of its DER in hex. Each is absent where it was not seen.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// In the files; without a fingerprint where what is there cannot be taken.
+    pub on_disk: Option<Sighting>,
+    pub loaded: Option<Sighting>,
+    /// By a handshake of the process with its own listener, after a swap.
+    pub served: Option<Sighting>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sighting {
+    pub fingerprint: Option<String>,
+    pub seen_at: String,
+    /// The name that the handshake asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// All certificates: those that were read, then those that are still to be issued.
 pub fn certificates(
     report: &Report,
     subjects: &[SubjectStatus],
+    proof: &Proof,
     now: OffsetDateTime,
 ) -> Vec<CertificateStatus> {
     let mut pending: BTreeMap<String, &SubjectStatus> = subjects
@@ -87,6 +112,7 @@ pub fn certificates(
     let mut rows: Vec<CertificateStatus> = Vec::new();
     for (id, entry) in &report.entries {
         let mut row = of_entry(id, entry, now);
+        compare(&mut row, entry, proof);
         if row.source != "file"
             && let Some(subject) = row.names.iter().find_map(|name| pending.remove(name))
         {
@@ -117,6 +143,46 @@ fn of_entry(id: &EntryId, entry: &Entry, now: OffsetDateTime) -> CertificateStat
         row.failing_file = Some(failure.path.clone());
     }
     row
+}
+
+/// On disk, loaded and served, and whether they are the same.
+fn compare(row: &mut CertificateStatus, entry: &Entry, proof: &Proof) {
+    let live = entry.live.as_ref();
+    let loaded = live.map(|live| Sighting {
+        fingerprint: Some(live.key.fingerprint().to_string()),
+        seen_at: rfc3339(live.loaded_at),
+        name: None,
+    });
+    let check = live.and_then(|live| proof.of_any(live.key.names()));
+    let served = check.map(|(name, check)| Sighting {
+        fingerprint: check.served.map(|served| served.to_string()),
+        seen_at: rfc3339(check.seen_at),
+        name: Some(name.to_string()),
+    });
+    let on_disk = match &entry.failure {
+        _ if !entry.on_disk => None,
+        Some(failure) => Some(Sighting {
+            seen_at: rfc3339(failure.since),
+            ..Sighting::default()
+        }),
+        None => loaded.clone(),
+    };
+    let disk_difference = entry.failure.as_ref().map(|failure| match entry.on_disk {
+        true => format!(
+            "what is on disk is not loaded: {} {}",
+            failure.path.display(),
+            failure.cause
+        ),
+        false => "the files of what is loaded are gone".to_owned(),
+    });
+    row.difference = check
+        .and_then(|(name, check)| Some(format!("for {name}, {}", check.difference.as_ref()?)))
+        .or(disk_difference.filter(|_| live.is_some()));
+    row.fingerprints = Fingerprints {
+        on_disk,
+        loaded,
+        served,
+    };
 }
 
 fn fill(row: &mut CertificateStatus, live: &LiveCertificate) {

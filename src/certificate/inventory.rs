@@ -47,6 +47,8 @@ pub struct Inventory {
     /// The latest time that choices were made at.
     elected_at: OffsetDateTime,
     table: Table,
+    /// Names that get other certificates than before, since [`Inventory::take_changed`].
+    changed: Vec<Name>,
 }
 
 impl Inventory {
@@ -57,7 +59,13 @@ impl Inventory {
             boundaries: BTreeSet::new(),
             elected_at: OffsetDateTime::UNIX_EPOCH,
             table: Table::new(default_name),
+            changed: Vec::new(),
         }
+    }
+
+    /// The names that get other certificates than when this was last asked.
+    pub fn take_changed(&mut self) -> Vec<Name> {
+        std::mem::take(&mut self.changed)
     }
 
     /// The table as it follows from the entries.
@@ -271,8 +279,7 @@ impl Inventory {
 
     fn elect_all(&mut self, names: &BTreeSet<Name>, now: OffsetDateTime) {
         for name in names {
-            let choice = self.elect(name, now);
-            self.table.set(name, choice);
+            self.elect_one(name, now);
         }
         // A better certificate may have made a vanished one superfluous.
         let unused: BTreeMap<EntryId, ()> = names
@@ -284,6 +291,18 @@ impl Inventory {
             .collect();
         for id in unused.into_keys() {
             self.forget_if_unused(&id, now);
+        }
+    }
+
+    fn elect_one(&mut self, name: &Name, now: OffsetDateTime) {
+        let choice = self.elect(name, now);
+        let before = self.table.set(name, choice.clone());
+        let same = match (&choice, &before) {
+            (Some(choice), Some(before)) => choice.serves_the_same(before),
+            (choice, before) => choice.is_none() && before.is_none(),
+        };
+        if !same {
+            self.changed.push(name.clone());
         }
     }
 

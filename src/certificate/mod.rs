@@ -13,9 +13,10 @@ mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
+pub mod proof;
 pub mod reloader;
 pub mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod unit;
 pub mod watcher;

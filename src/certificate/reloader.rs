@@ -12,7 +12,7 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use super::folder::Folder;
 use super::generations::Generations;
@@ -54,7 +54,14 @@ pub struct Reloader {
     wake: Sender<Wake>,
     table: TableReader,
     report: Arc<ArcSwap<Report>>,
+    swaps: broadcast::Sender<Swapped>,
 }
+
+/// The names that get other certificates since the table was last published.
+pub type Swapped = Arc<Vec<Name>>;
+
+/// Swaps that a listener to them may fall behind by before it misses some.
+const SWAPS_KEPT: usize = 64;
 
 /// What the reloader knows, for `/status`, `/readyz` and the metrics.
 #[derive(Clone)]
@@ -123,6 +130,7 @@ impl Reloader {
             // A send fails only after the thread has ended, when events do not matter.
             Watcher::start(move |event| drop(wake.send(Wake::Event(event))))
         });
+        let (swaps, _) = broadcast::channel(SWAPS_KEPT);
         let mut thread = Thread {
             pairs: sources.pairs.into_iter().map(pair_unit).collect(),
             folders: sources
@@ -134,6 +142,7 @@ impl Reloader {
             inventory,
             publisher,
             report: report.clone(),
+            swaps: swaps.clone(),
             watcher: watcher.and_then(started_watcher),
             poll_interval: sources.poll_interval,
             loads: 0,
@@ -147,6 +156,7 @@ impl Reloader {
                 wake,
                 table,
                 report,
+                swaps,
             },
             handle,
         ))
@@ -158,6 +168,11 @@ impl Reloader {
 
     pub fn report(&self) -> Arc<Report> {
         self.report.load_full()
+    }
+
+    /// Hears of every publication from now on.
+    pub fn swaps(&self) -> broadcast::Receiver<Swapped> {
+        self.swaps.subscribe()
     }
 
     /// Looks at everything now and says what changed. `None`: the reloader has stopped.
@@ -210,6 +225,7 @@ struct Thread {
     inventory: Inventory,
     publisher: Publisher,
     report: Arc<ArcSwap<Report>>,
+    swaps: broadcast::Sender<Swapped>,
     watcher: Option<Watcher>,
     poll_interval: Duration,
     loads: u64,
@@ -353,6 +369,7 @@ impl Thread {
             self.warn_of_expired(now);
         }
         self.publish_report(now);
+        self.announce();
     }
 
     fn warn_of_expired(&self, now: OffsetDateTime) {
@@ -386,7 +403,17 @@ impl Thread {
             self.warn_of_expired(now);
         }
         self.publish_report(now);
+        self.announce();
         changes
+    }
+
+    /// Tells whoever listens what the table that was just published changes.
+    fn announce(&mut self) {
+        let names = self.inventory.take_changed();
+        if !names.is_empty() {
+            // Nobody has to listen.
+            let _ = self.swaps.send(Arc::new(names));
+        }
     }
 
     fn look(&mut self, scope: &Scope, now: OffsetDateTime, gone: &mut Vec<EntryId>) -> Vec<Task> {
@@ -434,7 +461,9 @@ impl Thread {
     ) -> Option<Change> {
         let served = self.inventory.get(id).and_then(|entry| entry.live.clone());
         let key = served.as_ref().map(|live| &live.key);
-        let verdict = self.unit_mut(id)?.judge(finding, key, patience, now);
+        let unit = self.unit_mut(id)?;
+        let verdict = unit.judge(finding, key, patience, now);
+        let seen = unit.take_seen(&verdict);
         match verdict {
             Verdict::Wait => None,
             Verdict::Unchanged => {
@@ -452,7 +481,7 @@ impl Thread {
                 });
                 self.loads += 1;
                 self.inventory.loaded(id, live.clone(), now);
-                Some(loaded(&live, served.as_deref(), now))
+                Some(loaded(&live, served.as_deref(), seen, now))
             }
         }
     }
@@ -585,7 +614,12 @@ fn names_of(live: &LiveCertificate) -> Vec<String> {
     live.key.names().iter().map(Name::to_string).collect()
 }
 
-fn loaded(live: &LiveCertificate, old: Option<&LiveCertificate>, now: OffsetDateTime) -> Change {
+fn loaded(
+    live: &LiveCertificate,
+    old: Option<&LiveCertificate>,
+    seen: Option<Duration>,
+    now: OffsetDateTime,
+) -> Change {
     let names = names_of(live);
     tracing::info!(
         ?names,
@@ -596,6 +630,7 @@ fn loaded(live: &LiveCertificate, old: Option<&LiveCertificate>, now: OffsetDate
         not_after = %clock::rfc3339(live.key.not_after()),
         source = live.source.as_str(),
         file = %live.path.display(),
+        seen_ms = seen.map(|seen| u64::try_from(seen.as_millis()).unwrap_or(u64::MAX)),
         "{}", if old.is_some() { "certificate replaced" } else { "certificate loaded" }
     );
     if !live.key.is_valid_at(now) {

@@ -70,6 +70,18 @@ pub struct Choice {
     pub file_valid_until: Option<OffsetDateTime>,
 }
 
+impl Choice {
+    /// Whether both are the same certificates.
+    pub fn serves_the_same(&self, other: &Choice) -> bool {
+        let same = |a: &Option<Arc<LiveCertificate>>, b: &Option<Arc<LiveCertificate>>| match (a, b)
+        {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        Arc::ptr_eq(&self.best, &other.best) && same(&self.alternate, &other.alternate)
+    }
+}
+
 /// How good a choice is before names and sources are compared: valid beats invalid, then on disk
 /// beats vanished.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -100,18 +112,24 @@ impl Table {
         }
     }
 
-    /// Sets or removes what `name` gets.
-    pub fn set(&mut self, name: &Name, choice: Option<Choice>) {
+    /// Sets or removes what `name` gets, and returns what it had.
+    pub fn set(&mut self, name: &Name, choice: Option<Choice>) -> Option<Arc<Choice>> {
         match (name, choice.map(Arc::new)) {
-            (Name::Dns(dns), Some(choice)) => drop(self.exact.insert(dns.clone(), choice)),
-            (Name::Dns(dns), None) => drop(self.exact.remove(dns)),
-            (Name::Wildcard(parent), Some(choice)) => {
-                drop(self.wildcard.insert(parent.clone(), choice));
-            }
-            (Name::Wildcard(parent), None) => drop(self.wildcard.remove(parent)),
-            (Name::Ip(ip), Some(choice)) => drop(self.addresses.insert(*ip, choice)),
-            (Name::Ip(ip), None) => drop(self.addresses.remove(ip)),
+            (Name::Dns(dns), Some(choice)) => self.exact.insert(dns.clone(), choice),
+            (Name::Dns(dns), None) => self.exact.remove(dns),
+            (Name::Wildcard(parent), Some(choice)) => self.wildcard.insert(parent.clone(), choice),
+            (Name::Wildcard(parent), None) => self.wildcard.remove(parent),
+            (Name::Ip(ip), Some(choice)) => self.addresses.insert(*ip, choice),
+            (Name::Ip(ip), None) => self.addresses.remove(ip),
         }
+    }
+
+    /// All names that have a certificate, in no order.
+    pub fn names(&self) -> impl Iterator<Item = Name> {
+        let exact = self.exact.keys().cloned().map(Name::Dns);
+        let wildcard = self.wildcard.keys().cloned().map(Name::Wildcard);
+        let addresses = self.addresses.keys().copied().map(Name::Ip);
+        exact.chain(wildcard).chain(addresses)
     }
 
     /// What a canonical name gets. Exact names come before wildcards, unless the wildcard stands

@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
@@ -36,6 +37,8 @@ pub struct Unit {
     recheck: bool,
     /// When time alone makes the candidate good.
     retry_at: Option<OffsetDateTime>,
+    /// When the change was first seen that is not settled yet.
+    seen: Option<Instant>,
 }
 
 /// The metadata of both files; `None` for a file that is not there.
@@ -104,6 +107,7 @@ impl Unit {
             failing_since: None,
             recheck: false,
             retry_at: None,
+            seen: None,
         }
     }
 
@@ -149,9 +153,18 @@ impl Unit {
         let changed = self.sight != Some(sight);
         if changed {
             self.sight = Some(sight);
+            self.seen.get_or_insert_with(Instant::now);
         }
         // What failed may be cured by something that no metadata of these files shows.
         changed || self.recheck || self.failing_since.is_some()
+    }
+
+    /// How long ago the change was first seen that `verdict` settles.
+    pub fn take_seen(&mut self, verdict: &Verdict) -> Option<StdDuration> {
+        match verdict {
+            Verdict::Wait | Verdict::Failed { .. } => None,
+            _ => self.seen.take().map(|seen| seen.elapsed()),
+        }
     }
 
     pub fn task(&self, searched: Option<Arc<Path>>) -> Task {

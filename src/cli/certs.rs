@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::admin_client::{AdminArgs, AdminClientError};
 use super::status::print_certificates;
-use crate::admin::status::{CertificateStatus, Status};
+use crate::admin::status::{CertificateStatus, Sighting, Status};
 use crate::certificate::name::Name;
 
 #[derive(Debug, clap::Args)]
@@ -153,6 +153,15 @@ fn print_details(certificate: &CertificateStatus) {
     );
     line("serial", &certificate.serial);
     line("fingerprint", &certificate.fingerprint);
+    let seen = |sighting: &Option<Sighting>| {
+        let sighting = sighting.as_ref()?;
+        let what = sighting.fingerprint.as_deref().unwrap_or("none");
+        Some(format!("{what} (seen {})", sighting.seen_at))
+    };
+    line("on disk", &seen(&certificate.fingerprints.on_disk));
+    line("loaded", &seen(&certificate.fingerprints.loaded));
+    line("served", &seen(&certificate.fingerprints.served));
+    line("difference", &certificate.difference);
     line("issuer", &certificate.issuer);
     line("not before", &certificate.not_before);
     line("not after", &certificate.not_after);

@@ -76,6 +76,9 @@ pub(super) fn print_certificates(certificates: &[CertificateStatus]) {
         if let Some(error) = &certificate.last_error {
             println!("{:width$}  error: {error}", "");
         }
+        if let (Some(difference), None) = (&certificate.difference, &certificate.last_error) {
+            println!("{:width$}  difference: {difference}", "");
+        }
         if let (Some(at), Some(_)) = (&certificate.next_attempt, &certificate.last_error) {
             println!("{:width$}  next attempt: {at}", "");
         }

@@ -14,6 +14,7 @@ use tokio::sync::watch;
 use tokio_util::task::TaskTracker;
 
 use super::connection::{ConnectionInfo, TlsInfo};
+use super::self_check::OwnConnections;
 use super::stream::ClientStream;
 use super::tls::{self, Outcome};
 use crate::admin::metrics::Metrics;
@@ -32,6 +33,8 @@ pub struct Service<A> {
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
+    /// Those of the self-check: they are no clients.
+    pub own: OwnConnections,
     /// Turns true when the process drains.
     pub shutdown: watch::Receiver<bool>,
     pub connections: TaskTracker,
@@ -153,6 +156,11 @@ async fn handshake<A>(
         (_, Outcome::Refused) => ("unknown_name", None),
         (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
         (Err(_), _) => ("timeout", None),
+    };
+    let label = if service.own.contains(info.client) {
+        "self_check"
+    } else {
+        label
     };
     service.metrics.tls_handshake(label, version);
     if label == "ok" {

@@ -3,6 +3,7 @@
 
 pub mod accept;
 pub mod connection;
+pub mod self_check;
 pub mod sockets;
 pub mod stream;
 pub mod tls;
