@@ -16,10 +16,12 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::challenges::Challenges;
+use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{Coverage, Surroundings, Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
+use crate::certificate::attention::{Guard, SharedAttention};
 use crate::certificate::name::Name;
 use crate::certificate::proof::SharedProof;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
@@ -119,6 +121,9 @@ async fn serve(
     )?;
     let swaps = reloader.swaps();
     tokio::spawn(SelfCheck { swaps, looker }.run(stop_working.clone()));
+    let attention = SharedAttention::default();
+    let guard = guard(&config, &reloader, &attention);
+    tokio::spawn(guard.run(stop_working.clone()));
     let api = Api {
         config: config.clone(),
         reloader: reloader.clone(),
@@ -126,6 +131,7 @@ async fn serve(
         metrics,
         routing,
         proof,
+        attention,
         started: Instant::now(),
     };
     start_listeners(bound, &service, api)?;
@@ -185,6 +191,16 @@ fn start_listeners(
     Ok(())
 }
 
+fn guard(config: &Config, reloader: &Reloader, attention: &SharedAttention) -> Guard {
+    let sites = config.sites.iter().filter(|site| site.tls != TlsMode::Off);
+    Guard {
+        reloader: reloader.clone(),
+        served: sites.flat_map(|site| site.hosts.iter().cloned()).collect(),
+        takeover: takeover_hosts(config).collect(),
+        attention: attention.clone(),
+    }
+}
+
 fn sources(config: &Config, state: &StateDir) -> Sources {
     let pairs = config.certificates.files.iter();
     Sources {
@@ -198,6 +214,7 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
         folders: config.certificates.directories.clone(),
         generations: Some(state.certificates_dir()),
         default_name: config.certificates.default.clone(),
+        takeover: takeover_hosts(config).collect(),
         poll_interval: config.certificates.poll_interval,
         watch: config.certificates.watch,
     }
@@ -226,12 +243,12 @@ fn worker(
 
 fn coverage(table: &TableReader, name: &Name) -> Coverage {
     let live = table.load();
+    let choices = || live.covering(name);
     Coverage {
         loaded: table.is_loaded(),
-        file_valid_until: live
-            .covering(name)
-            .filter_map(|choice| choice.file_valid_until)
-            .max(),
+        file_valid_until: choices().filter_map(|it| it.file_valid_until).max(),
+        file_due_at: choices().filter_map(|it| it.file_due_at).max(),
+        file_known: choices().any(|it| it.file_known),
     }
 }
 

@@ -24,4 +24,5 @@ mod renewal_pebble;
 mod start;
 mod streaming;
 mod support;
+mod takeover;
 mod unreadable_files;

@@ -16,6 +16,7 @@ use super::guard;
 use super::metrics::Metrics;
 use super::status::{self, Status};
 use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
+use crate::certificate::attention::SharedAttention;
 use crate::certificate::name::Name;
 use crate::certificate::proof::SharedProof;
 use crate::certificate::reloader::Reloader;
@@ -31,6 +32,7 @@ pub struct Api {
     pub metrics: Arc<Metrics>,
     pub routing: Arc<ArcSwap<Routing>>,
     pub proof: SharedProof,
+    pub attention: SharedAttention,
     pub started: Instant,
 }
 
@@ -88,13 +90,18 @@ impl Api {
         };
         json_answer(
             code,
-            &json!({ "ready": reasons.is_empty(), "reasons": reasons }),
+            &json!({
+                "ready": reasons.is_empty(),
+                "reasons": reasons,
+                "warnings": self.attention.load().warnings(),
+            }),
         )
     }
 
     fn status(&self) -> Status {
         let report = self.reloader.report();
         let now = clock::now();
+        let attention = self.attention.load();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -107,8 +114,10 @@ impl Api {
                 &report,
                 &self.worker.status(),
                 &self.proof.lock(),
+                &attention.late,
                 now,
             ),
+            warnings: attention.warnings(),
         }
     }
 
@@ -117,6 +126,8 @@ impl Api {
         self.metrics
             .set_certificates(&report, &self.worker.status());
         self.metrics.set_proof(&self.proof.lock());
+        self.metrics
+            .set_overdue(&report, &self.attention.load().late);
         self.metrics.render()
     }
 

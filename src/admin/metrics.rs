@@ -10,6 +10,7 @@ use prometheus::{
 use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
+use crate::certificate::overdue::Late;
 use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 
@@ -30,6 +31,7 @@ pub struct Metrics {
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
     certificate_served_differs: IntGaugeVec,
+    certificate_overdue: IntGaugeVec,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
 }
@@ -93,6 +95,12 @@ impl Metrics {
                 &registry,
                 "perennial_certificate_served_differs",
                 "1 while our own handshake for a name shows another certificate than is loaded.",
+                &["name"],
+            ),
+            certificate_overdue: gauges(
+                &registry,
+                "perennial_certificate_overdue",
+                "1 while a certificate from files is past its due date and nothing replaced it.",
                 &["name"],
             ),
             acme_orders: counters(
@@ -187,6 +195,21 @@ impl Metrics {
         for (result, total) in [("ok", report.loads), ("failed", report.failures)] {
             let counter = self.certificate_reloads.with_label_values(&[result]);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Which certificates from files are late.
+    pub fn set_overdue(&self, report: &Report, late: &Late) {
+        self.certificate_overdue.reset();
+        for (id, entry) in &report.entries {
+            if let Some(live) = entry.live.as_ref().filter(|live| live.source.is_external()) {
+                let gauge = self
+                    .certificate_overdue
+                    .with_label_values(&[&live.key.names()[0].to_string()]);
+                // Of several certificates for a name one that is late is enough.
+                let is_late = late.entries.contains_key(id);
+                gauge.set(gauge.get().max(i64::from(is_late)));
+            }
         }
     }
 

@@ -9,6 +9,7 @@ use time::OffsetDateTime;
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::inventory::{Entry, EntryId};
 use crate::certificate::name::Name;
+use crate::certificate::overdue::Late;
 use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 use crate::certificate::table::{LiveCertificate, Table};
@@ -28,6 +29,9 @@ pub struct Status {
     pub sites: Vec<SiteStatus>,
     pub upstreams: Vec<UpstreamStatus>,
     pub certificates: Vec<CertificateStatus>,
+    /// What deserves attention although everything is served.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -71,6 +75,8 @@ pub struct CertificateStatus {
     pub failing_file: Option<PathBuf>,
     /// The CA that issues it.
     pub ca: Option<String>,
+    /// Since when whoever renews its files is late.
+    pub overdue_since: Option<String>,
     /// The CA's explanation of an early renewal (RFC 9773).
     pub explanation_url: Option<String>,
     #[serde(default)]
@@ -103,6 +109,7 @@ pub fn certificates(
     report: &Report,
     subjects: &[SubjectStatus],
     proof: &Proof,
+    late: &Late,
     now: OffsetDateTime,
 ) -> Vec<CertificateStatus> {
     let mut pending: BTreeMap<String, &SubjectStatus> = subjects
@@ -113,6 +120,8 @@ pub fn certificates(
     for (id, entry) in &report.entries {
         let mut row = of_entry(id, entry, now);
         compare(&mut row, entry, proof);
+        let overdue = late.entries.get(id);
+        row.overdue_since = overdue.map(|overdue| rfc3339(overdue.since));
         if row.source != "file"
             && let Some(subject) = row.names.iter().find_map(|name| pending.remove(name))
         {
@@ -120,7 +129,8 @@ pub fn certificates(
         }
         rows.push(row);
     }
-    rows.extend(pending.into_values().map(of_subject));
+    let wanted = pending.into_values().filter(|subject| !stands_by(subject));
+    rows.extend(wanted.map(of_subject));
     rows
 }
 
@@ -206,6 +216,11 @@ fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     if row.last_error.is_none() {
         row.last_error = subject.last_error.clone();
     }
+}
+
+/// Whether nothing is planned, because files cover its names.
+fn stands_by(subject: &SubjectStatus) -> bool {
+    subject.covered_by_files_until.is_some() && subject.not_after.is_none()
 }
 
 fn of_subject(subject: &SubjectStatus) -> CertificateStatus {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 
 use super::name::Name;
+use super::overdue::{self, HostSet};
 use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
 
 /// One certificate's place on disk. It stays the same while the certificate in it is replaced.
@@ -47,6 +48,8 @@ pub struct Inventory {
     /// The latest time that choices were made at.
     elected_at: OffsetDateTime,
     table: Table,
+    /// The hosts for which our own certificate comes before one that is overdue.
+    takeover: HostSet,
     /// Names that get other certificates than before, since [`Inventory::take_changed`].
     changed: Vec<Name>,
 }
@@ -59,8 +62,15 @@ impl Inventory {
             boundaries: BTreeSet::new(),
             elected_at: OffsetDateTime::UNIX_EPOCH,
             table: Table::new(default_name),
+            takeover: HostSet::default(),
             changed: Vec::new(),
         }
+    }
+
+    /// The same, still empty, where our own certificates of these hosts come before overdue ones.
+    pub fn taking_over(mut self, hosts: HostSet) -> Inventory {
+        self.takeover = hosts;
+        self
     }
 
     /// The names that get other certificates than when this was last asked.
@@ -201,7 +211,13 @@ impl Inventory {
     }
 
     fn add_boundaries(&mut self, id: &EntryId, live: &LiveCertificate, now: OffsetDateTime) {
-        for instant in [live.key.not_before(), live.key.not_after()] {
+        let mut concerned = live.key.names().iter();
+        let due = live.source.is_external() && concerned.any(|name| self.takeover.concerns(name));
+        let due = due.then(|| live.due_at());
+        for instant in [live.key.not_before(), live.key.not_after()]
+            .into_iter()
+            .chain(due)
+        {
             if instant >= now {
                 self.boundaries.insert((instant, id.clone()));
             }
@@ -225,7 +241,10 @@ impl Inventory {
                 Some((id, &**entry, entry.live.as_ref()?))
             })
             .collect();
-        found.sort_by_key(|(id, entry, live)| std::cmp::Reverse((rank(entry, live, now), *id)));
+        found.sort_by_key(|(id, entry, live)| {
+            let standing = self.standing(name, entry, live, now);
+            std::cmp::Reverse((rank(standing, live), *id))
+        });
         found
             .into_iter()
             .map(|(id, entry, _)| (id, entry))
@@ -306,48 +325,59 @@ impl Inventory {
         }
     }
 
+    fn standing(
+        &self,
+        name: &Name,
+        entry: &Entry,
+        live: &LiveCertificate,
+        now: OffsetDateTime,
+    ) -> Standing {
+        Standing {
+            valid: live.key.is_valid_at(now),
+            on_disk: entry.on_disk,
+            claim: overdue::claim(live, name, &self.takeover, now),
+        }
+    }
+
     fn elect(&self, name: &Name, now: OffsetDateTime) -> Option<Choice> {
         let candidates = self.candidates(name, now);
         let (_, first) = candidates.first()?;
         let best = first.live.clone()?;
-        let standing = standing(first, &best, now);
+        let standing = self.standing(name, first, &best, now);
         let alternate = candidates
             .iter()
             .filter_map(|(_, entry)| Some((entry, entry.live.as_ref()?)))
             .find(|(entry, live)| {
-                live.key.algorithm() != best.key.algorithm()
-                    && self::standing(entry, live, now) >= standing
+                // A late one is good enough for clients that cannot use the best.
+                let is_as_good = (live.key.is_valid_at(now), entry.on_disk)
+                    >= (standing.valid, standing.on_disk);
+                live.key.algorithm() != best.key.algorithm() && is_as_good
             })
             .map(|(_, live)| live.clone());
-        let file_valid_until = candidates
-            .iter()
-            .filter(|(_, entry)| entry.on_disk)
-            .filter_map(|(_, entry)| entry.live.as_ref())
-            .filter(|live| live.source.is_external() && live.key.is_valid_at(now))
-            .map(|live| live.key.not_after())
-            .max();
+        let files = || {
+            candidates
+                .iter()
+                .filter(|(_, entry)| entry.on_disk)
+                .filter_map(|(_, entry)| entry.live.as_ref())
+                .filter(|live| live.source.is_external())
+        };
+        let valid_files = || files().filter(|live| live.key.is_valid_at(now));
         Some(Choice {
             best,
             alternate,
             standing,
-            file_valid_until,
+            file_valid_until: valid_files().map(|live| live.key.not_after()).max(),
+            file_due_at: valid_files().map(|live| live.due_at()).max(),
+            file_known: files().next().is_some(),
         })
-    }
-}
-
-fn standing(entry: &Entry, live: &LiveCertificate, now: OffsetDateTime) -> Standing {
-    Standing {
-        valid: live.key.is_valid_at(now),
-        on_disk: entry.on_disk,
     }
 }
 
 /// Greater is better: standing, then source, then the newest start, then the longest chain.
 /// (Exact before wildcard is decided at the look-up, where both are known.)
-fn rank(
-    entry: &Entry,
+pub(super) fn rank(
+    standing: Standing,
     live: &LiveCertificate,
-    now: OffsetDateTime,
 ) -> (
     Standing,
     std::cmp::Reverse<SourceKind>,
@@ -355,7 +385,7 @@ fn rank(
     usize,
 ) {
     (
-        standing(entry, live, now),
+        standing,
         std::cmp::Reverse(live.source),
         live.key.not_before(),
         live.key.chain_length(),

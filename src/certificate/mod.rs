@@ -1,6 +1,7 @@
 //! From files on disk to the live table that handshakes read: scan, read, verify, publish. Only
 //! the reloader publishes; this module never talks to a CA and never writes a certificate.
 
+pub mod attention;
 pub mod certified_key;
 pub mod credential;
 pub mod folder;
@@ -13,6 +14,7 @@ mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
+pub mod overdue;
 pub mod proof;
 pub mod reloader;
 pub mod table;

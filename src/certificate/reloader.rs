@@ -18,6 +18,7 @@ use super::folder::Folder;
 use super::generations::Generations;
 use super::inventory::{Entry, EntryId, Failure, Inventory};
 use super::name::Name;
+use super::overdue::HostSet;
 use super::table::{LiveCertificate, Publisher, SourceKind, TableReader, live_table};
 use super::unit::{Finding, PATIENCE, RECHECK, Task, Unit, Verdict};
 use super::watcher::{WatchEvent, Watcher};
@@ -34,6 +35,8 @@ pub struct Sources {
     pub generations: Option<PathBuf>,
     /// The name whose certificate is served where none fits.
     pub default_name: Option<Name>,
+    /// The hosts for which our own certificate comes before one that is overdue.
+    pub takeover: HostSet,
     pub poll_interval: Duration,
     /// Whether file events shorten the wait for the poll.
     pub watch: bool,
@@ -118,7 +121,7 @@ impl Reloader {
     pub fn start(sources: Sources) -> std::io::Result<(Reloader, JoinHandle<()>)> {
         let (publisher, table) = live_table(sources.default_name.clone());
         let (wake, inbox) = mpsc::channel();
-        let inventory = Inventory::new(sources.default_name.clone());
+        let inventory = Inventory::new(sources.default_name.clone()).taking_over(sources.takeover);
         let report = Arc::new(ArcSwap::from_pointee(Report {
             entries: inventory.entries(),
             heartbeat: clock::now(),

@@ -68,6 +68,10 @@ pub struct Choice {
     /// The latest expiry among the valid certificates from files that cover the name; `None` if
     /// there is none.
     pub file_valid_until: Option<OffsetDateTime>,
+    /// When the last of them is due for renewal.
+    pub file_due_at: Option<OffsetDateTime>,
+    /// Whether files on disk have the name at all, be they valid or not.
+    pub file_known: bool,
 }
 
 impl Choice {
@@ -83,11 +87,23 @@ impl Choice {
 }
 
 /// How good a choice is before names and sources are compared: valid beats invalid, then on disk
-/// beats vanished.
+/// beats vanished, then the better claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Standing {
     pub valid: bool,
     pub on_disk: bool,
+    pub claim: Claim,
+}
+
+/// What a certificate may claim of a name for which we take over from a late renewer; of any
+/// other name every one has the ordinary claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// Somebody else renews it, and has not done so in time.
+    Overdue,
+    /// Ours, in place of one that is overdue.
+    Stopgap,
+    Ordinary,
 }
 
 /// An immutable state of the whole table. Cheap to clone: the maps are persistent.

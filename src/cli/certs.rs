@@ -166,6 +166,7 @@ fn print_details(certificate: &CertificateStatus) {
     line("not before", &certificate.not_before);
     line("not after", &certificate.not_after);
     line("loaded at", &certificate.loaded_at);
+    line("overdue since", &certificate.overdue_since);
     line("CA", &certificate.ca);
     line("next renewal", &certificate.next_renewal);
     line("next attempt", &certificate.next_attempt);

@@ -173,6 +173,7 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
             }],
             tls: Some(Located { value: mode, at }),
             certificate_per: CertificatePer::default(),
+            takeover: None,
             upstreams: Vec::new(),
             routes: Vec::new(),
         });

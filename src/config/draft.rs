@@ -7,8 +7,8 @@ use std::time::Duration;
 
 use super::diagnostic::Located;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ExternalAccount, KeyType, PathPattern, TlsMode,
-    Upstream,
+    AdminListen, CertificatePer, ChallengeType, ExternalAccount, KeyType, PathPattern, Takeover,
+    TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -51,6 +51,8 @@ pub(super) struct CertificatesDraft {
     pub(super) poll_interval: Option<Duration>,
     pub(super) watch: Option<bool>,
     pub(super) default: Option<Name>,
+    /// `None` inside is "off".
+    pub(super) takeover: Option<Located<Option<Takeover>>>,
 }
 
 pub(super) struct CertificateFilesDraft {
@@ -75,6 +77,8 @@ pub(super) struct SiteDraft {
     /// Nothing where it was written and could not be read.
     pub(super) tls: Option<Located<TlsMode>>,
     pub(super) certificate_per: CertificatePer,
+    /// `None` inside is "off".
+    pub(super) takeover: Option<Located<Option<Takeover>>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) routes: Vec<RouteDraft>,
 }

@@ -111,6 +111,8 @@ pub struct Certificates {
     pub watch: bool,
     /// The name whose certificate is served to clients without SNI or with an unknown one.
     pub default: Option<Name>,
+    /// Who issues where these certificates are overdue; a site may say otherwise.
+    pub takeover: Option<Takeover>,
     pub files: Vec<CertificateFiles>,
 }
 
@@ -191,6 +193,9 @@ pub struct Site {
     pub hosts: Vec<Name>,
     pub tls: TlsMode,
     pub certificate_per: CertificatePer,
+    /// Who issues where the certificate files of the site are overdue. Only with `auto` and
+    /// `files`.
+    pub takeover: Option<Takeover>,
     /// In order of specificity: the first that matches wins. Never empty; where the site has
     /// `upstreams` of its own, they are the last route, `/*`.
     pub routes: Vec<Route>,
@@ -209,6 +214,13 @@ pub enum TlsMode {
     Files,
     /// Plain HTTP on `http_listen`, no redirect.
     Off,
+}
+
+/// Who issues in place of a renewer that is late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takeover {
+    Acme,
+    Internal,
 }
 
 /// Whether the hosts of one site share a certificate.

@@ -29,7 +29,14 @@ pub(super) const SERVER: Section = Section {
 };
 pub(super) const CERTIFICATES: Section = Section {
     header: "[certificates]",
-    keys: &["directories", "poll_interval", "watch", "default", "files"],
+    keys: &[
+        "directories",
+        "poll_interval",
+        "watch",
+        "default",
+        "takeover",
+        "files",
+    ],
 };
 pub(super) const CERTIFICATE_FILES: Section = Section {
     header: "[[certificates.files]]",
@@ -66,7 +73,14 @@ pub(super) const EXTERNAL_ACCOUNT: Section = Section {
 };
 pub(super) const SITE: Section = Section {
     header: "[[sites]]",
-    keys: &["hosts", "tls", "certificate_per", "upstreams", "routes"],
+    keys: &[
+        "hosts",
+        "tls",
+        "certificate_per",
+        "takeover",
+        "upstreams",
+        "routes",
+    ],
 };
 pub(super) const ROUTE: Section = Section {
     header: "[[sites.routes]]",

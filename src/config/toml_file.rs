@@ -19,7 +19,8 @@ use super::reader::{
 use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, directory_url, duration_between, email,
-    file_path, hmac_key, host, key_type, listen_address, path_pattern, secret, tls_mode, token,
+    file_path, hmac_key, host, key_type, listen_address, path_pattern, secret, takeover, tls_mode,
+    token,
 };
 use super::{AdminListen, ChallengeType, ExternalAccount, TlsMode, Upstream};
 use crate::certificate::name::Name;
@@ -39,6 +40,7 @@ const KEY_TYPE: Kind = kind("a key type in quotes", "\"p256\"");
 const TOKEN: Kind = kind("a string", "\"...\"");
 const MODE: Kind = kind("a TLS mode in quotes", "\"auto\"");
 const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
+const TAKEOVER: Kind = kind("\"acme\", \"internal\" or \"off\"", "\"acme\"");
 const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
 const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
 
@@ -174,6 +176,9 @@ impl<'a> Reader<'a> {
                 .get("default")
                 .and_then(|v| v.parse(NAME, host))
                 .map(|name| name.value),
+            takeover: table
+                .get("takeover")
+                .and_then(|v| v.parse(TAKEOVER, takeover)),
         }
     }
 
@@ -353,6 +358,9 @@ impl<'a> Reader<'a> {
             hosts: self.hosts(table).unwrap_or_default(),
             tls,
             certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
+            takeover: table
+                .get("takeover")
+                .and_then(|v| v.parse(TAKEOVER, takeover)),
             upstreams: self.upstreams(upstreams),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
         }

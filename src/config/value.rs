@@ -11,7 +11,7 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 
 use super::diagnostic::Problem;
 use super::reader::nearest;
-use super::{AdminListen, CertificatePer, ChallengeType, KeyType, PathPattern, TlsMode};
+use super::{AdminListen, CertificatePer, ChallengeType, KeyType, PathPattern, Takeover, TlsMode};
 use crate::certificate::name::{Name, NameError};
 
 type Parsed<T> = Result<T, Problem>;
@@ -224,6 +224,15 @@ pub(super) fn certificate_per(text: &str) -> Parsed<CertificatePer> {
         ("site", CertificatePer::Site),
     ];
     choice("unit of certificates", text, &UNITS)
+}
+
+pub(super) fn takeover(text: &str) -> Parsed<Option<Takeover>> {
+    const ISSUERS: [(&str, Option<Takeover>); 3] = [
+        ("acme", Some(Takeover::Acme)),
+        ("internal", Some(Takeover::Internal)),
+        ("off", None),
+    ];
+    choice("takeover", text, &ISSUERS)
 }
 
 pub(super) fn key_type(text: &str) -> Parsed<KeyType> {

@@ -141,6 +141,7 @@ pub(super) mod tests {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             tls,
             certificate_per: CertificatePer::Host,
+            takeover: None,
             routes: routes.collect(),
         }
     }
