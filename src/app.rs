@@ -16,7 +16,7 @@ use tokio_util::sync::CancellationToken;
 use tokio_util::task::TaskTracker;
 
 use crate::acme::challenges::Challenges;
-use crate::acme::subject::takeover_hosts;
+use crate::acme::subject::{takeover_hosts, tls_hosts};
 use crate::acme::worker::{Coverage, Surroundings, Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
@@ -192,11 +192,11 @@ fn start_listeners(
 }
 
 fn guard(config: &Config, reloader: &Reloader, attention: &SharedAttention) -> Guard {
-    let sites = config.sites.iter().filter(|site| site.tls != TlsMode::Off);
     Guard {
         reloader: reloader.clone(),
-        served: sites.flat_map(|site| site.hosts.iter().cloned()).collect(),
+        served: tls_hosts(config).collect(),
         takeover: takeover_hosts(config).collect(),
+        folders: config.certificates.directories.clone(),
         attention: attention.clone(),
     }
 }

@@ -15,6 +15,7 @@ mod check;
 mod cli;
 mod crash_write;
 mod drain;
+
 mod proof;
 mod proxy;
 mod proxy_answers;
@@ -26,3 +27,4 @@ mod streaming;
 mod support;
 mod takeover;
 mod unreadable_files;
+mod warnings;

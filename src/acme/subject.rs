@@ -101,6 +101,12 @@ fn of_site(site: &Site, key_type: KeyType) -> Vec<Subject> {
     subjects
 }
 
+/// The hosts of all sites that are served over TLS.
+pub fn tls_hosts(config: &Config) -> impl Iterator<Item = Name> {
+    let sites = config.sites.iter().filter(|site| site.tls != TlsMode::Off);
+    sites.flat_map(|site| site.hosts.iter().cloned())
+}
+
 /// The hosts that are served from files for as long as those are renewed in time.
 pub fn takeover_hosts(config: &Config) -> impl Iterator<Item = Name> {
     let sites = config.sites.iter().filter(|site| site.takeover.is_some());

@@ -30,10 +30,34 @@ pub struct Metrics {
     certificate_not_after: GaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
-    certificate_served_differs: IntGaugeVec,
-    certificate_overdue: IntGaugeVec,
+    doubts: Doubts,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
+}
+
+/// What is wrong with certificates that are served all the same.
+struct Doubts {
+    served_differs: IntGaugeVec,
+    overdue: IntGaugeVec,
+}
+
+impl Doubts {
+    fn new(registry: &Registry) -> Doubts {
+        Doubts {
+            served_differs: gauges(
+                registry,
+                "perennial_certificate_served_differs",
+                "1 while our own handshake for a name shows another certificate than is loaded.",
+                &["name"],
+            ),
+            overdue: gauges(
+                registry,
+                "perennial_certificate_overdue",
+                "1 while a certificate from files is past its due date and nothing replaced it.",
+                &["name"],
+            ),
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -91,18 +115,7 @@ impl Metrics {
                 "1 while what is on disk for a name cannot be used and the last good one is served.",
                 &["name"],
             ),
-            certificate_served_differs: gauges(
-                &registry,
-                "perennial_certificate_served_differs",
-                "1 while our own handshake for a name shows another certificate than is loaded.",
-                &["name"],
-            ),
-            certificate_overdue: gauges(
-                &registry,
-                "perennial_certificate_overdue",
-                "1 while a certificate from files is past its due date and nothing replaced it.",
-                &["name"],
-            ),
+            doubts: Doubts::new(&registry),
             acme_orders: counters(
                 &registry,
                 "perennial_acme_orders_total",
@@ -200,11 +213,12 @@ impl Metrics {
 
     /// Which certificates from files are late.
     pub fn set_overdue(&self, report: &Report, late: &Late) {
-        self.certificate_overdue.reset();
+        self.doubts.overdue.reset();
         for (id, entry) in &report.entries {
             if let Some(live) = entry.live.as_ref().filter(|live| live.source.is_external()) {
                 let gauge = self
-                    .certificate_overdue
+                    .doubts
+                    .overdue
                     .with_label_values(&[&live.key.names()[0].to_string()]);
                 // Of several certificates for a name one that is late is enough.
                 let is_late = late.entries.contains_key(id);
@@ -215,9 +229,10 @@ impl Metrics {
 
     /// What the self-check found, for each name that it looked at.
     pub fn set_proof(&self, proof: &Proof) {
-        self.certificate_served_differs.reset();
+        self.doubts.served_differs.reset();
         for (name, check) in proof.checks() {
-            self.certificate_served_differs
+            self.doubts
+                .served_differs
                 .with_label_values(&[&name.to_string()])
                 .set(i64::from(check.difference.is_some()));
         }

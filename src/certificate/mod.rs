@@ -4,6 +4,7 @@
 pub mod attention;
 pub mod certified_key;
 pub mod credential;
+pub mod explain;
 pub mod folder;
 #[cfg(test)]
 mod folder_tests;
@@ -21,4 +22,5 @@ pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;
 pub mod unit;
+pub mod warnings;
 pub mod watcher;

@@ -181,6 +181,7 @@ mod tests {
             key: request.issue().certified_key(),
             source: id.source,
             path: id.certificate.as_path().into(),
+            private_key: None,
             loaded_at: NOW,
         };
         inventory.loaded(id, Arc::new(live), NOW);

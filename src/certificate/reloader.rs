@@ -467,6 +467,9 @@ impl Thread {
         let unit = self.unit_mut(id)?;
         let verdict = unit.judge(finding, key, patience, now);
         let seen = unit.take_seen(&verdict);
+        let private_key = unit.private_key.as_deref();
+        let private_key = private_key.filter(|_| id.source.is_external());
+        let private_key = private_key.map(Arc::from);
         match verdict {
             Verdict::Wait => None,
             Verdict::Unchanged => {
@@ -480,6 +483,7 @@ impl Thread {
                     key: *key,
                     source: self.source_of(id),
                     path: id.certificate.as_path().into(),
+                    private_key,
                     loaded_at: now,
                 });
                 self.loads += 1;

@@ -48,6 +48,8 @@ pub struct LiveCertificate {
     pub source: SourceKind,
     /// The file that holds the certificate.
     pub path: Arc<Path>,
+    /// The file that holds the key, if somebody else writes it.
+    pub private_key: Option<Arc<Path>>,
     pub loaded_at: OffsetDateTime,
 }
 

@@ -283,6 +283,7 @@ mod tests {
             key: Request::new(names, now).issue().certified_key(),
             source: SourceKind::File,
             path: id.certificate.as_path().into(),
+            private_key: None,
             loaded_at: now,
         };
         inventory.loaded(&id, Arc::new(live), now);
