@@ -15,6 +15,7 @@ mod check;
 mod cli;
 mod crash_write;
 mod drain;
+mod explain;
 
 mod proof;
 mod proxy;

@@ -14,12 +14,13 @@ use serde_json::json;
 
 use super::guard;
 use super::metrics::Metrics;
-use super::status::{self, Status};
+use super::status::{self, CertificateStatus, NameStatus, Status};
+use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
 use crate::certificate::attention::SharedAttention;
 use crate::certificate::name::Name;
 use crate::certificate::proof::SharedProof;
-use crate::certificate::reloader::Reloader;
+use crate::certificate::reloader::{Reloader, Report};
 use crate::clock;
 use crate::config::Config;
 use crate::proxy::Routing;
@@ -74,8 +75,40 @@ impl Api {
             "/readyz" => self.ready(),
             "/status" => json_answer(StatusCode::OK, &self.status()),
             "/metrics" => text(StatusCode::OK, self.render_metrics()),
-            _ => not_found(path),
+            _ => match path.strip_prefix("/certificates/") {
+                Some(name) => self.certificates_for(name),
+                None => not_found(path),
+            },
         }
+    }
+
+    fn certificates_for(&self, name: &str) -> Answer {
+        let Ok(name) = name.parse::<Name>() else {
+            return error(StatusCode::BAD_REQUEST, &format!("{name:?} is not a name"));
+        };
+        let report = self.reloader.report();
+        let takeover = takeover_hosts(&self.config).collect();
+        let rows = self.certificates(&report);
+        let found = status::for_name(&name, rows, &report, &takeover, clock::now());
+        if found.is_empty() {
+            let message = format!("there is no certificate for {name}; /status has them all");
+            return error(StatusCode::NOT_FOUND, &message);
+        }
+        let answer = NameStatus {
+            name: name.to_string(),
+            certificates: found,
+        };
+        json_answer(StatusCode::OK, &answer)
+    }
+
+    fn certificates(&self, report: &Report) -> Vec<CertificateStatus> {
+        status::certificates(
+            report,
+            &self.worker.status(),
+            &self.proof.lock(),
+            &self.attention.load().late,
+            clock::now(),
+        )
     }
 
     fn ready(&self) -> Answer {
@@ -101,7 +134,6 @@ impl Api {
     fn status(&self) -> Status {
         let report = self.reloader.report();
         let now = clock::now();
-        let attention = self.attention.load();
         Status {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             uptime_seconds: self.started.elapsed().as_secs(),
@@ -110,14 +142,8 @@ impl Api {
             reloader_heartbeat: clock::rfc3339(report.heartbeat),
             sites: status::sites(&self.config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
-            certificates: status::certificates(
-                &report,
-                &self.worker.status(),
-                &self.proof.lock(),
-                &attention.late,
-                now,
-            ),
-            warnings: attention.warnings(),
+            certificates: self.certificates(&report),
+            warnings: self.attention.load().warnings(),
         }
     }
 

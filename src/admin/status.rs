@@ -7,9 +7,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
+use crate::certificate::explain;
 use crate::certificate::inventory::{Entry, EntryId};
 use crate::certificate::name::Name;
-use crate::certificate::overdue::Late;
+use crate::certificate::overdue::{HostSet, Late};
 use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 use crate::certificate::table::{LiveCertificate, Table};
@@ -32,6 +33,14 @@ pub struct Status {
     /// What deserves attention although everything is served.
     #[serde(default)]
     pub warnings: Vec<String>,
+}
+
+/// The answer of `GET /certificates/NAME`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameStatus {
+    pub name: String,
+    /// The one that the name gets first.
+    pub certificates: Vec<CertificateStatus>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -81,6 +90,13 @@ pub struct CertificateStatus {
     pub explanation_url: Option<String>,
     #[serde(default)]
     pub fingerprints: Fingerprints,
+    /// Only where a name was asked about: `chosen`, `alternate`, or the rule by which another one
+    /// is better for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// The verdict as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
     /// How what is on disk, what is loaded and what is served differ; `None` where they agree.
     pub difference: Option<String>,
 }
@@ -216,6 +232,40 @@ fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     if row.last_error.is_none() {
         row.last_error = subject.last_error.clone();
     }
+}
+
+/// The certificates for one name, the one it gets first, each with the verdict on it; then what is
+/// still to be issued for it.
+pub fn for_name(
+    name: &Name,
+    rows: Vec<CertificateStatus>,
+    report: &Report,
+    takeover: &HostSet,
+    now: OffsetDateTime,
+) -> Vec<CertificateStatus> {
+    let entries = report.entries.iter().map(|(id, entry)| (id, &**entry));
+    let candidates = explain::candidates(entries, name, takeover, now);
+    let covers = |row: &CertificateStatus| {
+        let mut names = row
+            .names
+            .iter()
+            .filter_map(|text| text.parse::<Name>().ok());
+        names.any(|own| own.covers(name))
+    };
+    let mut rows: Vec<CertificateStatus> = rows.into_iter().filter(covers).collect();
+    let mut found = Vec::new();
+    for (id, verdict) in explain::explain(&candidates) {
+        let is_it = |row: &CertificateStatus| row.path.as_ref() == Some(&*id.certificate);
+        if let Some(at) = rows.iter().position(is_it) {
+            found.push(CertificateStatus {
+                verdict: Some(verdict.as_str().to_owned()),
+                why: Some(verdict.to_string()),
+                ..rows.remove(at)
+            });
+        }
+    }
+    found.extend(rows);
+    found
 }
 
 /// Whether nothing is planned, because files cover its names.
