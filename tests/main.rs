@@ -16,7 +16,6 @@ mod cli;
 mod crash_write;
 mod drain;
 mod explain;
-
 mod proof;
 mod proxy;
 mod proxy_answers;
