@@ -255,7 +255,7 @@ pub fn for_name(
     let mut rows: Vec<CertificateStatus> = rows.into_iter().filter(covers).collect();
     let mut found = Vec::new();
     for (id, verdict) in explain::explain(&candidates) {
-        let is_it = |row: &CertificateStatus| row.path.as_ref() == Some(&*id.certificate);
+        let is_it = |row: &CertificateStatus| row.path.as_deref() == Some(&*id.certificate);
         if let Some(at) = rows.iter().position(is_it) {
             found.push(CertificateStatus {
                 verdict: Some(verdict.as_str().to_owned()),

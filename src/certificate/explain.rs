@@ -266,7 +266,7 @@ mod tests {
     fn id(source: SourceKind, file: &str) -> EntryId {
         EntryId {
             source,
-            certificate: Arc::new(file.into()),
+            certificate: std::path::Path::new(file).into(),
         }
     }
 
@@ -277,7 +277,7 @@ mod tests {
             let live = LiveCertificate {
                 key: request.issue().certified_key(),
                 source: *source,
-                path: id.certificate.as_path().into(),
+                path: id.certificate.clone(),
                 private_key: None,
                 loaded_at: NOW,
             };

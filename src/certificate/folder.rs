@@ -1,17 +1,25 @@
 //! A drop folder: which of its files hold certificates, which hold keys, and which key belongs to
 //! which certificate. Pairs are found by content; file names mean nothing.
+//!
+//! A look has three steps, so that the reading in the middle can be done in parallel and in parts:
+//! [`survey`](Folder::survey) asks the file system what changed, [`FileReading::read`] reads it,
+//! and [`take_in`](Folder::take_in) notes what it is. Then [`due`](Folder::due) says which pairs
+//! have to be examined.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
+use std::ops::Bound;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
+use super::certified_key::CertifiedKey;
 use super::inventory::EntryId;
 use super::material::{Leaf, Material, MaterialError, PublicKeyHash};
-use super::observe::{self, Digest, ReadError, Stamp};
+use super::observe::{self, Digest, Observation, ReadError, Stamp};
+use super::parallel;
 use super::table::SourceKind;
-use super::unit::{Sight, Task, Unit};
+use super::unit::{Content, Finding, Sight, Task, Unit, Verdict};
 
 /// How deep a drop folder is searched: the folder itself, and two levels below it.
 const DEPTH: usize = 3;
@@ -19,12 +27,30 @@ const DEPTH: usize = 3;
 /// All that is known of one drop folder.
 pub struct Folder {
     root: Arc<Path>,
-    files: BTreeMap<PathBuf, FileFacts>,
-    /// The files that hold a key, by its public key.
-    keys: HashMap<PublicKeyHash, BTreeSet<PathBuf>>,
+    files: BTreeMap<Arc<Path>, FileFacts>,
+    holders: HashMap<PublicKeyHash, Holders>,
     /// By certificate file.
-    units: BTreeMap<PathBuf, Unit>,
+    units: BTreeMap<Arc<Path>, Unit>,
     directories: BTreeSet<PathBuf>,
+    links: BTreeSet<PathBuf>,
+    /// Files that may have changed again without a sign.
+    young: BTreeSet<Arc<Path>>,
+    /// Units that have to be examined again soon.
+    soon: BTreeSet<Arc<Path>>,
+    /// Units whose candidate was not taken.
+    failing: BTreeSet<Arc<Path>>,
+    /// Certificate files whose pairing or content may have changed since they were last due.
+    affected: BTreeSet<Arc<Path>>,
+    /// What the running look has read of settled files, so that it need not be read twice.
+    fresh: HashMap<Arc<Path>, Arc<Content>>,
+    shape_changed: bool,
+}
+
+/// The files that hold a private key, and those whose leaf has the public one.
+#[derive(Debug, Default)]
+struct Holders {
+    keys: BTreeSet<Arc<Path>>,
+    leaves: BTreeSet<Arc<Path>>,
 }
 
 /// What one file holds.
@@ -32,11 +58,25 @@ pub struct Folder {
 struct FileFacts {
     stamp: Stamp,
     digest: Option<Digest>,
-    young: bool,
     leaf: Option<Leaf>,
-    keys: Vec<PublicKeyHash>,
+    keys: Box<[PublicKeyHash]>,
     /// It looks like a certificate or a key, but is broken or may not be read.
     broken: bool,
+}
+
+/// A file that has to be read.
+#[derive(Clone, Debug)]
+pub struct ToRead {
+    pub path: Arc<Path>,
+    stamp: Stamp,
+}
+
+/// A file that was read.
+pub struct FileReading {
+    path: Arc<Path>,
+    facts: FileFacts,
+    young: bool,
+    content: Option<Arc<Content>>,
 }
 
 impl Folder {
@@ -44,9 +84,16 @@ impl Folder {
         Folder {
             root: root.into(),
             files: BTreeMap::new(),
-            keys: HashMap::new(),
+            holders: HashMap::new(),
             units: BTreeMap::new(),
             directories: BTreeSet::new(),
+            links: BTreeSet::new(),
+            young: BTreeSet::new(),
+            soon: BTreeSet::new(),
+            failing: BTreeSet::new(),
+            affected: BTreeSet::new(),
+            fresh: HashMap::new(),
+            shape_changed: true,
         }
     }
 
@@ -59,341 +106,481 @@ impl Folder {
         &self.directories
     }
 
-    pub fn unit_mut(&mut self, certificate: &Path) -> Option<&mut Unit> {
-        self.units.get_mut(certificate)
+    /// The files that are symbolic links: a change where they lead matters too.
+    pub fn links(&self) -> &BTreeSet<PathBuf> {
+        &self.links
     }
 
-    pub fn units(&self) -> impl Iterator<Item = &Unit> {
-        self.units.values()
+    /// Whether directories or links came or went since this was asked last.
+    pub fn take_shape_changed(&mut self) -> bool {
+        std::mem::take(&mut self.shape_changed)
     }
 
-    /// Whether a file changed so recently that it has to be read again.
-    pub fn has_young_files(&self) -> bool {
-        self.files.values().any(|facts| facts.young)
+    /// Whether another look is due soon although nothing says that anything changed.
+    pub fn needs_recheck(&self) -> bool {
+        !self.young.is_empty() || !self.soon.is_empty()
     }
 
-    /// Looks at the whole folder; see [`look`](Self::look).
-    pub fn look_at_all(&mut self, now: OffsetDateTime, gone: &mut Vec<EntryId>) -> Vec<Task> {
-        let mut found = Vec::new();
-        self.directories.clear();
-        walk(&self.root, DEPTH, &mut found, &mut self.directories);
-        let present: BTreeSet<&PathBuf> = found.iter().map(|(path, _)| path).collect();
-        let missing: Vec<PathBuf> = self
+    /// When time alone makes a candidate good.
+    pub fn retry_at(&self) -> Option<OffsetDateTime> {
+        let failing = self.failing.iter();
+        failing
+            .filter_map(|path| self.units.get(path)?.retry_at())
+            .min()
+    }
+
+    /// Looks at the metadata of the whole folder; see [`survey`](Self::survey).
+    pub fn survey_all(&mut self) -> Vec<ToRead> {
+        let mut walk = Walk::default();
+        walk.directory(&self.root, DEPTH);
+        self.shape_changed |= walk.directories != self.directories || walk.links != self.links;
+        self.directories = walk.directories;
+        self.links = walk.links;
+        walk.found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        let missing: Vec<Arc<Path>> = self
             .files
             .keys()
-            .filter(|path| !present.contains(path))
+            .filter(|path| {
+                walk.found
+                    .binary_search_by(|(p, _)| p.as_path().cmp(path))
+                    .is_err()
+            })
             .cloned()
             .collect();
-        let mut touched = BTreeSet::new();
         for path in missing {
-            self.remove(&path, &mut touched);
+            self.remove(&path);
         }
-        for (path, stamp) in found {
-            self.observe(path, stamp, now, &mut touched);
-        }
-        self.pair_up(touched, true, gone)
+        self.affected.extend(self.failing.iter().cloned());
+        self.changed(walk.found)
     }
 
-    /// Looks at some paths, each a file or a directory in the folder that something happened to.
-    /// Returns what has to be read, and in `gone` the certificates whose file is not there any
-    /// more.
-    pub fn look(
-        &mut self,
-        paths: &BTreeSet<PathBuf>,
-        now: OffsetDateTime,
-        gone: &mut Vec<EntryId>,
-    ) -> Vec<Task> {
-        let mut touched = BTreeSet::new();
+    /// Looks at the metadata of some paths, each a file or a directory that something happened to,
+    /// and of the files that are in doubt. Returns the files that have to be read.
+    pub fn survey(&mut self, paths: &BTreeSet<PathBuf>) -> Vec<ToRead> {
+        let mut found = Vec::new();
         for path in paths {
-            self.look_at(path, now, &mut touched);
+            found.extend(self.survey_path(path));
         }
-        let young: Vec<PathBuf> = self
-            .files
-            .iter()
-            .filter(|(_, f)| f.young)
-            .map(|(path, _)| path.clone())
-            .collect();
+        let young: Vec<Arc<Path>> = self.young.iter().cloned().collect();
         for path in young {
             match observe::stat(&path) {
-                Some(stamp) => self.observe(path, stamp, now, &mut touched),
-                None => self.remove(&path, &mut touched),
+                Some(stamp) => found.push((path.to_path_buf(), stamp)),
+                None => self.remove(&path),
             }
         }
-        self.pair_up(touched, false, gone)
+        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        found.dedup_by(|a, b| a.0 == b.0);
+        self.changed(found)
     }
 
-    fn look_at(&mut self, path: &Path, now: OffsetDateTime, touched: &mut BTreeSet<PublicKeyHash>) {
+    fn survey_path(&mut self, path: &Path) -> Vec<(PathBuf, Stamp)> {
         let Ok(relative) = path.strip_prefix(&self.root) else {
-            return;
+            return Vec::new();
         };
-        if relative
-            .components()
-            .any(|c| is_hidden(Path::new(c.as_os_str())))
-        {
-            return;
-        }
-        let mut found = Vec::new();
         let depth = relative.components().count();
-        if path.is_dir() {
-            walk(
-                path,
-                DEPTH.saturating_sub(depth),
-                &mut found,
-                &mut self.directories,
-            );
-        } else if let Some(stamp) = observe::stat(path)
-            && depth <= DEPTH
-        {
-            found.push((path.to_owned(), stamp));
+        if depth > DEPTH || relative.components().any(|c| is_hidden(c.as_os_str())) {
+            return Vec::new();
         }
-        let present: BTreeSet<&PathBuf> = found.iter().map(|(path, _)| path).collect();
-        let missing: Vec<PathBuf> = self
+        let mut walk = Walk::default();
+        if path.is_dir() {
+            walk.directory(path, DEPTH - depth);
+        } else {
+            walk.file(path);
+        }
+        for directory in walk.directories {
+            self.shape_changed |= self.directories.insert(directory);
+        }
+        for link in walk.links {
+            self.shape_changed |= self.links.insert(link);
+        }
+        let missing: Vec<Arc<Path>> = self
             .files
-            .range(path.to_owned()..)
+            .range::<Path, _>((Bound::Included(path), Bound::Unbounded))
             .map(|(known, _)| known)
             .take_while(|known| known.starts_with(path))
-            .filter(|known| !present.contains(known))
+            .filter(|known| !walk.found.iter().any(|(found, _)| **found == ***known))
             .cloned()
             .collect();
         for path in missing {
-            self.remove(&path, touched);
+            self.remove(&path);
         }
-        for (path, stamp) in found {
-            self.observe(path, stamp, now, touched);
+        walk.found
+    }
+
+    /// Those of the files whose metadata differs from what is known, or which are young.
+    fn changed(&self, found: Vec<(PathBuf, Stamp)>) -> Vec<ToRead> {
+        found
+            .into_iter()
+            .filter_map(|(path, stamp)| {
+                let known = self.files.get_key_value(path.as_path());
+                if let Some((path, facts)) = known
+                    && facts.stamp == stamp
+                    && !self.young.contains(path)
+                {
+                    return None;
+                }
+                let path = known.map_or_else(|| Arc::from(path), |(path, _)| path.clone());
+                Some(ToRead { path, stamp })
+            })
+            .collect()
+    }
+
+    /// Notes what was read.
+    pub fn take_in(&mut self, readings: Vec<FileReading>) {
+        self.fresh.clear();
+        for reading in readings {
+            self.note(reading);
         }
     }
 
-    /// Notes a file that is there, reading it if its metadata says so. Public keys whose pairing
-    /// may change go into `touched`.
-    fn observe(
-        &mut self,
-        path: PathBuf,
-        stamp: Stamp,
-        now: OffsetDateTime,
-        touched: &mut BTreeSet<PublicKeyHash>,
-    ) {
-        let known = self.files.get(&path);
-        if known.is_some_and(|facts| facts.stamp == stamp && !facts.young) {
-            return;
+    fn note(&mut self, reading: FileReading) {
+        let FileReading {
+            path,
+            facts,
+            young,
+            content,
+        } = reading;
+        if young {
+            self.young.insert(path.clone());
+        } else {
+            self.young.remove(&path);
         }
-        let facts = FileFacts::read(&path, stamp, now);
-        if let Some(known) = known
-            && known.digest.is_some()
-            && known.digest == facts.digest
-        {
+        let known = self.files.get(&path);
+        let same =
+            known.is_some_and(|known| known.digest.is_some() && known.digest == facts.digest);
+        if same {
+            // Its stamp is another, which the unit has to hear of.
+            self.affect_sharers(&facts);
             self.files.insert(path, facts);
             return;
         }
-        self.remove_facts(&path, touched);
-        for key in &facts.keys {
-            self.keys.entry(*key).or_default().insert(path.clone());
+        self.forget(&path);
+        if let Some(content) = content {
+            self.fresh.insert(path.clone(), content);
         }
-        touched.extend(facts.public_keys());
+        for key in &facts.keys {
+            self.holders
+                .entry(*key)
+                .or_default()
+                .keys
+                .insert(path.clone());
+        }
+        if let Some(leaf) = facts.leaf {
+            self.holders
+                .entry(leaf.public_key)
+                .or_default()
+                .leaves
+                .insert(path.clone());
+        }
+        self.affect_sharers(&facts);
+        self.affected.insert(path.clone());
         self.files.insert(path, facts);
     }
 
-    fn remove(&mut self, path: &Path, touched: &mut BTreeSet<PublicKeyHash>) {
-        self.remove_facts(path, touched);
+    fn remove(&mut self, path: &Arc<Path>) {
+        self.forget(path);
         self.files.remove(path);
+        self.young.remove(path);
+        self.affected.insert(path.clone());
     }
 
-    fn remove_facts(&mut self, path: &Path, touched: &mut BTreeSet<PublicKeyHash>) {
-        let Some(facts) = self.files.get(path) else {
+    /// Takes a file out of the index of keys.
+    fn forget(&mut self, path: &Arc<Path>) {
+        let Some(facts) = self.files.remove(path) else {
             return;
         };
-        touched.extend(facts.public_keys());
-        for key in &facts.keys {
-            if let Some(paths) = self.keys.get_mut(key) {
-                paths.remove(path);
-                if paths.is_empty() {
-                    self.keys.remove(key);
+        self.affect_sharers(&facts);
+        for key in facts.public_keys() {
+            if let Some(holders) = self.holders.get_mut(&key) {
+                holders.keys.remove(path);
+                holders.leaves.remove(path);
+                if holders.keys.is_empty() && holders.leaves.is_empty() {
+                    self.holders.remove(&key);
                 }
             }
         }
+        self.files.insert(path.clone(), facts);
     }
 
-    /// Brings the units up to date with the files and returns those that have to be read.
-    fn pair_up(
-        &mut self,
-        touched: BTreeSet<PublicKeyHash>,
-        all: bool,
-        gone: &mut Vec<EntryId>,
-    ) -> Vec<Task> {
-        // Files that are gone, and files that turned out to be none of ours (a broken file that
-        // was mended and holds a key alone).
-        let Folder {
-            units, files, keys, ..
-        } = self;
-        units.retain(|path, unit| {
-            let candidate = files
-                .get(path)
-                .is_some_and(|facts| facts.is_candidate(keys));
-            // What was served is given time to come back before it counts as gone.
-            let keep = candidate || unit.has_served();
-            if !keep {
-                gone.push(unit.id.clone());
-            }
-            keep
-        });
-        let mut tasks = Vec::new();
-        for (path, unit) in &mut self.units {
-            if !self.files.contains_key(path)
-                && unit.look(sight(&self.files, path, unit.private_key.as_deref()))
-            {
-                tasks.push(unit.task(Some(self.root.clone())));
+    /// The certificates with the same public key as something in this file may have another pair.
+    fn affect_sharers(&mut self, facts: &FileFacts) {
+        for key in facts.public_keys() {
+            if let Some(holders) = self.holders.get(&key) {
+                self.affected.extend(holders.leaves.iter().cloned());
             }
         }
-        for (path, facts) in &self.files {
-            let known = self.units.contains_key(path);
-            if !known && !facts.is_candidate(&self.keys) {
-                continue;
+    }
+
+    /// The pairs that have to be examined. Without `all`, certificates whose key was not found
+    /// are left for later: it may not have been read yet. In `gone`: what is no certificate of
+    /// this folder any more and never was served.
+    pub fn due(&mut self, all: bool, gone: &mut Vec<EntryId>) -> Vec<Task> {
+        let mut candidates = std::mem::take(&mut self.affected);
+        if all {
+            candidates.extend(self.soon.iter().cloned());
+        }
+        let mut tasks = Vec::new();
+        for path in candidates {
+            match self.due_unit(&path, all, gone) {
+                Due::No => {}
+                Due::Later => drop(self.affected.insert(path)),
+                Due::Now(task) => tasks.push(*task),
             }
-            let affected = all
-                || facts
-                    .leaf
-                    .is_none_or(|leaf| touched.contains(&leaf.public_key));
-            let unit = self.units.entry(path.clone()).or_insert_with(|| {
-                let id = EntryId {
-                    source: SourceKind::Folder,
-                    certificate: Arc::new(path.clone()),
-                };
-                Unit::new(id, path.clone(), None)
-            });
-            if affected {
-                let before = unit.private_key.as_deref();
-                let key = key_for(&self.files, &self.keys, path, facts, before);
-                unit.set_private_key(key);
-            }
-            if unit.look(sight(&self.files, path, unit.private_key.as_deref())) {
-                tasks.push(unit.task(Some(self.root.clone())));
-            }
+        }
+        if all {
+            self.fresh.clear();
         }
         tasks
     }
-}
 
-fn sight(
-    files: &BTreeMap<PathBuf, FileFacts>,
-    certificate: &Path,
-    private_key: Option<&Path>,
-) -> Sight {
-    let stamp = |path: &Path| files.get(path).map(|facts| facts.stamp);
-    Sight {
-        certificate: stamp(certificate),
-        private_key: private_key.and_then(stamp),
+    fn due_unit(&mut self, path: &Arc<Path>, all: bool, gone: &mut Vec<EntryId>) -> Due {
+        let facts = self.files.get(path);
+        let candidate = facts.is_some_and(|facts| facts.is_candidate(&self.holders));
+        let served = self.units.get(path).is_some_and(Unit::has_served);
+        // What was served is given time to come back before it counts as gone.
+        if !candidate && !served {
+            // A key may still come for a certificate that is marked as a CA's.
+            let undecided = !all && facts.is_some_and(|facts| facts.leaf.is_some());
+            if undecided {
+                return Due::Later;
+            }
+            if let Some(unit) = self.units.remove(path) {
+                gone.push(unit.id);
+                self.soon.remove(path);
+                self.failing.remove(path);
+            }
+            return Due::No;
+        }
+        let before = self
+            .units
+            .get(path)
+            .and_then(|unit| unit.private_key.clone());
+        let key = match facts {
+            Some(facts) => self.key_for(path, facts, before.as_deref()),
+            None => before,
+        };
+        if key.is_none() && !all && facts.is_some_and(|facts| !facts.broken) {
+            return Due::Later;
+        }
+        let sight = Sight {
+            certificate: facts.map(|facts| facts.stamp),
+            private_key: key
+                .as_ref()
+                .and_then(|key| self.files.get(key))
+                .map(|key| key.stamp),
+        };
+        let unit = self.units.entry(path.clone()).or_insert_with(|| {
+            let id = EntryId {
+                source: SourceKind::Folder,
+                certificate: path.clone(),
+            };
+            Unit::new(id, None)
+        });
+        unit.set_private_key(key.clone());
+        if !unit.look(sight) {
+            return Due::No;
+        }
+        let mut task = unit.task(Some(self.root.clone()));
+        task.certificate_content = self.fresh.get(path).cloned();
+        task.key_content = key.and_then(|key| self.fresh.get(&key).cloned());
+        Due::Now(Box::new(task))
     }
-}
 
-/// The file with the key for a certificate: its own, then one beside it, then any. Where there is
-/// none, the file that had it and is broken now, so that the report names the right file.
-fn key_for(
-    files: &BTreeMap<PathBuf, FileFacts>,
-    keys: &HashMap<PublicKeyHash, BTreeSet<PathBuf>>,
-    certificate: &Path,
-    facts: &FileFacts,
-    before: Option<&Path>,
-) -> Option<PathBuf> {
-    let found = facts
-        .leaf
-        .and_then(|leaf| keys.get(&leaf.public_key))
-        .and_then(|paths| {
-            paths
+    pub fn has_unit(&self, path: &Path) -> bool {
+        self.units.contains_key(path)
+    }
+
+    /// Judges what examining a unit found; see [`Unit::judge`].
+    pub fn judge(
+        &mut self,
+        path: &Arc<Path>,
+        finding: Finding,
+        served: Option<&CertifiedKey>,
+        patience: Duration,
+        now: OffsetDateTime,
+    ) -> Option<Verdict> {
+        let unit = self.units.get_mut(path)?;
+        let verdict = unit.judge(finding, served, patience, now);
+        keep(&mut self.soon, path, unit.needs_recheck());
+        keep(&mut self.failing, path, unit.is_failing());
+        Some(verdict)
+    }
+
+    /// The file with the key for a certificate: its own, then one beside it, then any. Where there
+    /// is none, the file that had it and is broken now, so that the report names the right file.
+    fn key_for(
+        &self,
+        certificate: &Arc<Path>,
+        facts: &FileFacts,
+        before: Option<&Path>,
+    ) -> Option<Arc<Path>> {
+        let leaf = facts
+            .leaf
+            .and_then(|leaf| self.holders.get(&leaf.public_key));
+        let found = leaf.and_then(|holders| {
+            holders
+                .keys
                 .get(certificate)
                 .or_else(|| {
-                    paths
+                    holders
+                        .keys
                         .iter()
                         .find(|path| path.parent() == certificate.parent())
                 })
-                .or_else(|| paths.first())
+                .or_else(|| holders.keys.first())
         });
-    match found {
-        Some(path) => Some(path.clone()),
-        None => before
-            .filter(|path| files.get(*path).is_some_and(|facts| facts.broken))
-            .map(Path::to_owned),
+        let broken = || {
+            let (path, facts) = self.files.get_key_value(before?)?;
+            facts.broken.then_some(path)
+        };
+        found.or_else(broken).cloned()
+    }
+}
+
+/// Reads a whole folder once, for whoever serves nothing from it.
+pub fn read_once(root: &Path, now: OffsetDateTime) -> Vec<(Task, Finding)> {
+    let mut folder = Folder::new(root);
+    let files = folder.survey_all();
+    folder.take_in(parallel::map(files, |file| FileReading::read(file, now)));
+    let tasks = folder.due(true, &mut Vec::new());
+    parallel::map(tasks, |task| {
+        let finding = task.examine(now);
+        (task, finding)
+    })
+}
+
+/// Whether a unit has to be examined.
+enum Due {
+    No,
+    Later,
+    Now(Box<Task>),
+}
+
+/// Makes a set contain a path, or not.
+pub(super) fn keep(set: &mut BTreeSet<Arc<Path>>, path: &Arc<Path>, wanted: bool) {
+    if wanted {
+        set.insert(path.clone());
+    } else {
+        set.remove(path);
     }
 }
 
 impl FileFacts {
     /// The public keys that the pairing of this file depends on.
-    fn public_keys(&self) -> impl Iterator<Item = PublicKeyHash> + '_ {
+    fn public_keys(&self) -> impl Iterator<Item = PublicKeyHash> + use<> {
         let leaf = self.leaf.map(|leaf| leaf.public_key);
-        self.keys.iter().copied().chain(leaf)
+        self.keys.to_vec().into_iter().chain(leaf)
     }
 
     /// Whether a certificate is to be had from this file, or would be if it were not broken.
-    fn is_candidate(&self, keys: &HashMap<PublicKeyHash, BTreeSet<PathBuf>>) -> bool {
-        self.broken
-            || self
-                .leaf
-                .is_some_and(|leaf| !leaf.is_ca || keys.contains_key(&leaf.public_key))
+    fn is_candidate(&self, holders: &HashMap<PublicKeyHash, Holders>) -> bool {
+        let has_key = |leaf: Leaf| {
+            holders
+                .get(&leaf.public_key)
+                .is_some_and(|holders| !holders.keys.is_empty())
+        };
+        self.broken || self.leaf.is_some_and(|leaf| !leaf.is_ca || has_key(leaf))
+    }
+}
+
+impl FileReading {
+    /// Reads a file and finds out what it holds. Touches nothing but the file, so that many can
+    /// be read at once.
+    pub fn read(file: ToRead, now: OffsetDateTime) -> FileReading {
+        let ToRead { path, stamp } = file;
+        let mut reading = FileReading {
+            path,
+            facts: FileFacts {
+                stamp,
+                digest: None,
+                leaf: None,
+                keys: Box::default(),
+                broken: false,
+            },
+            young: false,
+            content: None,
+        };
+        match observe::read(&reading.path, now) {
+            Ok((bytes, observation)) => reading.understand(&bytes, observation),
+            Err(ReadError::Unstable) => reading.young = true,
+            Err(ReadError::TooLarge | ReadError::NotAFile | ReadError::Missing) => {}
+            Err(_) => reading.facts.broken = true,
+        }
+        reading
     }
 
-    fn read(path: &Path, stamp: Stamp, now: OffsetDateTime) -> FileFacts {
-        let mut facts = FileFacts {
-            stamp,
-            digest: None,
-            young: false,
-            leaf: None,
-            keys: Vec::new(),
-            broken: false,
-        };
-        match observe::read(path, now) {
-            Ok((bytes, observation)) => {
-                facts.stamp = observation.stamp;
-                facts.digest = Some(observation.digest);
-                facts.young = observation.young;
-                match Material::parse(&bytes, None) {
-                    Ok(material) => {
-                        facts.leaf = material.leaf();
-                        facts.keys = material.keys.iter().map(|key| key.public_key).collect();
-                    }
-                    // Not ours to judge: a README, a JSON file, an empty lock file.
-                    Err(MaterialError::Foreign | MaterialError::Empty) => {}
-                    Err(_) => facts.broken = true,
-                }
+    fn understand(&mut self, bytes: &[u8], observation: Observation) {
+        self.facts.stamp = observation.stamp;
+        self.facts.digest = Some(observation.digest);
+        self.young = observation.young;
+        match Material::parse(bytes, None) {
+            Ok(material) => {
+                self.facts.leaf = material.leaf();
+                self.facts.keys = material.keys.iter().map(|key| key.public_key).collect();
+                // What is young has to be read a second time anyway.
+                self.content = (!observation.young).then(|| {
+                    Arc::new(Content {
+                        material,
+                        observation,
+                    })
+                });
             }
-            Err(ReadError::Unstable) => facts.young = true,
-            Err(ReadError::TooLarge | ReadError::NotAFile | ReadError::Missing) => {}
-            Err(_) => facts.broken = true,
+            // Not ours to judge: a README, a JSON file, an empty lock file.
+            Err(MaterialError::Foreign | MaterialError::Empty) => {}
+            Err(_) => self.facts.broken = true,
         }
-        facts
     }
 }
 
 /// All regular files below a directory, through symbolic links, with their stamps. Hidden entries
 /// are skipped: `..data` and its kind are Kubernetes' own, `.x.swp` an editor's.
-fn walk(
-    directory: &Path,
-    depth: usize,
-    found: &mut Vec<(PathBuf, Stamp)>,
-    directories: &mut BTreeSet<PathBuf>,
-) {
-    if depth == 0 {
-        return;
-    }
-    directories.insert(directory.to_owned());
-    let Ok(entries) = std::fs::read_dir(directory) else {
-        return;
-    };
-    for entry in entries.flatten() {
-        let path = entry.path();
-        if is_hidden(Path::new(&entry.file_name())) {
-            continue;
+#[derive(Default)]
+struct Walk {
+    found: Vec<(PathBuf, Stamp)>,
+    directories: BTreeSet<PathBuf>,
+    links: BTreeSet<PathBuf>,
+}
+
+impl Walk {
+    fn directory(&mut self, directory: &Path, depth: usize) {
+        if depth == 0 {
+            return;
         }
-        let is_directory = match entry.file_type() {
-            Ok(kind) if kind.is_symlink() => path.is_dir(),
-            Ok(kind) => kind.is_dir(),
-            Err(_) => false,
+        self.directories.insert(directory.to_owned());
+        let Ok(entries) = std::fs::read_dir(directory) else {
+            return;
         };
-        if is_directory {
-            walk(&path, depth - 1, found, directories);
-        } else if let Some(stamp) = observe::stat(&path) {
-            found.push((path, stamp));
+        for entry in entries.flatten() {
+            if is_hidden(&entry.file_name()) {
+                continue;
+            }
+            let path = entry.path();
+            let is_directory = match entry.file_type() {
+                Ok(kind) if kind.is_symlink() => {
+                    self.links.insert(path.clone());
+                    path.is_dir()
+                }
+                Ok(kind) => kind.is_dir(),
+                Err(_) => false,
+            };
+            if is_directory {
+                self.directory(&path, depth - 1);
+            } else if let Some(stamp) = observe::stat(&path) {
+                self.found.push((path, stamp));
+            }
+        }
+    }
+
+    fn file(&mut self, path: &Path) {
+        if path.is_symlink() {
+            self.links.insert(path.to_owned());
+        }
+        if let Some(stamp) = observe::stat(path) {
+            self.found.push((path.to_owned(), stamp));
         }
     }
 }
 
-fn is_hidden(name: &Path) -> bool {
-    name.as_os_str().as_encoded_bytes().starts_with(b".")
+fn is_hidden(name: &std::ffi::OsStr) -> bool {
+    name.as_encoded_bytes().starts_with(b".")
 }

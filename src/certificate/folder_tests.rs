@@ -3,10 +3,11 @@
 use std::collections::BTreeSet;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::folder::Folder;
+use super::folder::{FileReading, Folder, ToRead};
 use super::inventory::EntryId;
 use super::testing::{Pair, Request};
 use super::unit::{Finding, Task};
@@ -35,12 +36,35 @@ impl Scene {
     }
 
     fn look(&mut self) -> Vec<Task> {
-        self.folder.look_at_all(clock::now(), &mut Vec::new())
+        self.look_when(clock::now())
+    }
+
+    fn look_when(&mut self, now: OffsetDateTime) -> Vec<Task> {
+        let to_read = self.folder.survey_all();
+        self.read(to_read, now, &mut Vec::new())
     }
 
     fn look_at(&mut self, file: &str) -> Vec<Task> {
-        let paths = BTreeSet::from([self.path(file)]);
-        self.folder.look(&paths, clock::now(), &mut Vec::new())
+        let to_read = self.folder.survey(&BTreeSet::from([self.path(file)]));
+        self.read(to_read, clock::now(), &mut Vec::new())
+    }
+
+    fn read(
+        &mut self,
+        to_read: Vec<ToRead>,
+        now: OffsetDateTime,
+        gone: &mut Vec<EntryId>,
+    ) -> Vec<Task> {
+        let readings = to_read.into_iter().map(|file| FileReading::read(file, now));
+        self.folder.take_in(readings.collect());
+        self.folder.due(true, gone)
+    }
+
+    fn judge(&mut self, file: &str, finding: Finding, now: OffsetDateTime) {
+        let path: Arc<Path> = self.path(file).into();
+        self.folder
+            .judge(&path, finding, None, time::Duration::ZERO, now)
+            .unwrap();
     }
 
     /// The pairs that a look finds, as file names.
@@ -52,7 +76,7 @@ impl Scene {
             .iter()
             .map(|task| {
                 (
-                    name(&task.certificate),
+                    name(&task.id.certificate),
                     task.private_key.as_deref().map(name),
                 )
             })
@@ -153,11 +177,9 @@ fn a_broken_file_that_turns_out_to_be_a_key_is_forgotten() {
     assert_eq!(scene.pairs(), pairs(&[("x", None)]));
     scene.write("x", &a.key);
     let mut gone = Vec::new();
-    assert!(scene.folder.look_at_all(clock::now(), &mut gone).is_empty());
-    let gone: Vec<&Path> = gone
-        .iter()
-        .map(|id: &EntryId| id.certificate.as_path())
-        .collect();
+    let to_read = scene.folder.survey_all();
+    assert!(scene.read(to_read, clock::now(), &mut gone).is_empty());
+    let gone: Vec<&Path> = gone.iter().map(|id| &*id.certificate).collect();
     assert_eq!(gone, [scene.path("x")]);
 }
 
@@ -173,14 +195,40 @@ fn what_did_not_change_is_not_read_again() {
     scene.write("a.pem", &a.certificate);
     scene.write("a.key", &a.key);
     let now = later();
-    let tasks = scene.folder.look_at_all(now, &mut Vec::new());
-    let unit = scene
-        .folder
-        .unit_mut(&scene.directory.path().join("a.pem"))
-        .unwrap();
-    unit.judge(tasks[0].examine(now), None, time::Duration::ZERO, now);
-    assert!(scene.folder.look_at_all(now, &mut Vec::new()).is_empty());
-    assert!(!scene.folder.has_young_files());
+    let tasks = scene.look_when(now);
+    scene.judge("a.pem", tasks[0].examine(now), now);
+    assert!(scene.folder.survey_all().is_empty());
+    assert!(scene.folder.due(true, &mut Vec::new()).is_empty());
+    assert!(!scene.folder.needs_recheck());
+}
+
+#[test]
+fn what_was_read_once_is_examined_without_reading_it_again() {
+    let mut scene = Scene::new();
+    let a = pair(&["a.test"]);
+    scene.write("a.pem", &a.certificate);
+    scene.write("a.key", &a.key);
+    let tasks = scene.look_when(later());
+    fs::remove_file(scene.path("a.pem")).unwrap();
+    fs::remove_file(scene.path("a.key")).unwrap();
+    assert!(matches!(tasks[0].examine(later()), Finding::Good { .. }));
+    assert!(matches!(tasks[0].examine_afresh(later()), Finding::Absent));
+}
+
+#[test]
+fn a_pair_in_two_parts_of_a_load_is_found() {
+    let mut scene = Scene::new();
+    let a = pair(&["a.test"]);
+    scene.write("a.pem", &a.certificate);
+    scene.write("b.key", &a.key);
+    let to_read = scene.folder.survey_all();
+    let mut due = Vec::new();
+    for file in to_read {
+        scene.folder.take_in(vec![FileReading::read(file, later())]);
+        due.push(scene.folder.due(false, &mut Vec::new()).len());
+    }
+    assert_eq!(due, [0, 1]);
+    assert!(scene.folder.due(true, &mut Vec::new()).is_empty());
 }
 
 #[test]
@@ -189,14 +237,10 @@ fn a_young_file_is_read_again() {
     let a = pair(&["a.test"]);
     scene.write("a.pem", &format!("{}{}", a.certificate, a.key));
     let now = clock::now();
-    let tasks = scene.folder.look_at_all(now, &mut Vec::new());
-    let unit = scene
-        .folder
-        .unit_mut(&scene.directory.path().join("a.pem"))
-        .unwrap();
-    unit.judge(tasks[0].examine(now), None, time::Duration::ZERO, now);
-    assert!(scene.folder.has_young_files());
-    let again = scene.folder.look_at_all(now, &mut Vec::new());
+    let tasks = scene.look_when(now);
+    scene.judge("a.pem", tasks[0].examine(now), now);
+    assert!(scene.folder.needs_recheck());
+    let again = scene.look_when(now);
     assert!(matches!(
         again[0].examine(now),
         Finding::Same { young: true }

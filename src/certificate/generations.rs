@@ -5,16 +5,23 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use time::{Duration, OffsetDateTime};
+
+use super::certified_key::CertifiedKey;
+use super::folder::keep;
 use super::inventory::EntryId;
 use super::table::SourceKind;
-use super::unit::{Task, Unit};
+use super::unit::{Finding, Task, Unit, Verdict};
 
 /// `certificates/` of the state directory.
 pub struct Generations {
     root: PathBuf,
-    /// By `<name>/<key_type>` directory.
-    units: BTreeMap<PathBuf, Unit>,
+    /// By certificate file, below `<name>/<key_type>/current`.
+    units: BTreeMap<Arc<Path>, Unit>,
     directories: BTreeSet<PathBuf>,
+    /// Units that have to be examined again soon.
+    soon: BTreeSet<Arc<Path>>,
+    shape_changed: bool,
 }
 
 impl Generations {
@@ -24,6 +31,8 @@ impl Generations {
             root,
             units: BTreeMap::new(),
             directories: BTreeSet::new(),
+            soon: BTreeSet::new(),
+            shape_changed: true,
         }
     }
 
@@ -31,40 +40,44 @@ impl Generations {
         &self.root
     }
 
+    /// The directories in which a change matters.
     pub fn directories(&self) -> &BTreeSet<PathBuf> {
         &self.directories
     }
 
-    pub fn units(&self) -> impl Iterator<Item = &Unit> {
-        self.units.values()
+    /// Whether directories came or went since this was asked last.
+    pub fn take_shape_changed(&mut self) -> bool {
+        std::mem::take(&mut self.shape_changed)
     }
 
-    /// The unit whose certificate file this is.
-    pub fn unit_mut(&mut self, certificate: &Path) -> Option<&mut Unit> {
-        self.units.get_mut(certificate.parent()?.parent()?)
+    /// Whether another look is due soon although nothing says that anything changed.
+    pub fn needs_recheck(&self) -> bool {
+        !self.soon.is_empty()
     }
 
-    /// Looks at everything.
+    /// Looks at everything. Returns the pairs that have to be examined, and in `gone` those whose
+    /// directory is not there and which were never served.
     pub fn look_at_all(&mut self, gone: &mut Vec<EntryId>) -> Vec<Task> {
-        self.directories.clear();
-        self.directories.insert(self.root.clone());
+        let mut directories = BTreeSet::from([self.root.clone()]);
         let mut present = BTreeSet::new();
         for name in subdirectories(&self.root) {
-            for key_type in subdirectories(&name) {
-                present.insert(key_type);
-            }
-            self.directories.insert(name);
+            present.extend(subdirectories(&name));
+            directories.insert(name);
         }
-        self.directories.extend(present.iter().cloned());
-        self.units.retain(|directory, unit| {
+        directories.extend(present.iter().cloned());
+        self.shape_changed |= directories != self.directories;
+        self.directories = directories;
+        self.units.retain(|_, unit| {
+            let directory = unit.id.certificate.parent().and_then(Path::parent);
             // What was served is given time to come back before it counts as gone.
-            let keep = present.contains(directory) || unit.has_served();
+            let keep = unit.has_served() || directory.is_some_and(|path| present.contains(path));
             if !keep {
                 gone.push(unit.id.clone());
             }
             keep
         });
-        present.extend(self.units.keys().cloned());
+        let known = self.units.keys().filter_map(|path| path.parent()?.parent());
+        present.extend(known.map(Path::to_owned));
         present
             .iter()
             .filter_map(|directory| self.look_at(directory))
@@ -73,12 +86,8 @@ impl Generations {
 
     /// Looks at the certificates to which some paths belong, and at those in doubt.
     pub fn look(&mut self, paths: &BTreeSet<PathBuf>) -> Vec<Task> {
-        let mut directories: BTreeSet<PathBuf> = self
-            .units
-            .iter()
-            .filter(|(_, unit)| unit.needs_recheck())
-            .map(|(directory, _)| directory.clone())
-            .collect();
+        let doubtful = self.soon.iter().filter_map(|path| path.parent()?.parent());
+        let mut directories: BTreeSet<PathBuf> = doubtful.map(Path::to_owned).collect();
         for path in paths {
             directories.extend(self.directories_at(path));
         }
@@ -98,44 +107,69 @@ impl Generations {
             (Some(name), Some(key_type)) => {
                 let name = self.root.join(name);
                 let directory = name.join(key_type);
-                self.directories.extend([name, directory.clone()]);
+                self.add_directory(name);
+                self.add_directory(directory.clone());
                 vec![directory]
             }
             (Some(name), None) => {
                 let name = self.root.join(name);
                 let found = subdirectories(&name);
-                self.directories.extend(found.iter().cloned().chain([name]));
+                found
+                    .iter()
+                    .for_each(|path| self.add_directory(path.clone()));
+                self.add_directory(name);
                 found
             }
             _ => Vec::new(),
         }
     }
 
+    fn add_directory(&mut self, path: PathBuf) {
+        self.shape_changed |= self.directories.insert(path);
+    }
+
     fn look_at(&mut self, directory: &Path) -> Option<Task> {
-        let unit = match self.units.get_mut(directory) {
+        let certificate = directory.join("current/fullchain.pem");
+        let unit = match self.units.get_mut(certificate.as_path()) {
             Some(unit) => unit,
             None => {
                 // Not a certificate yet: its first generation is being written.
                 if !directory.join("current").exists() {
                     return None;
                 }
+                let certificate: Arc<Path> = certificate.into();
                 self.units
-                    .entry(directory.to_owned())
-                    .or_insert_with(|| unit_in(directory))
+                    .entry(certificate.clone())
+                    .or_insert_with(|| unit_of(certificate))
             }
         };
         let sight = unit.stat();
         unit.look(sight).then(|| unit.task(None))
     }
+
+    /// Judges what examining a unit found; see [`Unit::judge`].
+    pub fn judge(
+        &mut self,
+        path: &Arc<Path>,
+        finding: Finding,
+        served: Option<&CertifiedKey>,
+        patience: Duration,
+        now: OffsetDateTime,
+    ) -> Option<Verdict> {
+        let unit = self.units.get_mut(path)?;
+        let verdict = unit.judge(finding, served, patience, now);
+        keep(&mut self.soon, path, unit.needs_recheck());
+        Some(verdict)
+    }
 }
 
-fn unit_in(directory: &Path) -> Unit {
-    let certificate = directory.join("current/fullchain.pem");
+fn unit_of(certificate: Arc<Path>) -> Unit {
+    let private_key = certificate.with_file_name("privkey.pem");
     let id = EntryId {
         source: source_of(&certificate),
-        certificate: Arc::new(certificate.clone()),
+        certificate,
     };
-    Unit::new(id, certificate, Some(directory.join("current/privkey.pem")))
+    Unit::new(id, Some(private_key.into()))
 }
 
 /// Who issued a generation, from the `meta.json` beside its certificate. One without it is taken

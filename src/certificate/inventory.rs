@@ -2,7 +2,7 @@
 //! nothing here touches a file or the live table.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use time::OffsetDateTime;
@@ -16,7 +16,7 @@ use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
 pub struct EntryId {
     pub source: SourceKind,
     /// The file that holds the certificate (for the state directory, below `current`).
-    pub certificate: Arc<PathBuf>,
+    pub certificate: Arc<Path>,
 }
 
 /// What is known of one certificate.
@@ -180,8 +180,9 @@ impl Inventory {
     }
 
     /// Time has come to `now`: choices that a start or an expiry changes are made again. Returns
-    /// whether any was.
-    pub fn advance(&mut self, now: OffsetDateTime) -> bool {
+    /// the certificates whose start or expiry has passed.
+    pub fn advance(&mut self, now: OffsetDateTime) -> Vec<EntryId> {
+        let mut passed = Vec::new();
         let mut names = BTreeSet::new();
         if now < self.elected_at {
             names = self.turn_back(now);
@@ -194,10 +195,11 @@ impl Inventory {
             self.boundaries.pop_first();
             if let Some(live) = self.entries.get(&id).and_then(|entry| entry.live.as_ref()) {
                 names.extend(live.key.names().iter().cloned());
+                passed.push(id);
             }
         }
         self.elect_all(&names, now);
-        !names.is_empty()
+        passed
     }
 
     /// The clock was set back: boundaries that had passed are to come again.

@@ -2,7 +2,6 @@
 //! schedule.
 
 use std::net::{IpAddr, Ipv4Addr};
-use std::path::PathBuf;
 use std::sync::Arc;
 
 use rand::rngs::StdRng;
@@ -24,7 +23,7 @@ const LOCAL: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 fn id(source: SourceKind, file: &str) -> EntryId {
     EntryId {
         source,
-        certificate: Arc::new(PathBuf::from(file)),
+        certificate: std::path::Path::new(file).into(),
     }
 }
 
@@ -32,7 +31,7 @@ fn live(request: &Request<'_>, id: &EntryId) -> Arc<LiveCertificate> {
     Arc::new(LiveCertificate {
         key: request.issue().certified_key(),
         source: id.source,
-        path: id.certificate.as_path().into(),
+        path: id.certificate.clone(),
         private_key: None,
         loaded_at: NOW,
     })
@@ -232,12 +231,22 @@ fn choices_change_with_time_alone() {
     assert_eq!(served(&inventory, "a.test").as_deref(), Some("first"));
     assert_eq!(inventory.next_boundary(), Some(NOW + Duration::MINUTE));
     assert!(
-        !inventory.advance(NOW + Duration::MINUTE),
+        inventory.advance(NOW + Duration::MINUTE).is_empty(),
         "the last second is part of the validity"
     );
-    assert!(inventory.advance(NOW + Duration::MINUTE + Duration::SECOND));
+    assert_eq!(
+        inventory
+            .advance(NOW + Duration::MINUTE + Duration::SECOND)
+            .len(),
+        1
+    );
     assert_eq!(served(&inventory, "a.test").as_deref(), Some("second"));
-    assert!(inventory.advance(NOW + Duration::HOUR + Duration::SECOND));
+    assert_eq!(
+        inventory
+            .advance(NOW + Duration::HOUR + Duration::SECOND)
+            .len(),
+        1
+    );
     assert_eq!(served(&inventory, "a.test").as_deref(), Some("third"));
 }
 

@@ -16,6 +16,7 @@ pub mod material;
 pub mod name;
 pub mod observe;
 pub mod overdue;
+mod parallel;
 pub mod proof;
 pub mod reloader;
 pub mod table;

@@ -3,7 +3,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
 use boring::sha::sha256;
@@ -96,12 +96,7 @@ pub fn read(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), 
     if before.len() > MAX_FILE_BYTES {
         return Err(ReadError::TooLarge);
     }
-    let mut bytes = Vec::with_capacity(usize::try_from(before.len()).unwrap_or(0) + 1);
-    // One byte more than allowed, so that a file that grew past the limit meanwhile shows.
-    (&mut file)
-        .take(MAX_FILE_BYTES + 1)
-        .read_to_end(&mut bytes)
-        .map_err(ReadError::Io)?;
+    let bytes = read_whole(&mut file, before.len()).map_err(ReadError::Io)?;
     let after = Stamp::of(&file.metadata().map_err(ReadError::Io)?);
     if after != Stamp::of(&before) || after.size != bytes.len() as u64 {
         return Err(ReadError::Unstable);
@@ -114,14 +109,36 @@ pub fn read(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), 
     Ok((bytes, observation))
 }
 
-fn open(path: &Path) -> Result<File, ReadError> {
-    // A FIFO would block the reader for ever, so look before opening.
-    match std::fs::metadata(path) {
-        Ok(metadata) if !metadata.is_file() => return Err(ReadError::NotAFile),
-        Ok(_) => {}
-        Err(error) => return Err(classify(path, error)),
+/// Reads what should be `size` bytes, and a little more: a file that has grown meanwhile shows by
+/// its length. A regular file gives less than was asked for only at its end, so one call does.
+fn read_whole(file: &mut File, size: u64) -> io::Result<Vec<u8>> {
+    let mut bytes = vec![0; usize::try_from(size).unwrap_or(0) + 1];
+    let mut filled = 0;
+    while filled < bytes.len() {
+        match file.read(&mut bytes[filled..]) {
+            Ok(0) => break,
+            Ok(count) => {
+                filled += count;
+                if filled as u64 == size {
+                    break;
+                }
+            }
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            Err(error) => return Err(error),
+        }
     }
-    File::open(path).map_err(|error| classify(path, error))
+    bytes.truncate(filled);
+    Ok(bytes)
+}
+
+fn open(path: &Path) -> Result<File, ReadError> {
+    // Opening a FIFO would wait for a writer; like this it does not, and for a regular file it
+    // makes no difference.
+    File::options()
+        .read(true)
+        .custom_flags(rustix::fs::OFlags::NONBLOCK.bits() as i32)
+        .open(path)
+        .map_err(|error| classify(path, error))
 }
 
 fn classify(path: &Path, error: io::Error) -> ReadError {

@@ -165,7 +165,7 @@ mod tests {
     fn id(source: SourceKind, file: &str) -> EntryId {
         EntryId {
             source,
-            certificate: Arc::new(file.into()),
+            certificate: std::path::Path::new(file).into(),
         }
     }
 
@@ -180,7 +180,7 @@ mod tests {
         let live = LiveCertificate {
             key: request.issue().certified_key(),
             source: id.source,
-            path: id.certificate.as_path().into(),
+            path: id.certificate.clone(),
             private_key: None,
             loaded_at: NOW,
         };

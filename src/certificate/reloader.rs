@@ -14,14 +14,16 @@ use serde::Serialize;
 use time::OffsetDateTime;
 use tokio::sync::{broadcast, oneshot};
 
-use super::folder::Folder;
+use super::certified_key::CertifiedKey;
+use super::folder::{FileReading, Folder, ToRead};
 use super::generations::Generations;
 use super::inventory::{Entry, EntryId, Failure, Inventory};
 use super::name::Name;
 use super::overdue::HostSet;
+use super::parallel;
 use super::table::{LiveCertificate, Publisher, SourceKind, TableReader, live_table};
-use super::unit::{Finding, PATIENCE, RECHECK, Task, Unit, Verdict};
-use super::watcher::{WatchEvent, Watcher};
+use super::unit::{Finding, PATIENCE, RECHECK, Replacement, Task, Unit, Verdict};
+use super::watcher::{WatchEvent, Watched, Watcher};
 use crate::clock;
 
 /// What the reloader looks at, and how often.
@@ -79,13 +81,26 @@ pub struct Report {
 /// One thing that a scan changed.
 #[derive(Clone, Debug, Serialize)]
 pub struct Change {
-    pub certificate: PathBuf,
+    pub certificate: Arc<Path>,
     pub names: Vec<String>,
     pub result: ChangeResult,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
+    /// What was loaded.
+    #[serde(skip)]
+    pub swap: Option<Swap>,
+}
+
+/// A certificate that was loaded.
+#[derive(Clone, Debug)]
+pub struct Swap {
+    pub live: Arc<LiveCertificate>,
+    /// What it replaced.
+    pub old: Option<Arc<LiveCertificate>>,
+    /// From the first sight of the change to the swap.
+    pub seen: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -148,6 +163,8 @@ impl Reloader {
             swaps: swaps.clone(),
             watcher: watcher.and_then(started_watcher),
             poll_interval: sources.poll_interval,
+            last_full: Instant::now(),
+            full_interval: sources.poll_interval,
             loads: 0,
             failures: 0,
         };
@@ -209,10 +226,9 @@ fn started_watcher(watcher: std::io::Result<Watcher>) -> Option<Watcher> {
 fn pair_unit(files: PairFiles) -> Unit {
     let id = EntryId {
         source: SourceKind::File,
-        certificate: Arc::new(files.certificate.clone()),
+        certificate: files.certificate.into(),
     };
-    Unit::new(id, files.certificate, Some(files.private_key))
-        .with_password_file(files.password_file)
+    Unit::new(id, Some(files.private_key.into())).with_password_file(files.password_file)
 }
 
 /// What a scan looks at.
@@ -220,6 +236,20 @@ enum Scope {
     All,
     Paths(BTreeSet<PathBuf>),
 }
+
+/// How many files are read, or pairs examined, before what they hold is published. Small enough
+/// for the first handshakes of a bulk load not to wait, large enough for all cores to have work.
+const CHUNK: usize = 1024;
+
+/// A scan of everything may take this share of one core's time where events are to be relied on.
+/// (The poll is then a second look at what events have said already.)
+const FULL_SCAN_SHARE: u32 = 200;
+
+/// However expensive a scan of everything is, it is not put off for longer.
+const MAX_FULL_SCAN_INTERVAL: Duration = Duration::from_secs(600);
+
+/// More changes than this in one scan are logged as one line; each for itself at debug level.
+const LOGGED_ONE_BY_ONE: usize = 50;
 
 struct Thread {
     pairs: Vec<Unit>,
@@ -231,41 +261,55 @@ struct Thread {
     swaps: broadcast::Sender<Swapped>,
     watcher: Option<Watcher>,
     poll_interval: Duration,
+    last_full: Instant,
+    full_interval: Duration,
     loads: u64,
     failures: u64,
 }
 
+/// One scan under way.
+struct Scan {
+    now: OffsetDateTime,
+    patience: time::Duration,
+    changes: Vec<Change>,
+    unpublished: bool,
+}
+
 impl Thread {
     fn run(&mut self, inbox: &Receiver<Wake>) {
-        // Watches first: what changes while the first load runs must not be missed.
-        self.scan(&Scope::All, time::Duration::ZERO);
+        let started = Instant::now();
+        let changes = self.scan(&Scope::All, time::Duration::ZERO);
         self.publisher.first_load_done();
-        self.update_watches();
-        let mut last_full = Instant::now();
-        // The first look at what changed between the load and the watches.
+        let loaded = changes
+            .iter()
+            .filter(|change| change.result == ChangeResult::Loaded);
+        tracing::info!(
+            certificates = loaded.count(),
+            failed = self.failures,
+            took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
+            "first load done"
+        );
+        self.update_watches(true);
+        // What changed between the load and the watches.
         let mut pending = Some(Scope::All);
         loop {
             let scope = match pending.take() {
                 Some(scope) => scope,
-                None => match self.wait(inbox, last_full) {
+                None => match self.wait(inbox) {
                     Some(scope) => scope,
                     None => return,
                 },
             };
-            let full = matches!(scope, Scope::All);
             self.scan(&scope, PATIENCE);
-            if full {
-                last_full = Instant::now();
-            }
-            self.update_watches();
+            self.update_watches(matches!(scope, Scope::All));
         }
     }
 
     /// Waits for a reason to look, and returns what to look at; `None` to stop.
-    fn wait(&mut self, inbox: &Receiver<Wake>, last_full: Instant) -> Option<Scope> {
+    fn wait(&mut self, inbox: &Receiver<Wake>) -> Option<Scope> {
         let mut paths = BTreeSet::new();
         loop {
-            let poll_in = self.poll_interval.saturating_sub(last_full.elapsed());
+            let poll_in = self.full_interval.saturating_sub(self.last_full.elapsed());
             if poll_in.is_zero() {
                 return Some(Scope::All);
             }
@@ -274,7 +318,7 @@ impl Thread {
             if recheck {
                 wait = wait.min(RECHECK.unsigned_abs());
             }
-            let retry_at = self.units().filter_map(Unit::retry_at).min();
+            let retry_at = self.retry_at();
             if retry_at.is_some_and(|at| at < clock::now()) {
                 return Some(Scope::All);
             }
@@ -359,7 +403,7 @@ impl Thread {
     /// A rescan on request: the answer is wanted now, so nothing is given time to get better.
     fn rescan(&mut self, answer: oneshot::Sender<Vec<Change>>) {
         let changes = self.scan(&Scope::All, time::Duration::ZERO);
-        self.update_watches();
+        self.update_watches(true);
         // Whoever asked may have gone.
         let _ = answer.send(changes);
     }
@@ -367,50 +411,53 @@ impl Thread {
     /// Choices change with time too.
     fn pass_time(&mut self) {
         let now = clock::now();
-        if self.inventory.advance(now) {
+        let passed = self.inventory.advance(now);
+        if !passed.is_empty() {
             self.publisher.publish(self.inventory.table());
-            self.warn_of_expired(now);
+            self.warn_of_expired(&passed, now);
         }
         self.publish_report(now);
         self.announce();
     }
 
-    fn warn_of_expired(&self, now: OffsetDateTime) {
-        for (_, entry) in &self.inventory.entries() {
-            let Some(live) = &entry.live else { continue };
-            if now > live.key.not_after() && now - live.key.not_after() < MAX_WAIT * 2 {
+    fn warn_of_expired(&self, passed: &[EntryId], now: OffsetDateTime) {
+        let entries = passed.iter().filter_map(|id| self.inventory.get(id));
+        for live in entries.filter_map(|entry| entry.live.as_ref()) {
+            if now > live.key.not_after() {
                 log_expired(live);
             }
         }
     }
 
+    /// Looks, reads, verifies and publishes.
     fn scan(&mut self, scope: &Scope, patience: time::Duration) -> Vec<Change> {
-        let now = clock::now();
-        let mut gone = Vec::new();
-        let tasks = self.look(scope, now, &mut gone);
-        let findings = examine(tasks, now);
-        let mut changes = Vec::new();
-        for id in gone {
-            if self.inventory.vanished(&id, now) {
-                changes.push(vanished(&id));
-            }
+        let started = Instant::now();
+        let mut scan = Scan {
+            now: clock::now(),
+            patience,
+            changes: Vec::new(),
+            unpublished: false,
+        };
+        self.scan_pairs(&mut scan);
+        self.scan_generations(scope, &mut scan);
+        for index in 0..self.folders.len() {
+            self.scan_folder(index, scope, &mut scan);
         }
-        for (id, finding) in findings {
-            changes.extend(self.apply(&id, finding, patience, now));
+        let passed = self.inventory.advance(scan.now);
+        scan.unpublished |= !passed.is_empty();
+        self.publish(&mut scan);
+        self.warn_of_expired(&passed, scan.now);
+        self.publish_report(scan.now);
+        log_changes(&scan.changes);
+        if matches!(scope, Scope::All) {
+            self.last_full = Instant::now();
+            self.full_interval = self.pace(started.elapsed());
         }
-        let advanced = self.inventory.advance(now);
-        if advanced || !changes.is_empty() {
-            self.publisher.publish(self.inventory.table());
-        }
-        if advanced {
-            self.warn_of_expired(now);
-        }
-        self.publish_report(now);
         self.announce();
-        changes
+        scan.changes
     }
 
-    /// Tells whoever listens what the table that was just published changes.
+    /// Tells whoever listens what the tables that were just published change.
     fn announce(&mut self) {
         let names = self.inventory.take_changed();
         if !names.is_empty() {
@@ -419,7 +466,17 @@ impl Thread {
         }
     }
 
-    fn look(&mut self, scope: &Scope, now: OffsetDateTime, gone: &mut Vec<EntryId>) -> Vec<Task> {
+    /// How long until the next scan of everything, if one takes this long.
+    fn pace(&self, took: Duration) -> Duration {
+        let relied_on = self.watcher.as_ref().is_some_and(Watcher::is_reliable);
+        if !relied_on {
+            return self.poll_interval;
+        }
+        let paced = (took * FULL_SCAN_SHARE).min(MAX_FULL_SCAN_INTERVAL);
+        self.poll_interval.max(paced)
+    }
+
+    fn scan_pairs(&mut self, scan: &mut Scan) {
         let mut tasks = Vec::new();
         for unit in &mut self.pairs {
             let sight = unit.stat();
@@ -427,50 +484,115 @@ impl Thread {
                 tasks.push(unit.task(None));
             }
         }
-        for folder in &mut self.folders {
-            match scope {
-                Scope::All => tasks.extend(folder.look_at_all(now, gone)),
-                Scope::Paths(paths) => tasks.extend(folder.look(paths, now, gone)),
-            }
-        }
-        if let Some(generations) = &mut self.generations {
-            match scope {
-                Scope::All => tasks.extend(generations.look_at_all(gone)),
-                Scope::Paths(paths) => tasks.extend(generations.look(paths)),
-            }
-        }
-        tasks
+        self.examine(tasks, scan);
     }
 
-    fn unit_mut(&mut self, id: &EntryId) -> Option<&mut Unit> {
-        let path = id.certificate.as_path();
-        match id.source {
-            SourceKind::File => self.pairs.iter_mut().find(|unit| unit.id == *id),
-            SourceKind::Folder => self
-                .folders
-                .iter_mut()
-                .filter(|folder| path.starts_with(folder.root()))
-                .find_map(|folder| folder.unit_mut(path)),
-            SourceKind::Acme | SourceKind::Internal => self.generations.as_mut()?.unit_mut(path),
+    fn scan_generations(&mut self, scope: &Scope, scan: &mut Scan) {
+        let Some(generations) = &mut self.generations else {
+            return;
+        };
+        let mut gone = Vec::new();
+        let tasks = match scope {
+            Scope::All => generations.look_at_all(&mut gone),
+            Scope::Paths(paths) => generations.look(paths),
+        };
+        self.gone(gone, scan);
+        self.examine(tasks, scan);
+    }
+
+    fn scan_folder(&mut self, index: usize, scope: &Scope, scan: &mut Scan) {
+        let folder = &mut self.folders[index];
+        let to_read = match scope {
+            Scope::All => folder.survey_all(),
+            Scope::Paths(paths) => folder.survey(paths),
+        };
+        let now = scan.now;
+        let mut gone = Vec::new();
+        let mut heard = 0;
+        let mut rest = to_read.into_iter();
+        while !rest.as_slice().is_empty() {
+            let waiting = rest.as_mut_slice();
+            self.publisher
+                .bring_forward(waiting, &mut heard, |file: &ToRead| &file.path);
+            let part = rest.by_ref().take(CHUNK).collect();
+            let readings = parallel::map(part, |file| FileReading::read(file, now));
+            let folder = &mut self.folders[index];
+            folder.take_in(readings);
+            let tasks = folder.due(false, &mut gone);
+            self.examine(tasks, scan);
+        }
+        let tasks = self.folders[index].due(true, &mut gone);
+        self.gone(gone, scan);
+        self.examine(tasks, scan);
+    }
+
+    fn gone(&mut self, gone: Vec<EntryId>, scan: &mut Scan) {
+        for id in gone {
+            if self.inventory.vanished(&id, scan.now) {
+                scan.changes.push(vanished(&id));
+                scan.unpublished = true;
+            }
         }
     }
 
-    fn apply(
+    /// Reads and verifies, a chunk at a time, and publishes each.
+    fn examine(&mut self, tasks: Vec<Task>, scan: &mut Scan) {
+        let mut heard = 0;
+        let mut rest = tasks.into_iter();
+        while !rest.as_slice().is_empty() {
+            if rest.len() > CHUNK {
+                let waiting = rest.as_mut_slice();
+                self.publisher
+                    .bring_forward(waiting, &mut heard, |task: &Task| &task.id.certificate);
+            }
+            let part = rest.by_ref().take(CHUNK).collect();
+            for (id, finding) in examine(part, scan.now) {
+                if let Some(change) = self.apply(&id, finding, scan) {
+                    scan.changes.push(change);
+                    scan.unpublished = true;
+                }
+            }
+            self.publish(scan);
+        }
+    }
+
+    fn publish(&mut self, scan: &mut Scan) {
+        if std::mem::take(&mut scan.unpublished) {
+            self.publisher.publish(self.inventory.table());
+        }
+    }
+
+    fn judge(
         &mut self,
         id: &EntryId,
         finding: Finding,
-        patience: time::Duration,
-        now: OffsetDateTime,
-    ) -> Option<Change> {
+        served: Option<&CertifiedKey>,
+        scan: &Scan,
+    ) -> Option<Verdict> {
+        let (patience, now) = (scan.patience, scan.now);
+        let path = &id.certificate;
+        match id.source {
+            SourceKind::File => {
+                let unit = self.pairs.iter_mut().find(|unit| unit.id == *id)?;
+                Some(unit.judge(finding, served, patience, now))
+            }
+            SourceKind::Folder => self
+                .folders
+                .iter_mut()
+                .find(|folder| path.starts_with(folder.root()) && folder.has_unit(path))?
+                .judge(path, finding, served, patience, now),
+            SourceKind::Acme | SourceKind::Internal => self
+                .generations
+                .as_mut()?
+                .judge(path, finding, served, patience, now),
+        }
+    }
+
+    fn apply(&mut self, id: &EntryId, finding: Finding, scan: &Scan) -> Option<Change> {
+        let now = scan.now;
         let served = self.inventory.get(id).and_then(|entry| entry.live.clone());
         let key = served.as_ref().map(|live| &live.key);
-        let unit = self.unit_mut(id)?;
-        let verdict = unit.judge(finding, key, patience, now);
-        let seen = unit.take_seen(&verdict);
-        let private_key = unit.private_key.as_deref();
-        let private_key = private_key.filter(|_| id.source.is_external());
-        let private_key = private_key.map(Arc::from);
-        match verdict {
+        match self.judge(id, finding, key, scan)? {
             Verdict::Wait => None,
             Verdict::Unchanged => {
                 let news = self.inventory.recovered(id, now);
@@ -478,17 +600,21 @@ impl Thread {
             }
             Verdict::Vanished => self.inventory.vanished(id, now).then(|| vanished(id)),
             Verdict::Failed { path, cause } => self.fail(id, path, cause, now),
-            Verdict::Replace(key) => {
+            Verdict::Replace(Replacement {
+                key,
+                private_key,
+                seen,
+            }) => {
                 let live = Arc::new(LiveCertificate {
                     key: *key,
                     source: self.source_of(id),
-                    path: id.certificate.as_path().into(),
+                    path: id.certificate.clone(),
                     private_key,
                     loaded_at: now,
                 });
                 self.loads += 1;
                 self.inventory.loaded(id, live.clone(), now);
-                Some(loaded(&live, served.as_deref(), seen, now))
+                Some(loaded(live, served, seen))
             }
         }
     }
@@ -529,22 +655,29 @@ impl Thread {
             None => tracing::warn!(file = %path.display(), %cause, "certificate not loaded"),
         }
         Some(Change {
-            certificate: id.certificate.to_path_buf(),
+            certificate: id.certificate.clone(),
             names,
             result: ChangeResult::Failed,
             serial: None,
             cause: Some(format!("{} {cause}", path.display())),
+            swap: None,
         })
     }
 
     fn needs_recheck(&self) -> bool {
-        self.units().any(Unit::needs_recheck) || self.folders.iter().any(Folder::has_young_files)
+        self.pairs.iter().any(Unit::needs_recheck)
+            || self.folders.iter().any(Folder::needs_recheck)
+            || self
+                .generations
+                .as_ref()
+                .is_some_and(Generations::needs_recheck)
     }
 
-    fn units(&self) -> impl Iterator<Item = &Unit> {
-        let folders = self.folders.iter().flat_map(Folder::units);
-        let generations = self.generations.iter().flat_map(Generations::units);
-        self.pairs.iter().chain(folders).chain(generations)
+    fn retry_at(&self) -> Option<OffsetDateTime> {
+        let pairs = self.pairs.iter().filter_map(Unit::retry_at);
+        pairs
+            .chain(self.folders.iter().filter_map(Folder::retry_at))
+            .min()
     }
 
     fn publish_report(&self, now: OffsetDateTime) {
@@ -556,38 +689,47 @@ impl Thread {
         }));
     }
 
-    fn update_watches(&mut self) {
-        let Some(watcher) = &mut self.watcher else {
+    /// Watches what there is now: after a scan of everything, and whenever directories or links
+    /// came or went.
+    fn update_watches(&mut self, full: bool) {
+        let changed = self.folders.iter_mut().map(Folder::take_shape_changed);
+        let changed = changed.fold(false, |any, one| any | one);
+        let generations = self.generations.as_mut();
+        let changed = generations.is_some_and(Generations::take_shape_changed) || changed;
+        let Some(watcher) = self.watcher.as_mut().filter(|_| full || changed) else {
             return;
         };
-        let mut files: Vec<&Path> = Vec::new();
+        let mut wanted = Watched::default();
         for unit in &self.pairs {
-            files.push(&unit.certificate);
-            files.extend(unit.private_key.as_deref());
+            wanted.files.push(&unit.id.certificate);
+            wanted.files.extend(unit.private_key.as_deref());
         }
-        let mut directories: BTreeSet<&Path> = BTreeSet::new();
         for folder in &self.folders {
-            directories.insert(folder.root());
-            directories.extend(folder.directories().iter().map(PathBuf::as_path));
+            wanted.directories.push(folder.root());
+            wanted
+                .directories
+                .extend(folder.directories().iter().map(PathBuf::as_path));
+            wanted
+                .links
+                .extend(folder.links().iter().map(PathBuf::as_path));
         }
         if let Some(generations) = &self.generations {
-            directories.insert(generations.root());
-            directories.extend(generations.directories().iter().map(PathBuf::as_path));
+            wanted.directories.push(generations.root());
+            wanted
+                .directories
+                .extend(generations.directories().iter().map(PathBuf::as_path));
         }
-        watcher.watch(&directories, &files);
+        watcher.watch(&wanted);
     }
 }
 
 /// Reads and verifies. What just changed is read twice, with a pause between, and both readings
 /// have to agree.
 fn examine(tasks: Vec<Task>, now: OffsetDateTime) -> Vec<(EntryId, Finding)> {
-    let mut findings: Vec<(Task, Finding)> = tasks
-        .into_iter()
-        .map(|task| {
-            let finding = task.examine(now);
-            (task, finding)
-        })
-        .collect();
+    let mut findings = parallel::map(tasks, |task| {
+        let finding = task.examine(now);
+        (task, finding)
+    });
     let in_doubt = |finding: &Finding| matches!(finding, Finding::Good { young: true, .. });
     if findings.iter().any(|(_, finding)| in_doubt(finding)) {
         std::thread::sleep(CONFIRM_AFTER);
@@ -604,14 +746,14 @@ fn examine(tasks: Vec<Task>, now: OffsetDateTime) -> Vec<(EntryId, Finding)> {
 }
 
 fn confirm(task: &Task, finding: &mut Finding, now: OffsetDateTime) {
-    let second = task.examine(now);
+    let second = task.examine_afresh(now);
     let agree = match (&*finding, &second) {
         (Finding::Good { digest: a, .. }, Finding::Good { digest: b, .. }) => a == b,
         _ => false,
     };
     if !agree {
         *finding = Finding::Bad {
-            path: task.certificate.clone(),
+            path: task.id.certificate.to_path_buf(),
             cause: super::observe::ReadError::Unstable.to_string(),
         };
     }
@@ -622,14 +764,51 @@ fn names_of(live: &LiveCertificate) -> Vec<String> {
 }
 
 fn loaded(
-    live: &LiveCertificate,
-    old: Option<&LiveCertificate>,
+    live: Arc<LiveCertificate>,
+    old: Option<Arc<LiveCertificate>>,
     seen: Option<Duration>,
-    now: OffsetDateTime,
 ) -> Change {
-    let names = names_of(live);
+    let result = match old {
+        Some(_) => ChangeResult::Replaced,
+        None => ChangeResult::Loaded,
+    };
+    Change {
+        certificate: live.path.clone(),
+        names: names_of(&live),
+        result,
+        serial: Some(live.key.serial().to_owned()),
+        cause: None,
+        swap: Some(Swap { live, old, seen }),
+    }
+}
+
+/// What was loaded, one line each; in a bulk load, one line for all.
+fn log_changes(changes: &[Change]) {
+    let loads = changes.iter().filter_map(|change| change.swap.as_ref());
+    let bulk = changes.len() > LOGGED_ONE_BY_ONE;
+    for swap in loads.clone() {
+        let live = &swap.live;
+        if !live.key.is_valid_at(live.loaded_at) {
+            log_expired(live);
+        }
+        if bulk {
+            tracing::debug!(names = ?names_of(live), file = %live.path.display(), "certificate loaded");
+        } else {
+            log_load(swap);
+        }
+    }
+    if bulk {
+        tracing::info!(
+            certificates = loads.count(),
+            "certificates loaded or replaced"
+        );
+    }
+}
+
+fn log_load(Swap { live, old, seen }: &Swap) {
+    let old = old.as_ref();
     tracing::info!(
-        ?names,
+        names = ?names_of(live),
         serial = live.key.serial(),
         old_serial = old.map(|old| old.key.serial()),
         fingerprint = %live.key.fingerprint(),
@@ -640,20 +819,6 @@ fn loaded(
         seen_ms = seen.map(|seen| u64::try_from(seen.as_millis()).unwrap_or(u64::MAX)),
         "{}", if old.is_some() { "certificate replaced" } else { "certificate loaded" }
     );
-    if !live.key.is_valid_at(now) {
-        log_expired(live);
-    }
-    Change {
-        certificate: live.path.to_path_buf(),
-        names,
-        result: if old.is_some() {
-            ChangeResult::Replaced
-        } else {
-            ChangeResult::Loaded
-        },
-        serial: Some(live.key.serial().to_owned()),
-        cause: None,
-    }
 }
 
 fn log_expired(live: &LiveCertificate) {
@@ -669,11 +834,12 @@ fn log_expired(live: &LiveCertificate) {
 fn recovered(id: &EntryId, live: Option<&LiveCertificate>) -> Change {
     tracing::info!(file = %id.certificate.display(), "certificate on disk is again the one in service");
     Change {
-        certificate: id.certificate.to_path_buf(),
+        certificate: id.certificate.clone(),
         names: live.map_or_else(Vec::new, names_of),
         result: ChangeResult::Recovered,
         serial: live.map(|live| live.key.serial().to_owned()),
         cause: None,
+        swap: None,
     }
 }
 
@@ -683,10 +849,11 @@ fn vanished(id: &EntryId) -> Change {
         "certificate is gone from disk; it stays in service where nothing better is there"
     );
     Change {
-        certificate: id.certificate.to_path_buf(),
+        certificate: id.certificate.clone(),
         names: Vec::new(),
         result: ChangeResult::Vanished,
         serial: None,
         cause: None,
+        swap: None,
     }
 }

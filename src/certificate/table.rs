@@ -3,7 +3,7 @@
 
 use std::net::IpAddr;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
 use arc_swap::ArcSwap;
 use time::OffsetDateTime;
@@ -218,27 +218,43 @@ impl Table {
 /// The only way to change the live table. Not `Clone`: there is one, and the reloader owns it.
 pub struct Publisher {
     table: Arc<ArcSwap<Table>>,
-    loaded: watch::Sender<bool>,
+    progress: watch::Sender<Progress>,
+    wanted: Arc<Mutex<Vec<Box<str>>>>,
 }
 
 /// Reads the live table.
 #[derive(Clone)]
 pub struct TableReader {
     table: Arc<ArcSwap<Table>>,
-    loaded: watch::Receiver<bool>,
+    progress: watch::Receiver<Progress>,
+    wanted: Arc<Mutex<Vec<Box<str>>>>,
 }
+
+/// How far the first load is.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Progress {
+    done: bool,
+    /// How many parts of it were published.
+    parts: u64,
+}
+
+/// So many names are loaded before their turn; a flood of nonsense must not slow the load down.
+const MAX_WANTED: usize = 64;
 
 /// An empty live table: its writer and its first reader.
 pub fn live_table(default_name: Option<Name>) -> (Publisher, TableReader) {
     let table = Arc::new(ArcSwap::from_pointee(Table::new(default_name)));
-    let (sender, receiver) = watch::channel(false);
+    let (sender, receiver) = watch::channel(Progress::default());
+    let wanted = Arc::new(Mutex::new(Vec::new()));
     let publisher = Publisher {
         table: table.clone(),
-        loaded: sender,
+        progress: sender,
+        wanted: wanted.clone(),
     };
     let reader = TableReader {
         table,
-        loaded: receiver,
+        progress: receiver,
+        wanted,
     };
     (publisher, reader)
 }
@@ -247,13 +263,58 @@ impl Publisher {
     /// Replaces the live table. Handshakes that begin after this see the new one.
     pub fn publish(&self, table: Table) {
         self.table.store(Arc::new(table));
+        self.progress.send_if_modified(|progress| {
+            progress.parts += 1;
+            // Once everything is loaded nobody waits for a part any more.
+            !progress.done
+        });
     }
 
     /// Says that everything that was on disk at the start has been looked at, so that a name
     /// which is not in the table is unknown and no longer just not loaded yet.
     pub fn first_load_done(&self) {
-        self.loaded.send_replace(true);
+        self.progress.send_modify(|progress| progress.done = true);
     }
+
+    /// Puts first what handshakes wait for, if they have asked since `heard` was last brought up
+    /// to date. Which file holds a name is not known before it is read, but most people call their
+    /// files after what is in them.
+    pub fn bring_forward<T>(
+        &self,
+        items: &mut [T],
+        heard: &mut usize,
+        path: impl Fn(&T) -> &Arc<Path>,
+    ) {
+        let wanted = {
+            let wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+            let new = wanted.get(*heard..).unwrap_or_default().to_vec();
+            *heard = wanted.len();
+            new
+        };
+        for name in wanted {
+            let (label, parent) = name.split_once('.').unwrap_or((&name, ""));
+            let wildcard = format!("wildcard.{parent}");
+            let found = to_front(items, |item| {
+                let text = path(item).to_string_lossy();
+                text.contains(&*name) || text.contains(&wildcard)
+            });
+            if found == 0 {
+                to_front(items, |item| path(item).to_string_lossy().contains(label));
+            }
+        }
+    }
+}
+
+/// Moves the items that fit to the front. Returns how many there are.
+fn to_front<T>(items: &mut [T], fits: impl Fn(&T) -> bool) -> usize {
+    let mut front = 0;
+    for at in 0..items.len() {
+        if fits(&items[at]) {
+            items.swap(front, at);
+            front += 1;
+        }
+    }
+    front
 }
 
 impl TableReader {
@@ -263,12 +324,44 @@ impl TableReader {
 
     /// Whether the first load is over.
     pub fn is_loaded(&self) -> bool {
-        *self.loaded.borrow()
+        self.progress.borrow().done
     }
 
     /// Waits for the first load to be over.
     pub async fn loaded(&self) {
         // The sender lives as long as the reloader; once that is gone nothing more will load.
-        let _ = self.loaded.clone().wait_for(|loaded| *loaded).await;
+        let _ = self
+            .progress
+            .clone()
+            .wait_for(|progress| progress.done)
+            .await;
+    }
+
+    /// Asks for a name before its turn in the first load.
+    pub fn want(&self, name: &str) {
+        let mut wanted = self.wanted.lock().unwrap_or_else(PoisonError::into_inner);
+        let name = name.to_ascii_lowercase();
+        if wanted.len() < MAX_WANTED && !wanted.iter().any(|known| **known == *name) {
+            wanted.push(name.into());
+        }
+    }
+
+    /// Something to wait on for the next part of the first load. What is published from now on
+    /// counts.
+    pub fn parts(&self) -> Parts {
+        let mut progress = self.progress.clone();
+        progress.mark_unchanged();
+        Parts(progress)
+    }
+}
+
+/// See [`TableReader::parts`].
+pub struct Parts(watch::Receiver<Progress>);
+
+impl Parts {
+    /// Waits until another part of the first load is published, or all of it is.
+    pub async fn next(&mut self) {
+        // An error means that the reloader is gone, and nothing more will load.
+        let _ = self.0.changed().await;
     }
 }

@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::certified_key::{CertifiedKey, CertifiedKeyError};
 use super::inventory::EntryId;
-use super::material::{Material, Password};
+use super::material::{Material, MaterialError, Password};
 use super::observe::{self, Digest, Observation, ReadError, Stamp};
 use crate::clock;
 
@@ -24,9 +24,8 @@ pub const RECHECK: Duration = Duration::milliseconds(250);
 #[derive(Debug)]
 pub struct Unit {
     pub id: EntryId,
-    pub certificate: PathBuf,
     /// `None`: a file of a drop folder for whose certificate no key was found.
-    pub private_key: Option<PathBuf>,
+    pub private_key: Option<Arc<Path>>,
     /// Its first line opens an encrypted key.
     password_file: Option<PathBuf>,
     sight: Option<Sight>,
@@ -55,8 +54,10 @@ pub type PairDigest = (Digest, Digest);
 #[derive(Clone, Debug)]
 pub struct Task {
     pub id: EntryId,
-    pub certificate: PathBuf,
-    pub private_key: Option<PathBuf>,
+    pub private_key: Option<Arc<Path>>,
+    /// What the files hold, where they have just been read and had settled.
+    pub certificate_content: Option<Arc<Content>>,
+    pub key_content: Option<Arc<Content>>,
     pub password_file: Option<PathBuf>,
     pub served: Option<PairDigest>,
     /// What to say where no key fits: the folder that was searched.
@@ -88,18 +89,27 @@ pub enum Verdict {
     /// What is served is what is on disk.
     Unchanged,
     Vanished,
-    Replace(Box<CertifiedKey>),
+    Replace(Replacement),
     Failed {
         path: PathBuf,
         cause: String,
     },
 }
 
+/// A certificate to serve from now on.
+#[derive(Debug)]
+pub struct Replacement {
+    pub key: Box<CertifiedKey>,
+    /// The file that holds its private key.
+    pub private_key: Option<Arc<Path>>,
+    /// How long ago the change was first seen.
+    pub seen: Option<StdDuration>,
+}
+
 impl Unit {
-    pub fn new(id: EntryId, certificate: PathBuf, private_key: Option<PathBuf>) -> Unit {
+    pub fn new(id: EntryId, private_key: Option<Arc<Path>>) -> Unit {
         Unit {
             id,
-            certificate,
             private_key,
             password_file: None,
             sight: None,
@@ -122,6 +132,11 @@ impl Unit {
         self.recheck
     }
 
+    /// Whether what is on disk was not taken.
+    pub fn is_failing(&self) -> bool {
+        self.failing_since.is_some()
+    }
+
     /// When the unit has to be looked at again although no file changes.
     pub fn retry_at(&self) -> Option<OffsetDateTime> {
         self.retry_at
@@ -133,7 +148,7 @@ impl Unit {
     }
 
     /// The key file was found elsewhere than before.
-    pub fn set_private_key(&mut self, private_key: Option<PathBuf>) {
+    pub fn set_private_key(&mut self, private_key: Option<Arc<Path>>) {
         if self.private_key != private_key {
             self.private_key = private_key;
             self.sight = None;
@@ -143,7 +158,7 @@ impl Unit {
     /// What the metadata says now, by asking the file system.
     pub fn stat(&self) -> Sight {
         Sight {
-            certificate: observe::stat(&self.certificate),
+            certificate: observe::stat(&self.id.certificate),
             private_key: self.private_key.as_deref().and_then(observe::stat),
         }
     }
@@ -159,19 +174,12 @@ impl Unit {
         changed || self.recheck || self.failing_since.is_some()
     }
 
-    /// How long ago the change was first seen that `verdict` settles.
-    pub fn take_seen(&mut self, verdict: &Verdict) -> Option<StdDuration> {
-        match verdict {
-            Verdict::Wait | Verdict::Failed { .. } => None,
-            _ => self.seen.take().map(|seen| seen.elapsed()),
-        }
-    }
-
     pub fn task(&self, searched: Option<Arc<Path>>) -> Task {
         Task {
             id: self.id.clone(),
-            certificate: self.certificate.clone(),
             private_key: self.private_key.clone(),
+            certificate_content: None,
+            key_content: None,
             password_file: self.password_file.clone(),
             served: self.served,
             searched,
@@ -193,16 +201,18 @@ impl Unit {
         match finding {
             Finding::Absent if self.served.is_none() => {
                 let cause = ReadError::Missing.to_string();
-                self.fail(self.certificate.clone(), cause, patience, now)
+                self.fail(self.id.certificate.to_path_buf(), cause, patience, now)
             }
             Finding::Absent if self.is_patient(patience, now) => Verdict::Wait,
             Finding::Absent => {
                 self.served = None;
+                self.seen = None;
                 Verdict::Vanished
             }
             Finding::Same { young } => {
                 self.failing_since = None;
                 self.recheck = young;
+                self.seen = None;
                 Verdict::Unchanged
             }
             Finding::Good { key, young, .. } if young && key.chain_length() < served_chain => {
@@ -219,7 +229,7 @@ impl Unit {
                     .chain(served.map(CertifiedKey::not_after))
                     .min();
                 self.fail(
-                    self.certificate.clone(),
+                    self.id.certificate.to_path_buf(),
                     not_valid(&key, now),
                     patience,
                     now,
@@ -229,7 +239,11 @@ impl Unit {
                 self.failing_since = None;
                 self.recheck = young;
                 self.served = Some(digest);
-                Verdict::Replace(key)
+                Verdict::Replace(Replacement {
+                    key,
+                    private_key: self.private_key.clone(),
+                    seen: self.seen.take().map(|seen| seen.elapsed()),
+                })
             }
             Finding::Bad { path, cause } => self.fail(path, cause, patience, now),
         }
@@ -269,25 +283,41 @@ fn not_valid(key: &CertifiedKey, now: OffsetDateTime) -> String {
     }
 }
 
+/// What a file held when it was read.
+pub struct Content {
+    pub material: Material,
+    pub observation: Observation,
+}
+
+impl std::fmt::Debug for Content {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Content")
+            .field("observation", &self.observation)
+            .finish_non_exhaustive()
+    }
+}
+
+/// A file at fault and what is wrong with it.
+type Fault = (PathBuf, String);
+
 /// Reads and verifies an explicit pair. The error is the file at fault and what is wrong with it.
 pub fn read_pair(
     certificate: &Path,
     private_key: &Path,
     password_file: Option<&Path>,
     now: OffsetDateTime,
-) -> Result<CertifiedKey, (PathBuf, String)> {
-    let certificate = certificate.to_owned();
+) -> Result<CertifiedKey, Fault> {
     let id = EntryId {
         source: super::table::SourceKind::File,
-        certificate: Arc::new(certificate.clone()),
+        certificate: certificate.into(),
     };
-    let task = Unit::new(id, certificate, Some(private_key.to_owned()))
+    let task = Unit::new(id, Some(private_key.into()))
         .with_password_file(password_file.map(Path::to_owned))
         .task(None);
     match task.try_examine(now)? {
         Finding::Good { key, .. } => Ok(*key),
         // Nothing was served from it before, so it cannot be the same.
-        _ => Err((task.certificate, ReadError::Missing.to_string())),
+        _ => Err((certificate.to_owned(), ReadError::Missing.to_string())),
     }
 }
 
@@ -300,32 +330,66 @@ impl Task {
         }
     }
 
-    fn try_examine(&self, now: OffsetDateTime) -> Result<Finding, (PathBuf, String)> {
-        let at = |path: &Path| {
-            let path = path.to_owned();
-            move |error: ReadError| (path, error.to_string())
+    /// [`examine`](Self::examine) with everything read again.
+    pub fn examine_afresh(&self, now: OffsetDateTime) -> Finding {
+        let task = Task {
+            certificate_content: None,
+            key_content: None,
+            ..self.clone()
         };
-        let certificate = read_resolved(&self.certificate, now);
+        task.examine(now)
+    }
+
+    fn try_examine(&self, now: OffsetDateTime) -> Result<Finding, Fault> {
+        let password = self.password(now)?;
+        let read = |path: &Path, known: &Option<Arc<Content>>| match known {
+            Some(content) => Ok(content.clone()),
+            None => read_content(path, password.as_ref(), now).map(Arc::new),
+        };
+        let path = &*self.id.certificate;
+        let certificate = read(path, &self.certificate_content);
         let Some(key_path) = &self.private_key else {
             return self.without_key(certificate);
         };
-        let private_key = read_resolved(key_path, now);
-        let key_is_missing = matches!(private_key, Err(ReadError::Missing));
+        let private_key = if key_path == &self.id.certificate {
+            certificate.clone()
+        } else {
+            read(key_path, &self.key_content)
+        };
         // In a drop folder the certificate is the unit, and a key by itself nothing.
-        if let Err(ReadError::Missing) = certificate
-            && (key_is_missing || self.searched.is_some())
-        {
+        let is_missing = |content: &Result<Arc<Content>, ContentError>| {
+            content.as_ref().is_err_and(ContentError::is_missing)
+        };
+        if is_missing(&certificate) && (self.searched.is_some() || is_missing(&private_key)) {
             return Ok(Finding::Absent);
         }
-        let (certificate_bytes, certificate) = certificate.map_err(at(&self.certificate))?;
-        let (key_bytes, private_key) = private_key.map_err(at(key_path))?;
-        let digest = (certificate.digest, private_key.digest);
-        let young = certificate.young || private_key.young;
+        let certificate = certificate.map_err(|error| error.at(path))?;
+        let private_key = private_key.map_err(|error| error.at(key_path))?;
+        self.compare(&certificate, &private_key, key_path)
+    }
+
+    fn compare(
+        &self,
+        certificate: &Content,
+        private_key: &Content,
+        key_path: &Path,
+    ) -> Result<Finding, Fault> {
+        let digest = (
+            certificate.observation.digest,
+            private_key.observation.digest,
+        );
+        let young = certificate.observation.young || private_key.observation.young;
         if self.served == Some(digest) {
             return Ok(Finding::Same { young });
         }
-        let password = self.password(now)?;
-        let key = self.assemble(&certificate_bytes, &key_bytes, key_path, password.as_ref())?;
+        let key = CertifiedKey::from_materials(&certificate.material, &private_key.material);
+        let key = key.map_err(|error| {
+            let path = match &error {
+                CertifiedKeyError::NoKey | CertifiedKeyError::KeyMismatch { .. } => key_path,
+                _ => &self.id.certificate,
+            };
+            (path.to_owned(), error.to_string())
+        })?;
         Ok(Finding::Good {
             key: Box::new(key),
             digest,
@@ -335,16 +399,15 @@ impl Task {
 
     fn without_key(
         &self,
-        certificate: Result<(Vec<u8>, Observation), ReadError>,
-    ) -> Result<Finding, (PathBuf, String)> {
-        let fault = |cause: String| (self.certificate.clone(), cause);
-        let bytes = match certificate {
-            Err(ReadError::Missing) => return Ok(Finding::Absent),
-            Err(error) => return Err(fault(error.to_string())),
-            Ok((bytes, _)) => bytes,
+        certificate: Result<Arc<Content>, ContentError>,
+    ) -> Result<Finding, Fault> {
+        let fault = |cause: String| (self.id.certificate.to_path_buf(), cause);
+        let content = match certificate {
+            Err(error) if error.is_missing() => return Ok(Finding::Absent),
+            Err(error) => return Err(error.at(&self.id.certificate)),
+            Ok(content) => content,
         };
-        let material = Material::parse(&bytes, None).map_err(|error| fault(error.to_string()))?;
-        if material.certificates.is_empty() {
+        if content.material.certificates.is_empty() {
             return Err(fault(CertifiedKeyError::NoCertificate.to_string()));
         }
         let place = match &self.searched {
@@ -356,45 +419,54 @@ impl Task {
         )))
     }
 
-    fn password(&self, now: OffsetDateTime) -> Result<Option<Password>, (PathBuf, String)> {
+    fn password(&self, now: OffsetDateTime) -> Result<Option<Password>, Fault> {
         let Some(path) = &self.password_file else {
             return Ok(None);
         };
         let (bytes, _) = observe::read(path, now)
             .map_err(|error| (path.clone(), format!("(the password file) {error}")))?;
-        Ok(Some(Password::from_file_content(&String::from_utf8_lossy(
-            &bytes,
-        ))))
+        let text = String::from_utf8_lossy(&bytes);
+        Ok(Some(Password::from_file_content(&text)))
+    }
+}
+
+/// Why a file gave no content.
+#[derive(Clone, Debug)]
+enum ContentError {
+    Read(Arc<ReadError>),
+    Material(MaterialError),
+}
+
+impl ContentError {
+    fn is_missing(&self) -> bool {
+        matches!(self, ContentError::Read(error) if matches!(**error, ReadError::Missing))
     }
 
-    fn assemble(
-        &self,
-        certificate_bytes: &[u8],
-        key_bytes: &[u8],
-        key_path: &Path,
-        password: Option<&Password>,
-    ) -> Result<CertifiedKey, (PathBuf, String)> {
-        let certificate = Material::parse(certificate_bytes, password)
-            .map_err(|error| (self.certificate.clone(), error.to_string()))?;
-        let private_key = Material::parse(key_bytes, password)
-            .map_err(|error| (key_path.to_owned(), error.to_string()))?;
-        CertifiedKey::from_materials(&certificate, &private_key).map_err(|error| {
-            let path = match &error {
-                CertifiedKeyError::NoKey | CertifiedKeyError::KeyMismatch { .. } => key_path,
-                _ => &self.certificate,
-            };
-            (path.to_owned(), error.to_string())
-        })
+    fn at(self, path: &Path) -> Fault {
+        let cause = match self {
+            ContentError::Read(error) => error.to_string(),
+            ContentError::Material(error) => error.to_string(),
+        };
+        (path.to_owned(), cause)
     }
 }
 
 /// Reads a file through its links, and makes sure that the links led to the same place before and
 /// after: a `..data` link that is swapped meanwhile would mix two generations.
-fn read_resolved(path: &Path, now: OffsetDateTime) -> Result<(Vec<u8>, Observation), ReadError> {
+fn read_content(
+    path: &Path,
+    password: Option<&Password>,
+    now: OffsetDateTime,
+) -> Result<Content, ContentError> {
+    let failed = |error: ReadError| ContentError::Read(Arc::new(error));
     let before = observe::resolve(path);
-    let reading = observe::read(path, now)?;
+    let (bytes, observation) = observe::read(path, now).map_err(failed)?;
     if observe::resolve(path) != before {
-        return Err(ReadError::Unstable);
+        return Err(failed(ReadError::Unstable));
     }
-    Ok(reading)
+    let material = Material::parse(&bytes, password).map_err(ContentError::Material)?;
+    Ok(Content {
+        material,
+        observation,
+    })
 }

@@ -220,12 +220,12 @@ mod tests {
     fn entry(source: SourceKind, file: &str, key: Option<&str>, request: &Request<'_>) -> Named {
         let id = EntryId {
             source,
-            certificate: Arc::new(file.into()),
+            certificate: Path::new(file).into(),
         };
         let live = LiveCertificate {
             key: request.issue().certified_key(),
             source,
-            path: id.certificate.as_path().into(),
+            path: id.certificate.clone(),
             private_key: key.map(|key| Path::new(key).into()),
             loaded_at: NOW,
         };

@@ -30,15 +30,27 @@ pub struct Watcher {
     inotify: Arc<OwnedFd>,
     /// Shared with the thread that reads the events.
     paths: Arc<Mutex<BTreeMap<i32, PathBuf>>>,
-    watched: BTreeMap<PathBuf, Watched>,
+    watched: BTreeMap<PathBuf, Watch>,
     /// Directories that are watched because links of these files lead there.
     stands_for: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
     refused: BTreeSet<PathBuf>,
+    /// Directories on file systems that may change without an event.
+    silent: BTreeSet<PathBuf>,
+}
+
+/// What is to be watched.
+#[derive(Default)]
+pub struct Watched<'a> {
+    pub directories: Vec<&'a Path>,
+    /// Files outside these directories.
+    pub files: Vec<&'a Path>,
+    /// Files inside them that are symbolic links.
+    pub links: Vec<&'a Path>,
 }
 
 /// A watch stays with the directory it was made for, even if another takes over its path.
 #[derive(Clone, Copy, PartialEq, Eq)]
-struct Watched {
+struct Watch {
     watch: i32,
     device: u64,
     inode: u64,
@@ -64,26 +76,27 @@ impl Watcher {
             watched: BTreeMap::new(),
             stands_for: BTreeMap::new(),
             refused: BTreeSet::new(),
+            silent: BTreeSet::new(),
         })
     }
 
-    /// Watches exactly these directories, and what the files (and their links) stand in.
-    pub fn watch(&mut self, directories: &BTreeSet<&Path>, files: &[&Path]) {
-        let mut wanted: BTreeSet<PathBuf> = directories
-            .iter()
-            .map(|directory| existing(directory))
-            .collect();
+    /// Watches exactly these directories, and what the files (and all links) stand in.
+    pub fn watch(&mut self, sources: &Watched<'_>) {
+        let mut wanted: BTreeSet<PathBuf> = BTreeSet::new();
         self.stands_for.clear();
-        for directory in directories {
-            self.add_link_targets(directory, &mut wanted);
+        for directory in &sources.directories {
+            wanted.insert(existing(directory));
             if directory.is_symlink() {
                 wanted.insert(existing(directory.parent().unwrap_or(Path::new("."))));
-                self.follow(directory, directory, &mut wanted);
+                self.follow(directory, &mut wanted);
             }
         }
-        for file in files {
+        for link in &sources.links {
+            self.follow(link, &mut wanted);
+        }
+        for file in &sources.files {
             wanted.insert(existing(file.parent().unwrap_or(Path::new("."))));
-            self.follow(file, file, &mut wanted);
+            self.follow(file, &mut wanted);
         }
         let stale: Vec<PathBuf> = self
             .watched
@@ -94,9 +107,26 @@ impl Watcher {
         for path in stale {
             self.remove(&path);
         }
+        self.refused.retain(|path| wanted.contains(path));
+        self.silent.retain(|path| wanted.contains(path));
+        let refused_before = self.refused.len();
+        let mut reason = None;
         for path in wanted {
-            self.add(path);
+            reason = self.add(path).err().or(reason);
         }
+        if let Some(error) = reason.filter(|_| self.refused.len() > refused_before) {
+            tracing::warn!(
+                directories = self.refused.len(), %error,
+                "no file events from some directories: changes in them are found by the poll \
+                 (fs.inotify.max_user_watches may be too low)"
+            );
+        }
+    }
+
+    /// Whether every wanted directory is watched, and lies on a file system that is known to
+    /// deliver all events. Network file systems, FUSE and overlays are not.
+    pub fn is_reliable(&self) -> bool {
+        self.refused.is_empty() && self.silent.is_empty()
     }
 
     /// The files whose links lead into a directory.
@@ -108,24 +138,9 @@ impl Watcher {
             .cloned()
     }
 
-    /// Files of a drop folder may be links to elsewhere (certbot's `live` leads to `archive`).
-    fn add_link_targets(&mut self, directory: &Path, wanted: &mut BTreeSet<PathBuf>) {
-        let Ok(entries) = std::fs::read_dir(directory) else {
-            return;
-        };
-        let links: Vec<PathBuf> = entries
-            .flatten()
-            .filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_symlink()))
-            .map(|entry| entry.path())
-            .collect();
-        for link in links {
-            self.follow(&link, &link, wanted);
-        }
-    }
-
     /// Watches every directory that a path's links lead through.
-    fn follow(&mut self, path: &Path, origin: &Path, wanted: &mut BTreeSet<PathBuf>) {
-        let mut current = path.to_owned();
+    fn follow(&mut self, origin: &Path, wanted: &mut BTreeSet<PathBuf>) {
+        let mut current = origin.to_owned();
         for _ in 0..MAX_LINKS {
             let Ok(target) = std::fs::read_link(&current) else {
                 return;
@@ -145,17 +160,22 @@ impl Watcher {
         }
     }
 
-    fn add(&mut self, path: PathBuf) {
+    fn add(&mut self, path: PathBuf) -> rustix::io::Result<()> {
         let Ok(metadata) = std::fs::metadata(&path) else {
-            return;
+            return Ok(());
         };
         let (device, inode) = (metadata.dev(), metadata.ino());
         if let Some(known) = self.watched.get(&path) {
             let alive = self.lock().contains_key(&known.watch);
             if alive && (known.device, known.inode) == (device, inode) {
-                return;
+                return Ok(());
             }
             self.remove(&path);
+        }
+        if delivers_events(&path) {
+            self.silent.remove(&path);
+        } else {
+            self.silent.insert(path.clone());
         }
         let events = WatchFlags::CREATE
             | WatchFlags::CLOSE_WRITE
@@ -166,31 +186,22 @@ impl Watcher {
             | WatchFlags::DELETE_SELF
             | WatchFlags::MOVE_SELF
             | WatchFlags::ONLYDIR;
-        match inotify::add_watch(&self.inotify, &path, events) {
-            Ok(watch) => {
-                self.refused.remove(&path);
-                self.lock().insert(watch, path.clone());
-                let watched = Watched {
-                    watch,
-                    device,
-                    inode,
-                };
-                self.watched.insert(path, watched);
-            }
-            Err(error) => {
-                if self.refused.insert(path.clone()) {
-                    tracing::warn!(
-                        directory = %path.display(), %error,
-                        "no file events from this directory: changes in it are found by the poll \
-                         (fs.inotify.max_user_watches may be too low)"
-                    );
-                }
-            }
-        }
+        let watch = inotify::add_watch(&self.inotify, &path, events).inspect_err(|_| {
+            self.refused.insert(path.clone());
+        })?;
+        self.refused.remove(&path);
+        self.lock().insert(watch, path.clone());
+        let watched = Watch {
+            watch,
+            device,
+            inode,
+        };
+        self.watched.insert(path, watched);
+        Ok(())
     }
 
     fn remove(&mut self, path: &Path) {
-        if let Some(Watched { watch, .. }) = self.watched.remove(path)
+        if let Some(Watch { watch, .. }) = self.watched.remove(path)
             && self.lock().remove(&watch).is_some()
         {
             // It is gone already where the directory was deleted.
@@ -202,6 +213,25 @@ impl Watcher {
         // A poisoned map is still a map: no code panics halfway through changing it.
         self.paths.lock().unwrap_or_else(PoisonError::into_inner)
     }
+}
+
+/// Whether the file system is one on which nothing changes without an event: those whose only way
+/// in is this kernel.
+fn delivers_events(directory: &Path) -> bool {
+    /// ext2/3/4, XFS, Btrfs, tmpfs, ramfs, F2FS, ZFS, bcachefs (statfs(2), linux/magic.h).
+    const LOCAL: [u64; 8] = [
+        0xef53,
+        0x5846_5342,
+        0x9123_683e,
+        0x0102_1994,
+        0x8584_58f6,
+        0xf2f5_2010,
+        0x2fc1_2fc1,
+        0xca45_1a4e,
+    ];
+    // The type of the field differs between platforms, and all its values are positive.
+    rustix::fs::statfs(directory)
+        .is_ok_and(|statfs| LOCAL.contains(&u64::try_from(statfs.f_type).unwrap_or(0)))
 }
 
 /// The directory itself, or the nearest one above it that is there: its creation shows there.

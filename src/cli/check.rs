@@ -8,7 +8,7 @@ use super::{ConfigArgs, EXIT_USAGE};
 use crate::acme::subject::{takeover_hosts, tls_hosts};
 use crate::certificate::attention::Attention;
 use crate::certificate::certified_key::CertifiedKey;
-use crate::certificate::folder::Folder;
+use crate::certificate::folder;
 use crate::certificate::inventory::{EntryId, Inventory};
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::certificate::unit::{self, Finding};
@@ -72,7 +72,7 @@ fn load(id: EntryId, private_key: Option<&Path>, key: CertifiedKey, inventory: &
     let live = LiveCertificate {
         key,
         source: id.source,
-        path: id.certificate.as_path().into(),
+        path: id.certificate.clone(),
         private_key: private_key.map(Arc::from),
         loaded_at: now,
     };
@@ -83,9 +83,8 @@ fn load(id: EntryId, private_key: Option<&Path>, key: CertifiedKey, inventory: &
 fn load_folders(config: &Config, inventory: &mut Inventory) {
     let now = clock::now();
     for directory in &config.certificates.directories {
-        let tasks = Folder::new(directory).look_at_all(now, &mut Vec::new());
-        for task in tasks {
-            if let Finding::Good { key, .. } = task.examine(now) {
+        for (task, finding) in folder::read_once(directory, now) {
+            if let Finding::Good { key, .. } = finding {
                 load(task.id, task.private_key.as_deref(), *key, inventory);
             }
         }
@@ -107,7 +106,7 @@ fn load_pairs(config: &Config, inventory: &mut Inventory) -> Vec<String> {
             );
             let id = EntryId {
                 source: SourceKind::File,
-                certificate: Arc::new(pair.certificate.clone()),
+                certificate: pair.certificate.as_path().into(),
             };
             read.map(|key| load(id, Some(&pair.private_key), key, inventory))
                 .err()

@@ -180,11 +180,10 @@ async fn complete<A>(
     stream: &mut SslStream<TcpStream>,
     service: &Service<A>,
 ) -> Result<(), boring::ssl::Error> {
+    let mut parts = service.table.parts();
     loop {
         match stream.accept().await {
-            Err(error) if error.code() == ErrorCode::PENDING_CERTIFICATE => {
-                service.table.loaded().await;
-            }
+            Err(error) if error.code() == ErrorCode::PENDING_CERTIFICATE => parts.next().await,
             result => return result,
         }
     }

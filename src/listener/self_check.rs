@@ -277,12 +277,12 @@ mod tests {
         let now = clock::now();
         let id = EntryId {
             source: SourceKind::File,
-            certificate: Arc::new("a".into()),
+            certificate: std::path::Path::new("a").into(),
         };
         let live = LiveCertificate {
             key: Request::new(names, now).issue().certified_key(),
             source: SourceKind::File,
-            path: id.certificate.as_path().into(),
+            path: id.certificate.clone(),
             private_key: None,
             loaded_at: now,
         };

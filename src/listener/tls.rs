@@ -130,7 +130,12 @@ fn select(
             settle(ssl, Selection::Certificate(choice))
         }
         None if table.is_loaded() => settle(ssl, Selection::Refused),
-        None => Err(SelectCertError::RETRY),
+        None => {
+            if let Some(name) = ssl.servername(NameType::HOST_NAME) {
+                table.want(name);
+            }
+            Err(SelectCertError::RETRY)
+        }
     }
 }
 
