@@ -15,16 +15,16 @@ use super::inventory::{Entry, EntryId};
 use super::name::Name;
 use super::overdue::{self, HostSet, Late, Overdue};
 use super::reloader::{Reloader, Report};
-use super::warnings::{self, FileFacts, MountPoints};
+use super::warnings::{self, FileFacts, MountedFiles};
 use crate::clock;
 
 /// How often it is looked whether anything changed, if nothing says so sooner.
-const INTERVAL: Duration = Duration::from_secs(10);
+const INTERVAL: Duration = Duration::from_secs(1);
 /// Changes that come within this are taken together.
 const GATHER: Duration = Duration::from_millis(100);
 /// Looking takes at most this part of the time: with 100,000 certificates and one change a second
 /// it is no longer done for each.
-const SHARE: u32 = 50;
+const SHARE: u32 = 100;
 /// Warnings of one kind that are told one by one; a folder of 100,000 keys with the wrong mode is
 /// no 100,000 lines.
 const MAX_TOLD: usize = 50;
@@ -115,11 +115,13 @@ impl Guard {
         let contested = warnings::contested(entries(), &self.folders, &self.takeover, now);
         let files = look_at_files(report, of_files);
         let before = self.attention.load();
-        for (id, overdue) in &late.entries {
-            if before.late.entries.get(id) != Some(overdue) {
-                self.tell(&id.certificate.display().to_string(), overdue);
-            }
+        let is_new =
+            |(id, overdue): &(&EntryId, &Overdue)| before.late.entries.get(*id) != Some(*overdue);
+        let new: Vec<_> = late.entries.iter().filter(is_new).collect();
+        for (id, overdue) in new.iter().take(MAX_TOLD) {
+            self.tell(&id.certificate.display().to_string(), overdue);
         }
+        tell_more(new.len());
         tell_new(&before.contested, &contested);
         tell_new(&before.files, &files);
         self.attention.store(Arc::new(Attention {
@@ -144,14 +146,14 @@ impl Guard {
 }
 
 fn look_at_files(report: &Report, known: &mut OfFiles) -> Vec<String> {
-    let mounts = MountPoints::of_process();
+    let mounted = MountedFiles::of_process();
     known.retain(|id, _| report.entries.contains_key(id));
     for (id, entry) in &report.entries {
         let is_same = |(before, found): &(Arc<Entry>, Vec<String>)| {
             Arc::ptr_eq(before, entry) && found.is_empty()
         };
         if id.source.is_external() && !known.get(id).is_some_and(is_same) {
-            let found = warnings::of_files(id, entry, |path| FileFacts::of(path, &mounts));
+            let found = warnings::of_files(id, entry, |path| FileFacts::of(path, &mounted));
             known.insert(id.clone(), (entry.clone(), found));
         }
     }
@@ -166,7 +168,12 @@ fn tell_new(before: &[String], now: &[String]) {
     for warning in new.iter().take(MAX_TOLD) {
         tracing::warn!("{warning}");
     }
-    if let Some(more) = new.len().checked_sub(MAX_TOLD).filter(|more| *more > 0) {
+    tell_more(new.len());
+}
+
+fn tell_more(all: usize) {
+    let more = all.saturating_sub(MAX_TOLD);
+    if more > 0 {
         tracing::warn!(more, "and more warnings of this kind");
     }
 }
@@ -190,8 +197,8 @@ impl Attention {
         now: OffsetDateTime,
     ) -> Attention {
         let all = || entries.iter().map(|(id, entry)| (id, &**entry));
-        let mounts = MountPoints::of_process();
-        let facts = |path: &std::path::Path| FileFacts::of(path, &mounts);
+        let mounted = MountedFiles::of_process();
+        let facts = |path: &std::path::Path| FileFacts::of(path, &mounted);
         let files = all().flat_map(|(id, entry)| warnings::of_files(id, entry, facts));
         let files: BTreeSet<String> = files.collect();
         Attention {

@@ -1,6 +1,6 @@
 //! What is served now and will bite later: files whose renewal can never be seen, keys that others
 //! can read, sources that fight over a name. Pure over the certificates and the facts about their
-//! files; only [`FileFacts::of`] and [`MountPoints::of_process`] look at the machine.
+//! files; only [`FileFacts::of`] and [`MountedFiles::of_process`] look at the machine.
 
 use std::collections::{BTreeMap, HashMap, HashSet};
 use std::ffi::OsString;
@@ -36,14 +36,36 @@ pub struct FileFacts {
 #[derive(Clone, Debug, Default)]
 pub struct MountPoints(HashSet<PathBuf>);
 
-impl MountPoints {
+/// The files that something is mounted on.
+#[derive(Clone, Debug, Default)]
+pub struct MountedFiles {
+    paths: MountPoints,
+    /// Device and inode: a cheap question before the expensive one, where a path really leads.
+    inodes: HashSet<(u64, u64)>,
+}
+
+impl MountedFiles {
     /// As this process sees them.
-    pub fn of_process() -> MountPoints {
+    pub fn of_process() -> MountedFiles {
         // Without /proc there is one warning less.
         let text = std::fs::read("/proc/self/mountinfo").unwrap_or_default();
-        MountPoints::parse(&text)
+        let paths = MountPoints::parse(&text);
+        let files = paths
+            .0
+            .iter()
+            .filter_map(|path| std::fs::metadata(path).ok());
+        let files = files.filter(std::fs::Metadata::is_file);
+        let inodes = files.map(|file| (file.dev(), file.ino())).collect();
+        MountedFiles { paths, inodes }
     }
 
+    fn contains(&self, path: &Path, metadata: &std::fs::Metadata) -> bool {
+        self.inodes.contains(&(metadata.dev(), metadata.ino()))
+            && std::fs::canonicalize(path).is_ok_and(|target| self.paths.contains(&target))
+    }
+}
+
+impl MountPoints {
     /// Reads the format of `/proc/self/mountinfo` (proc_pid_mountinfo(5)): the fifth field.
     pub fn parse(text: &[u8]) -> MountPoints {
         let fields = text.split(|byte| *byte == b'\n');
@@ -80,11 +102,13 @@ fn unescape(field: &[u8]) -> Vec<u8> {
 
 impl FileFacts {
     /// Asks the file system.
-    pub fn of(path: &Path, mounts: &MountPoints) -> FileFacts {
-        let target = std::fs::canonicalize(path);
+    pub fn of(path: &Path, mounted: &MountedFiles) -> FileFacts {
+        let metadata = std::fs::metadata(path).ok();
         FileFacts {
-            is_mount_point: target.is_ok_and(|target| mounts.contains(&target)),
-            mode: std::fs::metadata(path).ok().map(|it| it.mode() & 0o7777),
+            is_mount_point: metadata
+                .as_ref()
+                .is_some_and(|it| mounted.contains(path, it)),
+            mode: metadata.map(|it| it.mode() & 0o7777),
         }
     }
 }
@@ -96,24 +120,23 @@ pub fn of_files(id: &EntryId, entry: &Entry, facts: impl Fn(&Path) -> FileFacts)
     }
     let certificate: &Path = &id.certificate;
     let private_key = entry.live.as_ref().and_then(|it| it.private_key.as_deref());
-    let mut files = vec![certificate];
-    files.extend(private_key.filter(|key| *key != certificate));
-    let mut found: Vec<String> = files
-        .into_iter()
-        .filter(|file| facts(file).is_mount_point)
-        .map(pinned)
-        .collect();
-    let mode = private_key.and_then(|key| Some((key, facts(key).mode?)));
-    found.extend(
-        mode.filter(|(_, mode)| mode & OTHERS != 0)
-            .map(|(key, mode)| {
-                let key = key.display();
-                format!(
-                    "the private key {key} is open to others than its owner (mode {mode:04o}); \
-                     chmod 600 {key}"
-                )
-            }),
-    );
+    let mut files = vec![(certificate, facts(certificate))];
+    let key_facts = private_key.map(|key| match key == certificate {
+        true => files[0],
+        false => (key, facts(key)),
+    });
+    files.extend(key_facts.filter(|(key, _)| *key != certificate));
+    let pinned_files = files.iter().filter(|(_, facts)| facts.is_mount_point);
+    let mut found: Vec<String> = pinned_files.map(|(file, _)| pinned(file)).collect();
+    if let Some((key, facts)) = key_facts
+        && let Some(mode) = facts.mode.filter(|mode| mode & OTHERS != 0)
+    {
+        let key = key.display();
+        found.push(format!(
+            "the private key {key} is open to others than its owner (mode {mode:04o}); chmod 600 \
+             {key}"
+        ));
+    }
     found
 }
 
