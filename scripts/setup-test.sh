@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
-# not ours), and Pebble, the ACME server that Let's Encrypt's authors test with. Safe to run again.
+# not ours), certbot, lego and rsync (they renew what is served), and Pebble, the ACME server that
+# Let's Encrypt's authors test with. Safe to run again.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/apt.sh
@@ -8,8 +9,8 @@ cd "$(dirname "$0")/.."
 PEBBLE_VERSION=v2.10.1
 POLICY=/usr/sbin/policy-rc.d
 
-# Debian starts a freshly installed nginx, which would take port 80. Nothing that is installed
-# here is to start, now or at the next boot.
+# Debian starts a freshly installed nginx, which would take port 80, and runs certbot twice a day.
+# Nothing that is installed here is to start, now or at the next boot.
 forbid_service_starts() {
     if [ ! -e "$POLICY" ]; then
         printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
@@ -19,26 +20,38 @@ forbid_service_starts() {
     fi
 }
 
-stop_installed_nginx() {
+# Only what was not here before: somebody's own nginx stays as it is.
+stop_installed() {
     if [ -d /run/systemd/system ]; then
-        as_root systemctl disable --now nginx.service >/dev/null 2>&1 || true
+        for unit in $NEW_UNITS; do
+            as_root systemctl disable --now "$unit" >/dev/null 2>&1 || true
+        done
     fi
 }
 
+NEW_UNITS=""
+
+# need_without_unit PACKAGE UNIT WHY: need, and the unit that comes with the package stays off.
+need_without_unit() {
+    need "$1" "$3"
+    NEW_UNITS="$NEW_UNITS $2"
+}
+
 install_programs() {
-    new_nginx=no
     command -v curl >/dev/null 2>&1 || need curl "the client with which the tests speak HTTP/1.1 and HTTP/2"
     command -v openssl >/dev/null 2>&1 || need openssl "the tests look at served certificates with it"
     # As root it is in /usr/sbin, which is not in every user's PATH.
     if ! command -v nginx >/dev/null 2>&1 && [ ! -x /usr/sbin/nginx ]; then
-        need nginx-light "an upstream for the tests; it is not started as a service"
-        new_nginx=yes
-        forbid_service_starts
+        need_without_unit nginx-light nginx.service "an upstream for the tests; it is not started as a service"
     fi
+    command -v certbot >/dev/null 2>&1 ||
+        need_without_unit certbot certbot.timer "renews a certificate in the tests; its timer stays off"
+    command -v lego >/dev/null 2>&1 || need lego "renews a certificate in the tests"
+    command -v rsync >/dev/null 2>&1 ||
+        need_without_unit rsync rsync.service "copies a renewed certificate in the tests; no daemon is started"
+    [ -z "$NEW_UNITS" ] || forbid_service_starts
     install_missing
-    if [ "$new_nginx" = yes ]; then
-        stop_installed_nginx
-    fi
+    stop_installed
 }
 
 # Pebble wants Go 1.24; from 1.21 on Go fetches the toolchain that a module asks for by itself.

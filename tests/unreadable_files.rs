@@ -3,12 +3,15 @@
 use std::fs;
 use std::path::Path;
 use std::process::Command;
+use std::time::Instant;
 
 use serde_json::Value;
 
 use crate::broken_files::{NAME, POLL, Scene};
-use crate::support::client::serial;
+use crate::reload::EVENTS;
+use crate::renewers::LIMIT;
 use crate::support::command;
+use crate::support::handshakes::Handshakes;
 use crate::support::perennial::{Perennial, program};
 use crate::support::place::Place;
 use crate::support::sites::{FileTls, site};
@@ -16,13 +19,14 @@ use crate::support::wait::{SOON, wait_until};
 use crate::support::writers::chmod;
 
 /// Root may read everything, so the program runs as somebody else where the test is root.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_file_that_may_not_be_read() {
+/// `None`: that cannot be done here.
+async fn scene(certificates: &str) -> Option<Scene> {
     const NOBODY: u32 = 65534;
     let place = Place::new();
     let FileTls { ca, leaf, pair, .. } = FileTls::new(&place, &[NAME]);
     let site = site(NAME, "files", &["respond:hello"]);
-    let mut perennial = Perennial::with_config(place, &format!("{POLL}{}{site}", pair.table()));
+    let config = format!("{certificates}{}{site}", pair.table());
+    let mut perennial = Perennial::with_config(place, &config);
     if rustix::process::getuid().is_root() {
         let drop_root = [
             "setpriv",
@@ -32,41 +36,92 @@ async fn a_file_that_may_not_be_read() {
         ];
         if !starts_through(&drop_root).await {
             eprintln!("THE PROGRAM CANNOT BE STARTED AS nobody: unreadable files not proven");
-            return;
+            return None;
         }
         give_to(&perennial.place.path(""), NOBODY);
         perennial = perennial.through(&drop_root);
     }
     perennial.start_and_wait().await;
     perennial.wait_ready().await;
-    let scene = Scene {
+    Some(Scene {
         perennial,
         ca,
         good: leaf,
         pair,
+    })
+}
+
+/// What is served stays, `/status` tells why, and once the permission is back all is well.
+async fn permission_is_lost_and_given_back(certificates: &str) {
+    let Some(scene) = scene(certificates).await else {
+        return;
     };
     let new = scene.ca.leaf(&[NAME]);
     fs::write(&scene.pair.certificate, new.chain_pem()).expect("written");
     fs::write(&scene.pair.key, &new.key_pem).expect("written");
     scene.wait_served(&new).await;
+    let handshakes = Handshakes::start(scene.perennial.place.https, NAME);
     chmod(&scene.pair.key, 0o000);
     scene.wait_reported(&scene.pair.key).await;
-    assert_eq!(
-        serial(scene.perennial.place.https, NAME).await,
-        Ok(new.serial.clone())
-    );
-    let entry = scene.perennial.certificate(NAME).await.expect("an entry");
-    let error = entry["last_error"]
-        .as_str()
-        .unwrap_or_default()
-        .to_lowercase();
-    assert!(error.contains("permission"), "{error}");
+    assert_permission_is_named(&scene).await;
     chmod(&scene.pair.key, 0o644);
     wait_until(SOON, "the failure to be over", async || {
         let entry = scene.perennial.certificate(NAME).await?;
         (entry["last_error"] == Value::Null).then_some(())
     })
     .await;
+    handshakes.stop(&[&new.serial]).await;
+}
+
+/// A renewer with a umask of its own: the new pair is there, but only its owner may read the key.
+async fn the_new_key_is_unreadable_at_first(certificates: &str) {
+    let Some(scene) = scene(certificates).await else {
+        return;
+    };
+    let new = scene.ca.leaf(&[NAME]);
+    let handshakes = Handshakes::start(scene.perennial.place.https, NAME);
+    let temporary = scene.pair.key.with_extension("tmp");
+    fs::write(&temporary, &new.key_pem).expect("written");
+    chmod(&temporary, 0o000);
+    fs::rename(&temporary, &scene.pair.key).expect("renamed");
+    fs::write(&scene.pair.certificate, new.chain_pem()).expect("written");
+    scene.wait_reported(&scene.pair.key).await;
+    assert_permission_is_named(&scene).await;
+    chmod(&scene.pair.key, 0o644);
+    let given_back = Instant::now();
+    scene.wait_served(&new).await;
+    let took = given_back.elapsed();
+    handshakes.stop(&[&scene.good.serial, &new.serial]).await;
+    assert!(took < LIMIT, "served {took:?} after it could be read");
+}
+
+async fn assert_permission_is_named(scene: &Scene) {
+    let entry = scene.perennial.certificate(NAME).await.expect("an entry");
+    let error = entry["last_error"]
+        .as_str()
+        .unwrap_or_default()
+        .to_lowercase();
+    assert!(error.contains("permission"), "{error}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permission_is_lost_and_given_back_with_events() {
+    permission_is_lost_and_given_back(EVENTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permission_is_lost_and_given_back_with_the_poll() {
+    permission_is_lost_and_given_back(POLL).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_key_is_unreadable_at_first_with_events() {
+    the_new_key_is_unreadable_at_first(EVENTS).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_new_key_is_unreadable_at_first_with_the_poll() {
+    the_new_key_is_unreadable_at_first(POLL).await;
 }
 
 async fn starts_through(before: &[&str]) -> bool {

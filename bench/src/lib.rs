@@ -4,4 +4,5 @@
 pub mod certificates;
 pub mod handshake;
 pub mod process;
+pub mod servers;
 pub mod statistics;

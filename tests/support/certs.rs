@@ -5,6 +5,8 @@ use rcgen::{
     BasicConstraints, Certificate, CertificateParams, DistinguishedName, DnType, IsCa, Issuer,
     KeyPair, KeyUsagePurpose, SerialNumber,
 };
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject;
 use time::{Duration, OffsetDateTime};
 
 use super::clock;
@@ -43,6 +45,12 @@ impl Leaf {
     /// The leaf, then the intermediate: what certbot calls fullchain.pem.
     pub fn chain_pem(&self) -> String {
         format!("{}{}", self.certificate_pem, self.intermediate_pem)
+    }
+
+    fn not_before(&self) -> OffsetDateTime {
+        let der = CertificateDer::from_pem_slice(self.certificate_pem.as_bytes()).expect("PEM");
+        let parsed = x509_parser::parse_x509_certificate(&der);
+        parsed.expect("X.509").1.validity().not_before.to_datetime()
     }
 
     fn new(certificate: &Certificate, intermediate_pem: String, key: &KeyPair) -> Leaf {
@@ -91,11 +99,48 @@ impl TestCa {
         not_after: OffsetDateTime,
         kind: KeyKind,
     ) -> Leaf {
-        let key = kind.generate();
-        let params = leaf_params(names, not_before, not_after);
-        let signed = params.signed_by(&key, &self.intermediate).expect("signed");
-        Leaf::new(&signed, self.intermediate_pem.clone(), &key)
+        self.leaf_for_key(names, not_before, not_after, &kind.generate())
     }
+
+    /// What replaces `old` a minute later, for the same names and in files of the very same sizes,
+    /// so that no size tells that anything has changed.
+    pub fn successor(&self, old: &Leaf, names: &[&str], key: NextKey) -> Leaf {
+        let begin = old.not_before() + Duration::MINUTE;
+        let end = begin + Duration::days(90);
+        let candidates = std::iter::repeat_with(|| {
+            let key = match key {
+                NextKey::New => KeyKind::P256.generate(),
+                NextKey::Same => KeyPair::from_pem(&old.key_pem).expect("its own key"),
+            };
+            self.leaf_for_key(names, begin, end, &key)
+        });
+        let same_sizes = |leaf: &Leaf| {
+            leaf.certificate_pem.len() == old.certificate_pem.len()
+                && leaf.key_pem.len() == old.key_pem.len()
+        };
+        // An ECDSA signature is one or two bytes shorter now and then.
+        let found = candidates.take(5000).find(same_sizes);
+        found.expect("one of the same size")
+    }
+
+    fn leaf_for_key(
+        &self,
+        names: &[&str],
+        not_before: OffsetDateTime,
+        not_after: OffsetDateTime,
+        key: &KeyPair,
+    ) -> Leaf {
+        let params = leaf_params(names, not_before, not_after);
+        let signed = params.signed_by(key, &self.intermediate).expect("signed");
+        Leaf::new(&signed, self.intermediate_pem.clone(), key)
+    }
+}
+
+/// Renewers differ in whether they keep the key.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum NextKey {
+    New,
+    Same,
 }
 
 /// A self-signed leaf, valid for a day.
@@ -151,6 +196,12 @@ pub fn random_serial() -> SerialNumber {
 pub fn serial_of(der: &[u8]) -> String {
     let (_, certificate) = x509_parser::parse_x509_certificate(der).expect("a certificate");
     hex(certificate.raw_serial())
+}
+
+/// The serial of the first certificate in a PEM text.
+pub fn serial_of_pem(text: &str) -> Option<String> {
+    let der = CertificateDer::from_pem_slice(text.as_bytes()).ok()?;
+    Some(serial_of(&der))
 }
 
 pub fn fingerprint_of(der: &[u8]) -> String {

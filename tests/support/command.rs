@@ -49,6 +49,13 @@ pub async fn curl(arguments: &[&str]) -> Finished {
     run(command).await
 }
 
+/// openssl, which has to do what it was asked to.
+pub async fn openssl(arguments: &[&str]) -> Finished {
+    let mut command = Command::new("openssl");
+    command.args(arguments);
+    run(command).await.assert_success()
+}
+
 /// `openssl s_client`, ended right after the handshake.
 pub async fn s_client(arguments: &[&str]) -> Finished {
     let mut command = Command::new("openssl");

@@ -8,10 +8,15 @@ use tokio::task::JoinHandle;
 
 use super::client;
 
+struct Shown {
+    serial: String,
+    chain_len: usize,
+}
+
 /// Runs until [`Handshakes::stop`].
 pub struct Handshakes {
     done: Arc<AtomicBool>,
-    task: JoinHandle<Vec<Result<String, String>>>,
+    task: JoinHandle<Vec<Result<Shown, String>>>,
 }
 
 impl Handshakes {
@@ -21,7 +26,11 @@ impl Handshakes {
         let task = tokio::spawn(async move {
             let mut seen = Vec::new();
             while !stop.load(Ordering::SeqCst) {
-                seen.push(client::serial(addr, &sni).await);
+                let served = client::served(addr, Some(&sni)).await;
+                seen.push(served.map(|served| Shown {
+                    serial: served.serial,
+                    chain_len: served.chain_len,
+                }));
             }
             seen
         });
@@ -31,7 +40,8 @@ impl Handshakes {
     /// Ends it.
     ///
     /// # Panics
-    /// If a handshake failed, or showed a serial that is not among these in this order.
+    /// If a handshake failed, showed a serial that is not among these in this order, or a chain
+    /// that was shorter than the first.
     pub async fn stop(self, serials: &[&str]) {
         self.done.store(true, Ordering::SeqCst);
         let seen = self.task.await.expect("the loop does not panic");
@@ -41,7 +51,13 @@ impl Handshakes {
             failed.is_empty(),
             "of {count} handshakes failed: {failed:?}"
         );
-        let mut order: Vec<_> = seen.into_iter().flatten().collect();
+        let shown: Vec<_> = seen.into_iter().flatten().collect();
+        let first = shown.first().map_or(0, |first| first.chain_len);
+        let short = shown.iter().find(|shown| shown.chain_len < first);
+        if let Some(Shown { serial, chain_len }) = short {
+            panic!("{serial} came with {chain_len} certificates, the first had {first}");
+        }
+        let mut order: Vec<_> = shown.into_iter().map(|shown| shown.serial).collect();
         order.dedup();
         let allowed = serials
             .iter()

@@ -28,6 +28,8 @@ pub struct Options {
     pub always_valid: bool,
     /// `Retry-After` of pending authorizations and orders.
     pub retry_after_seconds: u32,
+    /// Where HTTP-01 is asked for; `None`: where the proxy listens.
+    pub http_port: Option<u16>,
 }
 
 impl Default for Options {
@@ -38,6 +40,7 @@ impl Default for Options {
             authz_reuse: 0,
             always_valid: false,
             retry_after_seconds: 1,
+            http_port: None,
         }
     }
 }
@@ -198,7 +201,7 @@ fn configure(
         "managementListenAddress": management.to_string(),
         "certificate": certificate,
         "privateKey": private_key,
-        "httpPort": place.http.port(),
+        "httpPort": options.http_port.unwrap_or(place.http.port()),
         "tlsPort": place.https.port(),
         "ocspResponderURL": "",
         "externalAccountBindingRequired": false,

@@ -6,7 +6,7 @@ use std::io::Write;
 use std::os::unix::fs::{PermissionsExt, symlink};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use super::certs::Leaf;
 use super::command;
@@ -20,6 +20,19 @@ pub async fn cp(contents: &str, to: &Path) {
     command::run(copy).await.assert_success();
 }
 
+/// A program that copies files: `rsync -t`, `cp -p`, `install`.
+pub async fn copy_by(program: &[&str], sources: &[&Path], to: &Path) {
+    let mut copy = Command::new(program[0]);
+    copy.args(&program[1..]).arg("--").args(sources).arg(to);
+    command::run(copy).await.assert_success();
+}
+
+/// Gives a file an older modification time, as one that was made elsewhere has.
+pub fn backdate(path: &Path, modified: SystemTime) {
+    let file = fs::File::options().write(true).open(path).expect("a file");
+    file.set_modified(modified).expect("its time");
+}
+
 /// Two files side by side, as an operator has them.
 pub struct Pair {
     pub certificate: PathBuf,
@@ -29,17 +42,32 @@ pub struct Pair {
 impl Pair {
     pub fn write(folder: &Path, leaf: &Leaf) -> Pair {
         fs::create_dir_all(folder).expect("a folder");
-        let pair = Pair {
-            certificate: folder.join("fullchain.pem"),
-            key: folder.join("privkey.pem"),
-        };
+        let pair = Pair::at(folder);
         pair.overwrite(leaf);
         pair
+    }
+
+    /// As certbot calls them, whether they are there or not.
+    pub fn at(folder: &Path) -> Pair {
+        Pair {
+            certificate: folder.join("fullchain.pem"),
+            key: folder.join("privkey.pem"),
+        }
+    }
+
+    pub fn files(&self) -> [&Path; 2] {
+        [&self.certificate, &self.key]
     }
 
     pub fn overwrite(&self, leaf: &Leaf) {
         fs::write(&self.certificate, leaf.chain_pem()).expect("written");
         fs::write(&self.key, &leaf.key_pem).expect("written");
+    }
+
+    pub fn remove(&self) {
+        for file in self.files() {
+            fs::remove_file(file).expect("removed");
+        }
     }
 
     /// The `[[certificates.files]]` entry for it.
@@ -130,10 +158,27 @@ impl SecretVolume {
             version: 0,
         };
         volume.update(leaf);
-        for name in ["tls.crt", "tls.key"] {
+        for name in ["ca.crt", "tls.crt", "tls.key"] {
             symlink(format!("..data/{name}"), root.join(name)).expect("a link");
         }
         volume
+    }
+
+    /// One that is there already.
+    pub fn at(root: &Path) -> SecretVolume {
+        let current = fs::read_link(root.join("..data")).expect("a volume");
+        let version = current.extension().and_then(|text| text.to_str());
+        SecretVolume {
+            root: root.into(),
+            version: version.and_then(|text| text.parse().ok()).expect("ours"),
+        }
+    }
+
+    pub fn pair(&self) -> Pair {
+        Pair {
+            certificate: self.root.join("tls.crt"),
+            key: self.root.join("tls.key"),
+        }
     }
 
     pub fn update(&mut self, leaf: &Leaf) {
@@ -142,6 +187,7 @@ impl SecretVolume {
         let new = format!("..2026_11_23_06_00_00.{}", self.version);
         let folder = self.root.join(&new);
         fs::create_dir(&folder).expect("a folder");
+        fs::write(folder.join("ca.crt"), &leaf.intermediate_pem).expect("written");
         fs::write(folder.join("tls.crt"), leaf.chain_pem()).expect("written");
         fs::write(folder.join("tls.key"), &leaf.key_pem).expect("written");
         let temporary = self.root.join("..data_tmp");
