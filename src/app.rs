@@ -12,6 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
+use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{Coverage, Surroundings, Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
@@ -23,6 +24,7 @@ use crate::certificate::trust::TlsFiles;
 use crate::config::watch::{Candidate, ConfigWatch, Outcome};
 use crate::config::{Config, Footprint};
 use crate::listener::accept::Protocol;
+use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::proxy::{Proxy, Routing};
@@ -30,12 +32,14 @@ use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
 use live::{AdminServer, DEFAULT_HTTPS_PORT, Live};
 use tls_files::Trust;
+use watching::Watching;
 
 mod banner;
 mod listeners;
 mod live;
 mod plan;
 pub mod tls_files;
+mod watching;
 
 pub use live::LogControl;
 
@@ -135,7 +139,7 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
     );
     let working = tokio::spawn(worker.run(stop.clone()));
 
-    let live = live(start, challenges, metrics, handle)?;
+    let live = live(start, challenges, metrics, handle, &stop)?;
     let config = live.config.clone();
     let serving = tokio::spawn(live.run(candidates, stop.clone()));
 
@@ -164,6 +168,7 @@ fn live(
     challenges: Challenges,
     metrics: Arc<Metrics>,
     worker: WorkerHandle,
+    stop: &CancellationToken,
 ) -> Result<Live, AppError> {
     let Start {
         config,
@@ -177,7 +182,9 @@ fn live(
     let https_port = Arc::new(AtomicU16::new(
         bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
     ));
+    let own = OwnConnections::default();
     let mut listeners = Listeners::new(Parts {
+        own: own.clone(),
         proxy: Proxy::new(
             routing.clone(),
             challenges.clone(),
@@ -193,6 +200,7 @@ fn live(
     for socket in bound.sockets {
         listeners.serve(socket)?;
     }
+    let watching = Watching::start(&config, &reloader, own, listeners.https_addresses(), stop)?;
     let admin_listen = config.server.admin_listen.clone();
     let config = Arc::new(ArcSwap::new(config));
     let mut admin = AdminServer::new(Api {
@@ -201,6 +209,8 @@ fn live(
         reloader: reloader.clone(),
         tls_files: trust.files.clone(),
         worker: worker.clone(),
+        proof: watching.proof.clone(),
+        attention: watching.attention.clone(),
         metrics: metrics.clone(),
         routing: routing.clone(),
         started: Instant::now(),
@@ -215,6 +225,7 @@ fn live(
         state: start.state,
         reloader,
         trust,
+        watching,
         worker,
         metrics,
         log: start.log,
@@ -234,6 +245,7 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
         folders: config.certificates.directories.clone(),
         generations: Some(state.certificates_dir()),
         default_name: config.certificates.default.clone(),
+        takeover: takeover_hosts(config).collect(),
         poll_interval: config.certificates.poll_interval,
         watch: config.certificates.watch,
     }
@@ -262,12 +274,12 @@ fn worker(
 
 fn coverage(table: &TableReader, name: &Name) -> Coverage {
     let live = table.load();
+    let choices = || live.covering(name);
     Coverage {
         loaded: table.is_loaded(),
-        file_valid_until: live
-            .covering(name)
-            .filter_map(|choice| choice.file_valid_until)
-            .max(),
+        file_valid_until: choices().filter_map(|it| it.file_valid_until).max(),
+        file_due_at: choices().filter_map(|it| it.file_due_at).max(),
+        file_known: choices().any(|it| it.file_known),
     }
 }
 

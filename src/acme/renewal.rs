@@ -16,10 +16,9 @@
 use time::{Duration, OffsetDateTime};
 
 use crate::certificate::name::Name;
-use crate::config::KeyType;
+use crate::certificate::overdue::due_after;
+use crate::config::{KeyType, Takeover};
 
-/// A certificate of a shorter lifetime than this is due at half of it, any other at two thirds.
-const SHORT_LIFETIME: Duration = Duration::days(10);
 /// Jitter brings a renewal forward by up to this part of the lifetime, so that certificates
 /// ordered together are not renewed together.
 const DUE_JITTER_DIVISOR: f64 = 100.0;
@@ -64,6 +63,15 @@ impl IssuerKind {
         match self {
             IssuerKind::Acme => "acme",
             IssuerKind::Internal => "internal",
+        }
+    }
+}
+
+impl From<Takeover> for IssuerKind {
+    fn from(takeover: Takeover) -> IssuerKind {
+        match takeover {
+            Takeover::Acme => IssuerKind::Acme,
+            Takeover::Internal => IssuerKind::Internal,
         }
     }
 }
@@ -122,12 +130,8 @@ impl Stored {
     /// The due date without renewal information.
     fn due_at(&self, jitter: f64) -> OffsetDateTime {
         let lifetime = self.lifetime();
-        let part = if lifetime < SHORT_LIFETIME {
-            lifetime / 2
-        } else {
-            lifetime * 2 / 3
-        };
-        self.not_before + part - lifetime * (jitter.clamp(0.0, 1.0) / DUE_JITTER_DIVISOR)
+        self.not_before + due_after(lifetime)
+            - lifetime * (jitter.clamp(0.0, 1.0) / DUE_JITTER_DIVISOR)
     }
 
     /// Before this, dates alone are no reason to replace it.

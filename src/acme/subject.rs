@@ -10,17 +10,43 @@ pub struct Subject {
     /// The first of `names`, after which its directory is called.
     pub name: Name,
     pub names: Vec<Name>,
+    /// Who issues it where no certificate files are there.
     pub issuer: IssuerKind,
     /// Whether a certificate from files makes it unnecessary.
     pub auto: bool,
+    /// Who issues it where certificate files are there and overdue; `None`: files are enough until
+    /// they expire.
+    pub takeover: Option<IssuerKind>,
+    /// Without any files it is not wanted: it only stands in for them.
+    pub only_takeover: bool,
     pub key_type: KeyType,
 }
 
 impl Subject {
-    /// Why no CA can be asked for it at all, if so.
-    pub fn refusal(&self) -> Option<String> {
+    /// Whether this CA may ever be the issuer.
+    pub fn may_be_issued_by(&self, issuer: IssuerKind) -> bool {
+        self.issuer == issuer || self.takeover == Some(issuer)
+    }
+
+    /// Who issues it, given whether there are certificate files for it and who issued what is
+    /// stored and valid.
+    pub fn issuer_now(&self, files_known: bool, stored: Option<IssuerKind>) -> IssuerKind {
+        match self.takeover {
+            // What clients trust already is not given up for what they need not trust.
+            Some(IssuerKind::Internal)
+                if stored == Some(IssuerKind::Acme) && !self.only_takeover =>
+            {
+                IssuerKind::Acme
+            }
+            Some(takeover) if files_known || self.only_takeover => takeover,
+            _ => self.issuer,
+        }
+    }
+
+    /// Why this issuer cannot be asked for it at all, if so.
+    pub fn refusal(&self, issuer: IssuerKind) -> Option<String> {
         let wildcard = self.names.iter().find(|name| name.is_wildcard())?;
-        (self.issuer == IssuerKind::Acme).then(|| {
+        (issuer == IssuerKind::Acme).then(|| {
             format!(
                 "{wildcard} cannot be ordered: a wildcard needs the dns-01 challenge, which this \
                  version does not have; give it certificate files, or list its hosts one by one"
@@ -47,25 +73,44 @@ pub fn subjects(config: &Config) -> Vec<Subject> {
 fn of_site(site: &Site, key_type: KeyType) -> Vec<Subject> {
     let mut subjects: Vec<Subject> = Vec::new();
     for host in &site.hosts {
-        let Some(issuer) = issuer(site.tls, host) else {
+        let takeover = site.takeover.map(IssuerKind::from);
+        let only_takeover = site.tls == TlsMode::Files;
+        let stand_in = takeover.filter(|_| only_takeover);
+        let Some(issuer) = issuer(site.tls, host).or(stand_in) else {
             return Vec::new();
         };
         // A wildcard that nobody can order must not keep its site's other names waiting.
-        let alone = |subject: &Subject| subject.issuer != issuer || subject.refusal().is_some();
+        let alone =
+            |subject: &Subject| subject.issuer != issuer || subject.refusal(issuer).is_some();
         let subject = Subject {
             name: host.clone(),
             names: vec![host.clone()],
             issuer,
-            auto: site.tls == TlsMode::Auto,
+            auto: site.tls == TlsMode::Auto || only_takeover,
+            takeover,
+            only_takeover,
             key_type,
         };
-        let joins = site.certificate_per == CertificatePer::Site && subject.refusal().is_none();
+        let joins =
+            site.certificate_per == CertificatePer::Site && subject.refusal(issuer).is_none();
         match subjects.iter_mut().find(|other| joins && !alone(other)) {
             Some(shared) => shared.names.push(host.clone()),
             None => subjects.push(subject),
         }
     }
     subjects
+}
+
+/// The hosts of all sites that are served over TLS.
+pub fn tls_hosts(config: &Config) -> impl Iterator<Item = Name> {
+    let sites = config.sites.iter().filter(|site| site.tls != TlsMode::Off);
+    sites.flat_map(|site| site.hosts.iter().cloned())
+}
+
+/// The hosts that are served from files for as long as those are renewed in time.
+pub fn takeover_hosts(config: &Config) -> impl Iterator<Item = Name> {
+    let sites = config.sites.iter().filter(|site| site.takeover.is_some());
+    sites.flat_map(|site| site.hosts.iter().cloned())
 }
 
 /// Who issues for a host; `None`: nobody is asked.
@@ -82,6 +127,7 @@ fn issuer(tls: TlsMode, host: &Name) -> Option<IssuerKind> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::config::Takeover;
 
     fn site(hosts: &[&str], tls: TlsMode, certificate_per: CertificatePer) -> Site {
         Site {
@@ -89,6 +135,7 @@ mod tests {
             tls,
             certificate_per,
             client_auth: None,
+            takeover: None,
             routes: Vec::new(),
         }
     }
@@ -158,12 +205,34 @@ mod tests {
     }
 
     #[test]
+    fn a_takeover_changes_the_issuer_only_where_files_are_known() {
+        use IssuerKind::{Acme, Internal};
+        let of = |tls, takeover| {
+            let site = Site {
+                takeover: Some(takeover),
+                ..site(&["example.com"], tls, CertificatePer::Host)
+            };
+            of_site(&site, KeyType::P256).remove(0)
+        };
+        let auto = of(TlsMode::Auto, Takeover::Internal);
+        assert_eq!(auto.issuer_now(false, None), Acme);
+        assert_eq!(auto.issuer_now(true, None), Internal);
+        assert_eq!(auto.issuer_now(true, Some(Acme)), Acme);
+        assert_eq!(auto.issuer_now(true, Some(Internal)), Internal);
+        let files = of(TlsMode::Files, Takeover::Internal);
+        assert!(files.auto && files.only_takeover);
+        assert_eq!(files.issuer_now(true, None), Internal);
+        let acme = of(TlsMode::Files, Takeover::Acme);
+        assert_eq!(acme.issuer_now(true, Some(Internal)), Acme);
+    }
+
+    #[test]
     fn a_wildcard_of_acme_is_refused_in_words() {
         let refused = of_site(
             &site(&["*.a.test"], TlsMode::Acme, CertificatePer::Host),
             KeyType::P256,
         );
-        let refusal = refused[0].refusal().unwrap();
+        let refusal = refused[0].refusal(IssuerKind::Acme).unwrap();
         assert!(
             refusal.contains("*.a.test") && refusal.contains("dns-01"),
             "{refusal}"
@@ -173,6 +242,6 @@ mod tests {
             &site(&["*.a.test"], TlsMode::Internal, CertificatePer::Host),
             KeyType::P256,
         );
-        assert_eq!(own[0].refusal(), None);
+        assert_eq!(own[0].refusal(IssuerKind::Internal), None);
     }
 }

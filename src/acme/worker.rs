@@ -54,6 +54,17 @@ pub struct Coverage {
     pub loaded: bool,
     /// Until when a valid certificate from files covers the name.
     pub file_valid_until: Option<OffsetDateTime>,
+    /// When the last of those is due for renewal.
+    pub file_due_at: Option<OffsetDateTime>,
+    /// Whether certificate files have the name at all, be they valid or not.
+    pub file_known: bool,
+}
+
+/// What the live table knows about all names of one subject.
+struct Covered {
+    /// Until when files make the subject unnecessary.
+    until: Option<OffsetDateTime>,
+    file_known: bool,
 }
 
 /// Told how an order ended.
@@ -69,6 +80,15 @@ pub struct Surroundings {
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
     /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
     pub ordered: Arc<Ordered>,
+}
+
+impl From<Source> for IssuerKind {
+    fn from(source: Source) -> IssuerKind {
+        match source {
+            Source::Acme => IssuerKind::Acme,
+            Source::Internal => IssuerKind::Internal,
+        }
+    }
 }
 
 /// What is known about one certificate, for `/status`.
@@ -207,6 +227,8 @@ pub struct Worker {
 /// One subject and what the worker knows about it.
 struct Entry {
     subject: Subject,
+    /// Who issues as things stand.
+    issuer: IssuerKind,
     dir: PathBuf,
     /// `None` for the internal CA, which asks nobody.
     ledger: Option<Arc<Ledger>>,
@@ -352,7 +374,9 @@ impl Worker {
             .collect();
         lock(&self.statuses).clear();
         let wanted = subjects(&self.config);
-        let internal = wanted.iter().filter(|it| it.issuer == IssuerKind::Internal);
+        let internal = wanted
+            .iter()
+            .filter(|it| it.may_be_issued_by(IssuerKind::Internal));
         self.internal_names = Arc::new(internal.flat_map(|it| it.names.clone()).collect());
         let mut new = Vec::new();
         for subject in wanted {
@@ -462,11 +486,21 @@ impl Worker {
         let Some(entry) = self.entries.get(&id) else {
             return;
         };
-        let Some(covered) = self.coverage(&entry.subject) else {
+        let Some(Covered { until, file_known }) = self.coverage(&entry.subject) else {
             let (facts, authority) = self.facts(entry, now, None);
             let status = self.status(entry, &facts, authority.as_deref(), None);
             return self.check_again(id, now + LOADING_POLL, Some(status));
         };
+        if entry.subject.only_takeover && !file_known && entry.stored.is_none() && !entry.forced {
+            // There is nothing yet that could be late.
+            lock(&self.statuses).remove(&id);
+            return self.check_again(id, now + MAX_SLEEP, None);
+        }
+        self.choose_issuer(id, file_known, now);
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        let covered = until;
         let (facts, authority) = self.facts(entry, now, covered);
         let next_attempt = renewal::blocked(now, &facts).map(|(until, _)| until);
         let mut status = self.status(entry, &facts, authority.as_deref(), covered);
@@ -487,7 +521,7 @@ impl Worker {
                 self.start_asking(id, now);
             }
             Action::Order { reason, replaces } => {
-                if let Some(refusal) = entry.subject.refusal() {
+                if let Some(refusal) = entry.subject.refusal(entry.issuer) {
                     return self.refuse(id, now, refusal, status);
                 }
                 self.publish(id, status);
@@ -496,21 +530,41 @@ impl Worker {
         }
     }
 
+    /// Files that come, go or are overdue may change who issues.
+    fn choose_issuer(&mut self, id: u64, file_known: bool, now: OffsetDateTime) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let stored = entry.stored.as_ref();
+        let stored = stored.filter(|stored| now < stored.leaf.not_after);
+        let issued_by = stored.map(|stored| IssuerKind::from(stored.meta.source));
+        entry.issuer = entry.subject.issuer_now(file_known, issued_by);
+    }
+
     /// Until when files cover every name of an `auto` subject. `None`: not loaded yet.
-    fn coverage(&self, subject: &Subject) -> Option<Option<OffsetDateTime>> {
+    fn coverage(&self, subject: &Subject) -> Option<Covered> {
         let mut until = None;
+        let mut file_known = false;
         for (at, name) in subject.names.iter().enumerate() {
             let coverage = (self.surroundings.coverage)(name);
             if !coverage.loaded {
                 return None;
             }
-            until = match (at, until, coverage.file_valid_until) {
+            file_known |= coverage.file_known;
+            let own = match subject.takeover {
+                Some(_) => coverage.file_due_at,
+                None => coverage.file_valid_until,
+            };
+            until = match (at, until, own) {
                 (0, _, own) => own,
                 (_, Some(others), Some(own)) => Some(own.min(others)),
                 _ => None,
             };
         }
-        Some(until.filter(|_| subject.auto))
+        Some(Covered {
+            until: until.filter(|_| subject.auto),
+            file_known,
+        })
     }
 
     fn facts(
@@ -520,7 +574,7 @@ impl Worker {
         covered_by_file_until: Option<OffsetDateTime>,
     ) -> (Facts, Option<Arc<Authority>>) {
         let subject = &entry.subject;
-        let (authority, attempts, session) = match subject.issuer {
+        let (authority, attempts, session) = match entry.issuer {
             IssuerKind::Internal => (None, entry.internal_attempts, Attempts::default()),
             IssuerKind::Acme => self.next_authority(entry, now),
         };
@@ -529,7 +583,7 @@ impl Worker {
             wanted: Wanted {
                 names: subject.names.clone(),
                 key_type: subject.key_type,
-                issuer: subject.issuer,
+                issuer: entry.issuer,
             },
             stored: entry
                 .stored
@@ -567,10 +621,7 @@ impl Worker {
             not_after: stored.leaf.not_after,
             names: stored.leaf.names.clone(),
             key_type: key_type_from_name(&stored.meta.key_type),
-            issuer: match stored.meta.source {
-                Source::Acme => IssuerKind::Acme,
-                Source::Internal => IssuerKind::Internal,
-            },
+            issuer: stored.meta.source.into(),
             issuer_configured: ca.is_none_or(configured),
             issued_at: stored.meta.issued_at,
             ordered_for_renewal_info: for_renewal_info,
@@ -659,7 +710,7 @@ impl Worker {
         SubjectStatus {
             name: entry.subject.name.clone(),
             names: entry.subject.names.clone(),
-            issuer: entry.subject.issuer,
+            issuer: entry.issuer,
             ca: authority.map(|authority| authority.url().to_owned()),
             not_after: entry.stored.as_ref().map(|stored| stored.leaf.not_after),
             next_renewal: renewal::next_renewal(facts),
@@ -727,7 +778,7 @@ impl Worker {
         replaces: bool,
         authority: Option<Arc<Authority>>,
     ) {
-        let Some(kind) = self.entries.get(&id).map(|entry| entry.subject.issuer) else {
+        let Some(kind) = self.entries.get(&id).map(|entry| entry.issuer) else {
             return;
         };
         if !self.has_room(id, kind) {
@@ -879,7 +930,7 @@ impl Worker {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = false;
             entry.last_error = Some(error.clone());
-            if entry.subject.issuer == IssuerKind::Internal {
+            if entry.issuer == IssuerKind::Internal {
                 entry.internal_attempts.failures += 1;
                 entry.internal_attempts.last = Some(now);
             }
@@ -924,7 +975,7 @@ impl Worker {
         let Some(entry) = self.entries.get(&id) else {
             return;
         };
-        let covered = self.coverage(&entry.subject).flatten();
+        let covered = self.coverage(&entry.subject).and_then(|it| it.until);
         let (facts, authority) = self.facts(entry, now, covered);
         let status = SubjectStatus {
             next_attempt,
@@ -972,7 +1023,7 @@ impl Worker {
             None => Err(RenewError::UnknownName(name.clone())),
             Some(_) if self.lock.is_none() => Err(RenewError::NotWriter),
             Some((_, entry)) if entry.running => Ok(Decision::InProgress),
-            Some((id, entry)) => match (entry.subject.refusal(), mode) {
+            Some((id, entry)) => match (entry.subject.refusal(entry.issuer), mode) {
                 (Some(refusal), _) => Err(RenewError::Refused(refusal)),
                 (None, RenewMode::Force) => self.force(id, now),
                 (None, RenewMode::IfDue) => {
@@ -1038,6 +1089,7 @@ impl Worker {
             return Err(RenewError::Stopped);
         };
         let covered = self.coverage(&entry.subject).ok_or(RenewError::Loading)?;
+        let covered = covered.until;
         let (mut facts, _) = self.facts(entry, now, covered);
         // It was asked just now, or cannot be: the decision stands without another question.
         facts.renewal_info.next_fetch = Some(now + Duration::HOUR);
@@ -1073,6 +1125,7 @@ impl Entry {
     fn new(subject: Subject, dir: PathBuf, before: Option<Entry>) -> Entry {
         let running = before.as_ref().is_some_and(|before| before.running);
         Entry {
+            issuer: subject.issuer,
             subject,
             dir,
             ledger: before.and_then(|before| before.ledger),
@@ -1127,7 +1180,7 @@ impl Entry {
             order @ Action::Order { .. } => order,
             _ => Action::Order {
                 reason: OrderReason::Requested,
-                replaces: alive && self.subject.issuer == IssuerKind::Acme,
+                replaces: alive && self.issuer == IssuerKind::Acme,
             },
         }
     }
@@ -1146,7 +1199,7 @@ impl Load {
     /// Blocks on the disk.
     fn read(self, state: &StateDir) -> Loaded {
         let (subject, now) = (&self.subject, clock::now());
-        let is_acme = subject.issuer == IssuerKind::Acme;
+        let is_acme = subject.may_be_issued_by(IssuerKind::Acme);
         let mut loaded = Loaded {
             ledger: self.ledger,
             stored: None,

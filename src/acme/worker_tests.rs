@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 use super::*;
 use crate::config::{
     Acme, AdminListen, CertificateAuthority, CertificatePer, Certificates, ChallengeType, KeyType,
-    LogLevel, Server, Site, TlsMode,
+    LogLevel, Server, Site, Takeover, TlsMode,
 };
 
 /// How a scripted CA answers every request.
@@ -56,6 +56,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
         tls,
         certificate_per: CertificatePer::Host,
         client_auth: None,
+        takeover: None,
         routes: Vec::new(),
     }
 }
@@ -78,6 +79,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             poll_interval: StdDuration::from_secs(5),
             watch: false,
             default: None,
+            takeover: None,
             files: Vec::new(),
         },
         tls: crate::config::Tls::default(),
@@ -118,13 +120,21 @@ fn start_loading(
     file_valid_until: Option<OffsetDateTime>,
     loaded: bool,
 ) -> Running {
+    let coverage = Coverage {
+        file_valid_until,
+        ..Coverage::default()
+    };
+    start_covered(dir, config, coverage, loaded)
+}
+
+fn start_covered(dir: &Path, config: Arc<Config>, coverage: Coverage, loaded: bool) -> Running {
     let hints = Arc::new(AtomicU32::new(0));
     let loaded = Arc::new(AtomicBool::new(loaded));
     let (hint, is_loaded) = (Arc::clone(&hints), Arc::clone(&loaded));
     let surroundings = Surroundings {
         coverage: Arc::new(move |_| Coverage {
             loaded: is_loaded.load(Ordering::SeqCst),
-            file_valid_until,
+            ..coverage
         }),
         reload_hint: Arc::new(move |_| {
             hint.fetch_add(1, Ordering::SeqCst);
@@ -238,6 +248,59 @@ async fn nothing_is_decided_before_the_first_load_and_files_that_cover_win() {
         .await;
     worker.stop().await;
     assert_eq!(serial(directory.path(), "localhost"), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_takeover_begins_when_the_files_are_due_and_not_without_files() {
+    let directory = tempfile::tempdir().unwrap();
+    let taken_over = |host, tls, takeover| Site {
+        takeover,
+        ..site(&[host], tls)
+    };
+    let internal = Some(Takeover::Internal);
+    let sites = vec![
+        taken_over("a.example.com", TlsMode::Auto, internal),
+        taken_over("b.example.com", TlsMode::Files, internal),
+        taken_over("c.localhost", TlsMode::Auto, None),
+    ];
+    let config = config(NOWHERE, sites);
+    let none = Coverage::default();
+    let worker = start_covered(directory.path(), Arc::clone(&config), none, true);
+    let issued_at_all =
+        |statuses: &[SubjectStatus]| statuses.iter().any(|it| it.not_after.is_some());
+    worker.until("c is issued", issued_at_all).await;
+    assert_eq!(worker.handle.status().len(), 2, "b waits for files");
+    worker.stop().await;
+
+    let due = clock::now() + Duration::seconds(2);
+    let covered = Coverage {
+        file_valid_until: Some(clock::now() + Duration::days(30)),
+        file_due_at: Some(due),
+        file_known: true,
+        loaded: true,
+    };
+    let worker = start_covered(directory.path(), config, covered, true);
+    let wait = |statuses: &[SubjectStatus]| {
+        let covered = statuses
+            .iter()
+            .filter(|it| it.covered_by_files_until == Some(due));
+        covered.count() == 2
+    };
+    worker.until("covered until the due date", wait).await;
+    for host in ["a.example.com", "b.example.com"] {
+        assert_eq!(serial(directory.path(), host), None);
+    }
+    let issued = |statuses: &[SubjectStatus]| {
+        let taken = statuses
+            .iter()
+            .filter(|it| it.name.to_string().ends_with(".com"));
+        taken.filter(|it| it.not_after.is_some()).count() == 2
+    };
+    worker.until("issued", issued).await;
+    assert!(clock::now() >= due);
+    let by = worker.handle.status().into_iter().map(|it| it.issuer);
+    assert!(by.into_iter().all(|issuer| issuer == IssuerKind::Internal));
+    worker.stop().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

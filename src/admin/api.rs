@@ -14,10 +14,13 @@ use serde_json::json;
 
 use super::guard;
 use super::metrics::Metrics;
-use super::status::{self, Status};
+use super::status::{self, CertificateStatus, NameStatus, Status};
+use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
+use crate::certificate::attention::SharedAttention;
 use crate::certificate::name::Name;
-use crate::certificate::reloader::Reloader;
+use crate::certificate::proof::SharedProof;
+use crate::certificate::reloader::{Reloader, Report};
 use crate::certificate::trust::TlsFiles;
 use crate::clock;
 use crate::config::Config;
@@ -35,6 +38,8 @@ pub struct Api {
     pub worker: WorkerHandle,
     pub metrics: Arc<Metrics>,
     pub routing: Arc<ArcSwap<Routing>>,
+    pub proof: SharedProof,
+    pub attention: SharedAttention,
     pub started: Instant,
 }
 
@@ -76,8 +81,40 @@ impl Api {
             "/readyz" => self.ready(),
             "/status" => json_answer(StatusCode::OK, &self.status()),
             "/metrics" => text(StatusCode::OK, self.render_metrics()),
-            _ => not_found(path),
+            _ => match path.strip_prefix("/certificates/") {
+                Some(name) => self.certificates_for(name),
+                None => not_found(path),
+            },
         }
+    }
+
+    fn certificates_for(&self, name: &str) -> Answer {
+        let Ok(name) = name.parse::<Name>() else {
+            return error(StatusCode::BAD_REQUEST, &format!("{name:?} is not a name"));
+        };
+        let report = self.reloader.report();
+        let takeover = takeover_hosts(&self.config.load()).collect();
+        let rows = self.certificates(&report);
+        let found = status::for_name(&name, rows, &report, &takeover, clock::now());
+        if found.is_empty() {
+            let message = format!("there is no certificate for {name}; /status has them all");
+            return error(StatusCode::NOT_FOUND, &message);
+        }
+        let answer = NameStatus {
+            name: name.to_string(),
+            certificates: found,
+        };
+        json_answer(StatusCode::OK, &answer)
+    }
+
+    fn certificates(&self, report: &Report) -> Vec<CertificateStatus> {
+        status::certificates(
+            report,
+            &self.worker.status(),
+            &self.proof.lock(),
+            &self.attention.load().late,
+            clock::now(),
+        )
     }
 
     fn ready(&self) -> Answer {
@@ -92,7 +129,11 @@ impl Api {
         };
         json_answer(
             code,
-            &json!({ "ready": reasons.is_empty(), "reasons": reasons }),
+            &json!({
+                "ready": reasons.is_empty(),
+                "reasons": reasons,
+                "warnings": self.attention.load().warnings(),
+            }),
         )
     }
 
@@ -109,8 +150,9 @@ impl Api {
             reloader_heartbeat: clock::rfc3339(report.heartbeat),
             sites: status::sites(&config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
-            certificates: status::certificates(&report, &self.worker.status(), now),
+            certificates: self.certificates(&report),
             tls_files: status::tls_files(&self.tls_files.report(), now),
+            warnings: self.attention.load().warnings(),
         }
     }
 
@@ -121,6 +163,9 @@ impl Api {
         self.metrics
             .set_tls_files(&self.tls_files.report(), clock::now());
         self.metrics.set_config(&self.config_report());
+        self.metrics.set_proof(&self.proof.lock());
+        self.metrics
+            .set_overdue(&report, &self.attention.load().late);
         self.metrics.render()
     }
 

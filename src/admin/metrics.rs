@@ -10,6 +10,8 @@ use prometheus::{
 use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
+use crate::certificate::overdue::Late;
+use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 use crate::certificate::trust::TlsFile;
 use crate::config::watch::ConfigReport;
@@ -31,10 +33,36 @@ pub struct Metrics {
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
     tls_file_reload_failing: IntGaugeVec,
+    doubts: Doubts,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
     config_reloads: IntCounterVec,
     config_reload_failing: IntGauge,
+}
+
+/// What is wrong with certificates that are served all the same.
+struct Doubts {
+    served_differs: IntGaugeVec,
+    overdue: IntGaugeVec,
+}
+
+impl Doubts {
+    fn new(registry: &Registry) -> Doubts {
+        Doubts {
+            served_differs: gauges(
+                registry,
+                "perennial_certificate_served_differs",
+                "1 while our own handshake for a name shows another certificate than is loaded.",
+                &["name"],
+            ),
+            overdue: gauges(
+                registry,
+                "perennial_certificate_overdue",
+                "1 while a certificate from files is past its due date and nothing replaced it.",
+                &["name"],
+            ),
+        }
+    }
 }
 
 impl Default for Metrics {
@@ -98,6 +126,7 @@ impl Metrics {
                 "1 while a TLS file (CA bundle, CRL, ticket key, upstream's client certificate) cannot be used or is out of date.",
                 &["path"],
             ),
+            doubts: Doubts::new(&registry),
             acme_orders: counters(
                 &registry,
                 "perennial_acme_orders_total",
@@ -212,6 +241,33 @@ impl Metrics {
         for (result, total) in [("ok", report.reloads), ("failed", report.failures)] {
             let counter = self.config_reloads.with_label_values(&[result]);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Which certificates from files are late.
+    pub fn set_overdue(&self, report: &Report, late: &Late) {
+        self.doubts.overdue.reset();
+        for (id, entry) in &report.entries {
+            if let Some(live) = entry.live.as_ref().filter(|live| live.source.is_external()) {
+                let gauge = self
+                    .doubts
+                    .overdue
+                    .with_label_values(&[&live.key.names()[0].to_string()]);
+                // Of several certificates for a name one that is late is enough.
+                let is_late = late.entries.contains_key(id);
+                gauge.set(gauge.get().max(i64::from(is_late)));
+            }
+        }
+    }
+
+    /// What the self-check found, for each name that it looked at.
+    pub fn set_proof(&self, proof: &Proof) {
+        self.doubts.served_differs.reset();
+        for (name, check) in proof.checks() {
+            self.doubts
+                .served_differs
+                .with_label_values(&[&name.to_string()])
+                .set(i64::from(check.difference.is_some()));
         }
     }
 

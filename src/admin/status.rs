@@ -7,8 +7,11 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::acme::worker::SubjectStatus;
+use crate::certificate::explain;
 use crate::certificate::inventory::{Entry, EntryId};
 use crate::certificate::name::Name;
+use crate::certificate::overdue::{HostSet, Late};
+use crate::certificate::proof::Proof;
 use crate::certificate::reloader::Report;
 use crate::certificate::table::{LiveCertificate, Table};
 use crate::certificate::trust::TlsFile;
@@ -34,6 +37,9 @@ pub struct Status {
     /// Files for TLS that are not certificates in service.
     #[serde(default)]
     pub tls_files: Vec<TlsFileStatus>,
+    /// What deserves attention although everything is served.
+    #[serde(default)]
+    pub warnings: Vec<String>,
 }
 
 /// A bundle of authorities, a revocation list, an upstream's client certificate or its key, or a
@@ -59,6 +65,14 @@ pub fn tls_files(files: &[TlsFile], now: OffsetDateTime) -> Vec<TlsFileStatus> {
         last_error: file.error(now),
     };
     files.iter().map(row).collect()
+}
+
+/// The answer of `GET /certificates/NAME`.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct NameStatus {
+    pub name: String,
+    /// The one that the name gets first.
+    pub certificates: Vec<CertificateStatus>,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -102,14 +116,48 @@ pub struct CertificateStatus {
     pub failing_file: Option<PathBuf>,
     /// The CA that issues it.
     pub ca: Option<String>,
+    /// Since when whoever renews its files is late.
+    pub overdue_since: Option<String>,
     /// The CA's explanation of an early renewal (RFC 9773).
     pub explanation_url: Option<String>,
+    #[serde(default)]
+    pub fingerprints: Fingerprints,
+    /// Only where a name was asked about: `chosen`, `alternate`, or the rule by which another one
+    /// is better for it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub verdict: Option<String>,
+    /// The verdict as a sentence.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub why: Option<String>,
+    /// How what is on disk, what is loaded and what is served differ; `None` where they agree.
+    pub difference: Option<String>,
+}
+
+/// The leaf in its three places, SHA-256 of its DER in hex. Each is absent where it was not seen.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Fingerprints {
+    /// In the files; without a fingerprint where what is there cannot be taken.
+    pub on_disk: Option<Sighting>,
+    pub loaded: Option<Sighting>,
+    /// By a handshake of the process with its own listener, after a swap.
+    pub served: Option<Sighting>,
+}
+
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct Sighting {
+    pub fingerprint: Option<String>,
+    pub seen_at: String,
+    /// The name that the handshake asked for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
 }
 
 /// All certificates: those that were read, then those that are still to be issued.
 pub fn certificates(
     report: &Report,
     subjects: &[SubjectStatus],
+    proof: &Proof,
+    late: &Late,
     now: OffsetDateTime,
 ) -> Vec<CertificateStatus> {
     let mut pending: BTreeMap<String, &SubjectStatus> = subjects
@@ -119,6 +167,9 @@ pub fn certificates(
     let mut rows: Vec<CertificateStatus> = Vec::new();
     for (id, entry) in &report.entries {
         let mut row = of_entry(id, entry, now);
+        compare(&mut row, entry, proof);
+        let overdue = late.entries.get(id);
+        row.overdue_since = overdue.map(|overdue| rfc3339(overdue.since));
         if row.source != "file"
             && let Some(subject) = row.names.iter().find_map(|name| pending.remove(name))
         {
@@ -126,7 +177,8 @@ pub fn certificates(
         }
         rows.push(row);
     }
-    rows.extend(pending.into_values().map(of_subject));
+    let wanted = pending.into_values().filter(|subject| !stands_by(subject));
+    rows.extend(wanted.map(of_subject));
     rows
 }
 
@@ -151,6 +203,46 @@ fn of_entry(id: &EntryId, entry: &Entry, now: OffsetDateTime) -> CertificateStat
     row
 }
 
+/// On disk, loaded and served, and whether they are the same.
+fn compare(row: &mut CertificateStatus, entry: &Entry, proof: &Proof) {
+    let live = entry.live.as_ref();
+    let loaded = live.map(|live| Sighting {
+        fingerprint: Some(live.key.fingerprint().to_string()),
+        seen_at: rfc3339(live.loaded_at),
+        name: None,
+    });
+    let check = live.and_then(|live| proof.of_any(live.key.names()));
+    let served = check.map(|(name, check)| Sighting {
+        fingerprint: check.served.map(|served| served.to_string()),
+        seen_at: rfc3339(check.seen_at),
+        name: Some(name.to_string()),
+    });
+    let on_disk = match &entry.failure {
+        _ if !entry.on_disk => None,
+        Some(failure) => Some(Sighting {
+            seen_at: rfc3339(failure.since),
+            ..Sighting::default()
+        }),
+        None => loaded.clone(),
+    };
+    let disk_difference = entry.failure.as_ref().map(|failure| match entry.on_disk {
+        true => format!(
+            "what is on disk is not loaded: {} {}",
+            failure.path.display(),
+            failure.cause
+        ),
+        false => "the files of what is loaded are gone".to_owned(),
+    });
+    row.difference = check
+        .and_then(|(name, check)| Some(format!("for {name}, {}", check.difference.as_ref()?)))
+        .or(disk_difference.filter(|_| live.is_some()));
+    row.fingerprints = Fingerprints {
+        on_disk,
+        loaded,
+        served,
+    };
+}
+
 fn fill(row: &mut CertificateStatus, live: &LiveCertificate) {
     let key = &live.key;
     row.names = key.names().iter().map(Name::to_string).collect();
@@ -172,6 +264,45 @@ fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     if row.last_error.is_none() {
         row.last_error = subject.last_error.clone();
     }
+}
+
+/// The certificates for one name, the one it gets first, each with the verdict on it; then what is
+/// still to be issued for it.
+pub fn for_name(
+    name: &Name,
+    rows: Vec<CertificateStatus>,
+    report: &Report,
+    takeover: &HostSet,
+    now: OffsetDateTime,
+) -> Vec<CertificateStatus> {
+    let entries = report.entries.iter().map(|(id, entry)| (id, &**entry));
+    let candidates = explain::candidates(entries, name, takeover, now);
+    let covers = |row: &CertificateStatus| {
+        let mut names = row
+            .names
+            .iter()
+            .filter_map(|text| text.parse::<Name>().ok());
+        names.any(|own| own.covers(name))
+    };
+    let mut rows: Vec<CertificateStatus> = rows.into_iter().filter(covers).collect();
+    let mut found = Vec::new();
+    for (id, verdict) in explain::explain(&candidates) {
+        let is_it = |row: &CertificateStatus| row.path.as_deref() == Some(&*id.certificate);
+        if let Some(at) = rows.iter().position(is_it) {
+            found.push(CertificateStatus {
+                verdict: Some(verdict.as_str().to_owned()),
+                why: Some(verdict.to_string()),
+                ..rows.remove(at)
+            });
+        }
+    }
+    found.extend(rows);
+    found
+}
+
+/// Whether nothing is planned, because files cover its names.
+fn stands_by(subject: &SubjectStatus) -> bool {
+    subject.covered_by_files_until.is_some() && subject.not_after.is_none()
 }
 
 fn of_subject(subject: &SubjectStatus) -> CertificateStatus {

@@ -34,7 +34,7 @@ pub(super) fn print(config: &Config, bound: &Bound) {
     }
     let internal = subjects(config)
         .iter()
-        .any(|subject| subject.issuer == IssuerKind::Internal);
+        .any(|subject| subject.may_be_issued_by(IssuerKind::Internal));
     if internal {
         explain_trust(&config.server.state_dir.join("local-ca/root.pem"));
     }

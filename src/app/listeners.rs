@@ -5,6 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use arc_swap::ArcSwap;
 use boring::ssl::SslAcceptor;
 use pingora::apps::HttpServerApp;
 use pingora::proxy::HttpProxy;
@@ -17,6 +18,7 @@ use super::plan::{Endpoint, Plan};
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
 use crate::listener::accept::{Accepted, Protocol, Service, accept_loop};
+use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::{self, BindError};
 use crate::proxy::{Proxy, http_proxy};
 
@@ -29,6 +31,7 @@ pub(super) struct Parts {
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
+    pub own: OwnConnections,
 }
 
 /// All listeners.
@@ -36,6 +39,8 @@ pub(super) struct Listeners {
     parts: Parts,
     running: Vec<Listener>,
     drains: JoinSet<()>,
+    /// Of those that run, for whoever looks at them as a client would.
+    https: Arc<ArcSwap<Vec<SocketAddr>>>,
 }
 
 /// A socket that is bound and not served yet.
@@ -87,7 +92,20 @@ impl Listeners {
             parts,
             running: Vec::new(),
             drains: JoinSet::new(),
+            https: Arc::default(),
         }
+    }
+
+    /// Where HTTPS is served, at any time.
+    pub fn https_addresses(&self) -> Arc<ArcSwap<Vec<SocketAddr>>> {
+        self.https.clone()
+    }
+
+    fn publish_addresses(&self) {
+        let running = self.running.iter();
+        let https = running.filter(|one| one.endpoint.protocol == Protocol::Https);
+        self.https
+            .store(Arc::new(https.map(|one| one.local).collect()));
     }
 
     /// The port of the first listener for HTTPS.
@@ -104,6 +122,7 @@ impl Listeners {
             tls: self.parts.tls.clone(),
             table: self.parts.table.clone(),
             metrics: self.parts.metrics.clone(),
+            own: self.parts.own.clone(),
             shutdown,
         };
         let serving = Serving {
@@ -112,6 +131,7 @@ impl Listeners {
         };
         let listener = Listener::start(socket, JoinSet::new(), serving)?;
         self.running.push(listener);
+        self.publish_addresses();
         Ok(())
     }
 
@@ -182,7 +202,9 @@ impl Listeners {
     async fn pause(&mut self, endpoint: &Endpoint) -> Option<Paused> {
         let mut running = self.running.iter();
         let at = running.position(|one| one.endpoint == *endpoint)?;
-        self.running.remove(at).pause().await
+        let listener = self.running.remove(at);
+        self.publish_addresses();
+        listener.pause().await
     }
 
     fn undo(&mut self, bound: Bound) {
@@ -190,7 +212,10 @@ impl Listeners {
         for paused in bound.replaced {
             let address = paused.endpoint.address;
             match paused.resume() {
-                Ok(listener) => self.running.push(listener),
+                Ok(listener) => {
+                    self.running.push(listener);
+                    self.publish_addresses();
+                }
                 Err(error) => tracing::error!(%address, %error, "a listener is lost"),
             }
         }

@@ -13,6 +13,7 @@ use super::listeners::Listeners;
 use super::plan::Plan;
 use super::sources;
 use super::tls_files::Trust;
+use super::watching::Watching;
 use crate::acme::worker::WorkerHandle;
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
@@ -44,6 +45,7 @@ pub(super) struct Live {
     pub state: StateDir,
     pub reloader: Reloader,
     pub trust: Trust,
+    pub watching: Watching,
     pub worker: WorkerHandle,
     pub metrics: Arc<Metrics>,
     pub log: LogControl,
@@ -91,6 +93,7 @@ impl Live {
             tracing::error!(%error, "the session tickets' keys stay as they were");
         }
         self.change_routing(&new, &old).await;
+        self.watching.reconfigure(&new);
         self.worker.reconfigure(new.clone()).await;
         self.config.store(new.clone());
         self.set_log_level(&old, &new);

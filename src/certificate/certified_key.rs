@@ -34,7 +34,7 @@ pub struct CertifiedKey {
 pub struct Fingerprint(pub [u8; 32]);
 
 /// What kind of signature the key makes, as far as clients differ in what they accept.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum KeyAlgorithm {
     Ecdsa,
     Rsa,

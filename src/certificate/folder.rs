@@ -17,6 +17,7 @@ use super::certified_key::CertifiedKey;
 use super::inventory::EntryId;
 use super::material::{Leaf, Material, MaterialError, PublicKeyHash};
 use super::observe::{self, Digest, Observation, ReadError, Stamp};
+use super::parallel;
 use super::table::SourceKind;
 use super::unit::{Content, Finding, Sight, Task, Unit, Verdict};
 
@@ -448,6 +449,18 @@ impl Folder {
         };
         found.or_else(broken).cloned()
     }
+}
+
+/// Reads a whole folder once, for whoever serves nothing from it.
+pub fn read_once(root: &Path, now: OffsetDateTime) -> Vec<(Task, Finding)> {
+    let mut folder = Folder::new(root);
+    let files = folder.survey_all();
+    folder.take_in(parallel::map(files, |file| FileReading::read(file, now)));
+    let tasks = folder.due(true, &mut Vec::new());
+    parallel::map(tasks, |task| {
+        let finding = task.examine(now);
+        (task, finding)
+    })
 }
 
 /// Whether a unit has to be examined.

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
 use super::name::Name;
+use super::overdue::{self, HostSet};
 use super::table::{Choice, LiveCertificate, SourceKind, Standing, Table};
 
 /// One certificate's place on disk. It stays the same while the certificate in it is replaced.
@@ -47,6 +48,10 @@ pub struct Inventory {
     /// The latest time that choices were made at.
     elected_at: OffsetDateTime,
     table: Table,
+    /// The hosts for which our own certificate comes before one that is overdue.
+    takeover: HostSet,
+    /// Names that get other certificates than before, since [`Inventory::take_changed`].
+    changed: Vec<Name>,
 }
 
 impl Inventory {
@@ -57,7 +62,30 @@ impl Inventory {
             boundaries: BTreeSet::new(),
             elected_at: OffsetDateTime::UNIX_EPOCH,
             table: Table::new(default_name),
+            takeover: HostSet::default(),
+            changed: Vec::new(),
         }
+    }
+
+    /// The same, still empty, where our own certificates of these hosts come before overdue ones.
+    pub fn taking_over(mut self, hosts: HostSet) -> Inventory {
+        self.takeover = hosts;
+        self
+    }
+
+    /// Takes over for these hosts from now on, and chooses again where that matters.
+    pub fn set_takeover(&mut self, hosts: HostSet, now: OffsetDateTime) {
+        if self.takeover == hosts {
+            return;
+        }
+        self.takeover = hosts;
+        let names = self.turn_back(now);
+        self.elect_all(&names, now);
+    }
+
+    /// The names that get other certificates than when this was last asked.
+    pub fn take_changed(&mut self) -> Vec<Name> {
+        std::mem::take(&mut self.changed)
     }
 
     /// The table as it follows from the entries.
@@ -184,12 +212,13 @@ impl Inventory {
     }
 
     /// Time has come to `now`: choices that a start or an expiry changes are made again. Returns
-    /// the certificates whose start or expiry has passed.
+    /// the certificates whose start or expiry has passed; all of them, if time went back.
     pub fn advance(&mut self, now: OffsetDateTime) -> Vec<EntryId> {
         let mut passed = Vec::new();
         let mut names = BTreeSet::new();
         if now < self.elected_at {
             names = self.turn_back(now);
+            passed.extend(self.entries.keys().cloned());
         }
         self.elected_at = now;
         while let Some((instant, id)) = self.boundaries.first().cloned() {
@@ -217,9 +246,12 @@ impl Inventory {
     }
 
     fn add_boundaries(&mut self, id: &EntryId, live: &LiveCertificate, now: OffsetDateTime) {
+        let mut concerned = live.key.names().iter();
+        let due = live.source.is_external() && concerned.any(|name| self.takeover.concerns(name));
+        let due = due.then(|| live.due_at());
         // Choices change after these instants; at its start a certificate is valid already.
         let before_start = live.key.not_before() - Duration::NANOSECOND;
-        for instant in [before_start, live.key.not_after()] {
+        for instant in [before_start, live.key.not_after()].into_iter().chain(due) {
             if instant >= now {
                 self.boundaries.insert((instant, id.clone()));
             }
@@ -243,7 +275,10 @@ impl Inventory {
                 Some((id, &**entry, entry.live.as_ref()?))
             })
             .collect();
-        found.sort_by_key(|(id, entry, live)| std::cmp::Reverse((rank(entry, live, now), *id)));
+        found.sort_by_key(|(id, entry, live)| {
+            let standing = self.standing(name, entry, live, now);
+            std::cmp::Reverse((rank(standing, live), *id))
+        });
         found
             .into_iter()
             .map(|(id, entry, _)| (id, entry))
@@ -298,8 +333,7 @@ impl Inventory {
     fn elect_all(&mut self, names: &BTreeSet<Name>, now: OffsetDateTime) {
         self.elected_at = self.elected_at.max(now);
         for name in names {
-            let choice = self.elect(name, now);
-            self.table.set(name, choice);
+            self.elect_one(name, now);
         }
         // A better certificate may have made a vanished one superfluous.
         let unused: BTreeMap<EntryId, ()> = names
@@ -314,39 +348,63 @@ impl Inventory {
         }
     }
 
+    fn elect_one(&mut self, name: &Name, now: OffsetDateTime) {
+        let choice = self.elect(name, now);
+        let before = self.table.set(name, choice.clone());
+        let same = match (&choice, &before) {
+            (Some(choice), Some(before)) => choice.serves_the_same(before),
+            (choice, before) => choice.is_none() && before.is_none(),
+        };
+        if !same {
+            self.changed.push(name.clone());
+        }
+    }
+
+    fn standing(
+        &self,
+        name: &Name,
+        entry: &Entry,
+        live: &LiveCertificate,
+        now: OffsetDateTime,
+    ) -> Standing {
+        Standing {
+            valid: live.key.is_valid_at(now),
+            on_disk: entry.on_disk,
+            claim: overdue::claim(live, name, &self.takeover, now),
+        }
+    }
+
     fn elect(&self, name: &Name, now: OffsetDateTime) -> Option<Choice> {
         let candidates = self.candidates(name, now);
         let (_, first) = candidates.first()?;
         let best = first.live.clone()?;
-        let standing = standing(first, &best, now);
+        let standing = self.standing(name, first, &best, now);
         let alternate = candidates
             .iter()
             .filter_map(|(_, entry)| Some((entry, entry.live.as_ref()?)))
             .find(|(entry, live)| {
-                live.key.algorithm() != best.key.algorithm()
-                    && self::standing(entry, live, now) >= standing
+                // A late one is good enough for clients that cannot use the best.
+                let is_as_good = (live.key.is_valid_at(now), entry.on_disk)
+                    >= (standing.valid, standing.on_disk);
+                live.key.algorithm() != best.key.algorithm() && is_as_good
             })
             .map(|(_, live)| live.clone());
-        let file_valid_until = candidates
-            .iter()
-            .filter(|(_, entry)| entry.on_disk)
-            .filter_map(|(_, entry)| entry.live.as_ref())
-            .filter(|live| live.source.is_external() && live.key.is_valid_at(now))
-            .map(|live| live.key.not_after())
-            .max();
+        let files = || {
+            candidates
+                .iter()
+                .filter(|(_, entry)| entry.on_disk)
+                .filter_map(|(_, entry)| entry.live.as_ref())
+                .filter(|live| live.source.is_external())
+        };
+        let valid_files = || files().filter(|live| live.key.is_valid_at(now));
         Some(Choice {
             best,
             alternate,
             standing,
-            file_valid_until,
+            file_valid_until: valid_files().map(|live| live.key.not_after()).max(),
+            file_due_at: valid_files().map(|live| live.due_at()).max(),
+            file_known: files().next().is_some(),
         })
-    }
-}
-
-fn standing(entry: &Entry, live: &LiveCertificate, now: OffsetDateTime) -> Standing {
-    Standing {
-        valid: live.key.is_valid_at(now),
-        on_disk: entry.on_disk,
     }
 }
 
@@ -354,10 +412,9 @@ fn standing(entry: &Entry, live: &LiveCertificate, now: OffsetDateTime) -> Stand
 /// the latest end and the latest change on disk (a CA that starts its certificates at midnight
 /// gives two of one day the same start). Exact before wildcard is decided at the look-up, where
 /// both are known.
-fn rank(
-    entry: &Entry,
+pub(super) fn rank(
+    standing: Standing,
     live: &LiveCertificate,
-    now: OffsetDateTime,
 ) -> (
     Standing,
     std::cmp::Reverse<SourceKind>,
@@ -367,7 +424,7 @@ fn rank(
     OffsetDateTime,
 ) {
     (
-        standing(entry, live, now),
+        standing,
         std::cmp::Reverse(live.source),
         live.key.not_before(),
         live.key.chain_length(),

@@ -10,8 +10,10 @@ use rand::{Rng, SeedableRng};
 use time::macros::datetime;
 use time::{Duration, OffsetDateTime};
 
+use super::explain;
 use super::inventory::{EntryId, Failure, Inventory};
 use super::name::Name;
+use super::overdue::HostSet;
 use super::table::{LiveCertificate, SourceKind};
 use super::testing::Request;
 
@@ -30,6 +32,7 @@ fn live(request: &Request<'_>, id: &EntryId) -> Arc<LiveCertificate> {
         key: request.issue().certified_key(),
         source: id.source,
         path: id.certificate.clone(),
+        private_key: None,
         loaded_at: NOW,
         changed_at: NOW,
     })
@@ -202,6 +205,7 @@ fn of_two_that_start_together_the_one_that_was_written_last_wins() {
             key: request.issue().certified_key(),
             source: id.source,
             path: id.certificate.clone(),
+            private_key: None,
             loaded_at: NOW,
             changed_at: NOW - Duration::seconds(age),
         };
@@ -322,6 +326,14 @@ fn how_long_files_cover_a_name_is_known() {
     assert_eq!(until, Some(NOW + Duration::days(90)));
 }
 
+fn taken_over() -> HostSet {
+    let hosts = ["b.test", "c.b.test"];
+    hosts
+        .into_iter()
+        .map(|host| host.parse().unwrap())
+        .collect()
+}
+
 /// What must hold after any history: a name is served if any live certificate has it, by one that
 /// is live, and by a valid one if there is a valid one.
 fn check_invariants(inventory: &Inventory, names: &[&str], now: OffsetDateTime) {
@@ -346,6 +358,14 @@ fn check_invariants(inventory: &Inventory, names: &[&str], now: OffsetDateTime) 
                 .iter()
                 .any(|(_, live)| Arc::ptr_eq(live, &choice.best)),
             "{text}"
+        );
+        let takeover = taken_over();
+        let entries = inventory.entries();
+        let entries = entries.iter().map(|(id, entry)| (id, &**entry));
+        let explained = explain::candidates(entries, &name, &takeover, now);
+        assert!(
+            std::ptr::eq(explained[0].live, &*choice.best),
+            "{text}: what is explained is not what is chosen"
         );
         let valid = |(_, live): &(bool, Arc<LiveCertificate>)| live.key.is_valid_at(now);
         assert_eq!(
@@ -402,7 +422,7 @@ fn any_history_keeps_the_invariants() {
         SourceKind::Acme,
         SourceKind::Internal,
     ];
-    let mut inventory = Inventory::new(None);
+    let mut inventory = Inventory::new(None).taking_over(taken_over());
     let mut now = NOW;
     for _ in 0..2_000 {
         let id = id(

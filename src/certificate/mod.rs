@@ -2,8 +2,10 @@
 //! the reloader publishes; this module never talks to a CA and never writes a certificate.
 
 pub mod anchors;
+pub mod attention;
 pub mod certified_key;
 pub mod credential;
+pub mod explain;
 pub mod folder;
 #[cfg(test)]
 mod folder_tests;
@@ -14,13 +16,16 @@ mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
+pub mod overdue;
 mod parallel;
+pub mod proof;
 pub mod reloader;
 pub mod table;
 #[cfg(test)]
-mod testing;
+pub(crate) mod testing;
 pub mod trust;
 #[cfg(test)]
 mod trust_tests;
 pub mod unit;
+pub mod warnings;
 pub mod watcher;

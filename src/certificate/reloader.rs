@@ -12,16 +12,17 @@ use std::time::{Duration, Instant};
 use arc_swap::ArcSwap;
 use serde::Serialize;
 use time::OffsetDateTime;
-use tokio::sync::oneshot;
+use tokio::sync::{broadcast, oneshot};
 
 use super::certified_key::CertifiedKey;
 use super::folder::{FileReading, Folder, ToRead};
 use super::generations::Generations;
 use super::inventory::{Entry, EntryId, Failure, Inventory};
 use super::name::Name;
+use super::overdue::HostSet;
 use super::parallel;
 use super::table::{LiveCertificate, Publisher, SourceKind, TableReader, live_table};
-use super::unit::{Finding, PATIENCE, RECHECK, Task, Unit, Verdict};
+use super::unit::{Finding, PATIENCE, RECHECK, Replacement, Task, Unit, Verdict};
 use super::watcher::{WatchEvent, Watched, Watcher};
 use crate::clock;
 
@@ -36,6 +37,8 @@ pub struct Sources {
     pub generations: Option<PathBuf>,
     /// The name whose certificate is served where none fits.
     pub default_name: Option<Name>,
+    /// The hosts for which our own certificate comes before one that is overdue.
+    pub takeover: HostSet,
     pub poll_interval: Duration,
     /// Whether file events shorten the wait for the poll.
     pub watch: bool,
@@ -74,7 +77,14 @@ pub struct Reloader {
     wake: Sender<Wake>,
     table: TableReader,
     report: Arc<ArcSwap<Report>>,
+    swaps: broadcast::Sender<Swapped>,
 }
+
+/// The names that get other certificates since the table was last published.
+pub type Swapped = Arc<Vec<Name>>;
+
+/// Swaps that a listener to them may fall behind by before it misses some.
+const SWAPS_KEPT: usize = 64;
 
 /// What the reloader knows, for `/status`, `/readyz` and the metrics.
 #[derive(Clone)]
@@ -96,9 +106,19 @@ pub struct Change {
     pub serial: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     pub cause: Option<String>,
-    /// What was loaded, and what it replaced.
+    /// What was loaded.
     #[serde(skip)]
-    pub swap: Option<(Arc<LiveCertificate>, Option<Arc<LiveCertificate>>)>,
+    pub swap: Option<Swap>,
+}
+
+/// A certificate that was loaded.
+#[derive(Clone, Debug)]
+pub struct Swap {
+    pub live: Arc<LiveCertificate>,
+    /// What it replaced.
+    pub old: Option<Arc<LiveCertificate>>,
+    /// From the first sight of the change to the swap.
+    pub seen: Option<Duration>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -139,7 +159,7 @@ impl Reloader {
         let sources = sources.absolute();
         let (publisher, table) = live_table(sources.default_name.clone());
         let (wake, inbox) = mpsc::channel();
-        let inventory = Inventory::new(sources.default_name.clone());
+        let inventory = Inventory::new(sources.default_name.clone()).taking_over(sources.takeover);
         let report = Arc::new(ArcSwap::from_pointee(Report {
             entries: inventory.entries(),
             heartbeat: clock::now(),
@@ -147,6 +167,7 @@ impl Reloader {
             failures: 0,
         }));
         let watcher = sources.watch.then(|| start_watcher(wake.clone())).flatten();
+        let (swaps, _) = broadcast::channel(SWAPS_KEPT);
         let mut thread = Thread {
             pairs: sources.pairs.into_iter().map(pair_unit).collect(),
             folders: sources
@@ -160,6 +181,7 @@ impl Reloader {
             report: report.clone(),
             watcher,
             watch: sources.watch,
+            swaps: swaps.clone(),
             poll_interval: sources.poll_interval,
             pairs_changed: true,
             last_full: Instant::now(),
@@ -175,6 +197,7 @@ impl Reloader {
                 wake,
                 table,
                 report,
+                swaps,
             },
             handle,
         ))
@@ -186,6 +209,11 @@ impl Reloader {
 
     pub fn report(&self) -> Arc<Report> {
         self.report.load_full()
+    }
+
+    /// Hears of every publication from now on.
+    pub fn swaps(&self) -> broadcast::Receiver<Swapped> {
+        self.swaps.subscribe()
     }
 
     /// Looks at everything now and says what changed. `None`: the reloader has stopped.
@@ -265,6 +293,7 @@ struct Thread {
     inventory: Inventory,
     publisher: Publisher,
     report: Arc<ArcSwap<Report>>,
+    swaps: broadcast::Sender<Swapped>,
     /// Once started it stays: its thread cannot be ended. Without `watch` it watches nothing.
     watcher: Option<Watcher>,
     watch: bool,
@@ -444,6 +473,7 @@ impl Thread {
         self.poll_interval = sources.poll_interval;
         self.watch = sources.watch;
         self.inventory.set_default(sources.default_name);
+        self.inventory.set_takeover(sources.takeover, clock::now());
         let mut pairs: BTreeMap<EntryId, Unit> = std::mem::take(&mut self.pairs)
             .into_iter()
             .map(|unit| (unit.id.clone(), unit))
@@ -525,6 +555,7 @@ impl Thread {
             self.warn_of_expired(&passed, now);
         }
         self.publish_report(now);
+        self.announce();
     }
 
     fn warn_of_expired(&self, passed: &[EntryId], now: OffsetDateTime) {
@@ -560,7 +591,17 @@ impl Thread {
             self.last_full = Instant::now();
             self.full_interval = self.pace(started.elapsed());
         }
+        self.announce();
         scan.changes
+    }
+
+    /// Tells whoever listens what the tables that were just published change.
+    fn announce(&mut self) {
+        let names = self.inventory.take_changed();
+        if !names.is_empty() {
+            // Nobody has to listen.
+            let _ = self.swaps.send(Arc::new(names));
+        }
     }
 
     /// How long until the next scan of everything, if one takes this long.
@@ -700,17 +741,23 @@ impl Thread {
             }
             Verdict::Vanished => self.inventory.vanished(id, now).then(|| vanished(id)),
             Verdict::Failed { path, cause } => self.fail(id, path, cause, now),
-            Verdict::Replace { key, changed_at } => {
+            Verdict::Replace(Replacement {
+                key,
+                changed_at,
+                private_key,
+                seen,
+            }) => {
                 let live = Arc::new(LiveCertificate {
                     key: *key,
                     source: self.source_of(id),
                     path: id.certificate.clone(),
+                    private_key,
                     loaded_at: now,
                     changed_at,
                 });
                 self.loads += 1;
                 self.inventory.loaded(id, live.clone(), now);
-                Some(loaded(live, served))
+                Some(loaded(live, served, seen))
             }
         }
     }
@@ -865,7 +912,11 @@ fn names_of(live: &LiveCertificate) -> Vec<String> {
     live.key.names().iter().map(Name::to_string).collect()
 }
 
-fn loaded(live: Arc<LiveCertificate>, old: Option<Arc<LiveCertificate>>) -> Change {
+fn loaded(
+    live: Arc<LiveCertificate>,
+    old: Option<Arc<LiveCertificate>>,
+    seen: Option<Duration>,
+) -> Change {
     let result = match old {
         Some(_) => ChangeResult::Replaced,
         None => ChangeResult::Loaded,
@@ -876,7 +927,7 @@ fn loaded(live: Arc<LiveCertificate>, old: Option<Arc<LiveCertificate>>) -> Chan
         result,
         serial: Some(live.key.serial().to_owned()),
         cause: None,
-        swap: Some((live, old)),
+        swap: Some(Swap { live, old, seen }),
     }
 }
 
@@ -884,14 +935,15 @@ fn loaded(live: Arc<LiveCertificate>, old: Option<Arc<LiveCertificate>>) -> Chan
 fn log_changes(changes: &[Change]) {
     let loads = changes.iter().filter_map(|change| change.swap.as_ref());
     let bulk = changes.len() > LOGGED_ONE_BY_ONE;
-    for (live, old) in loads.clone() {
+    for swap in loads.clone() {
+        let live = &swap.live;
         if !live.key.is_valid_at(live.loaded_at) {
             log_expired(live);
         }
         if bulk {
             tracing::debug!(names = ?names_of(live), file = %live.path.display(), "certificate loaded");
         } else {
-            log_load(live, old.as_deref());
+            log_load(swap);
         }
     }
     if bulk {
@@ -902,7 +954,8 @@ fn log_changes(changes: &[Change]) {
     }
 }
 
-fn log_load(live: &LiveCertificate, old: Option<&LiveCertificate>) {
+fn log_load(Swap { live, old, seen }: &Swap) {
+    let old = old.as_ref();
     tracing::info!(
         names = ?names_of(live),
         serial = live.key.serial(),
@@ -912,6 +965,7 @@ fn log_load(live: &LiveCertificate, old: Option<&LiveCertificate>) {
         not_after = %clock::rfc3339(live.key.not_after()),
         source = live.source.as_str(),
         file = %live.path.display(),
+        seen_ms = seen.map(|seen| u64::try_from(seen.as_millis()).unwrap_or(u64::MAX)),
         "{}", if old.is_some() { "certificate replaced" } else { "certificate loaded" }
     );
     for note in live.key.chain_notes() {

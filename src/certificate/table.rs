@@ -48,6 +48,8 @@ pub struct LiveCertificate {
     pub source: SourceKind,
     /// The file that holds the certificate.
     pub path: Arc<Path>,
+    /// The file that holds the key, if somebody else writes it.
+    pub private_key: Option<Arc<Path>>,
     pub loaded_at: OffsetDateTime,
     /// When the file changed last.
     pub changed_at: OffsetDateTime,
@@ -70,14 +72,42 @@ pub struct Choice {
     /// The latest expiry among the valid certificates from files that cover the name; `None` if
     /// there is none.
     pub file_valid_until: Option<OffsetDateTime>,
+    /// When the last of them is due for renewal.
+    pub file_due_at: Option<OffsetDateTime>,
+    /// Whether files on disk have the name at all, be they valid or not.
+    pub file_known: bool,
+}
+
+impl Choice {
+    /// Whether both are the same certificates.
+    pub fn serves_the_same(&self, other: &Choice) -> bool {
+        let same = |a: &Option<Arc<LiveCertificate>>, b: &Option<Arc<LiveCertificate>>| match (a, b)
+        {
+            (Some(a), Some(b)) => Arc::ptr_eq(a, b),
+            (a, b) => a.is_none() && b.is_none(),
+        };
+        Arc::ptr_eq(&self.best, &other.best) && same(&self.alternate, &other.alternate)
+    }
 }
 
 /// How good a choice is before names and sources are compared: valid beats invalid, then on disk
-/// beats vanished.
+/// beats vanished, then the better claim.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Standing {
     pub valid: bool,
     pub on_disk: bool,
+    pub claim: Claim,
+}
+
+/// What a certificate may claim of a name for which we take over from a late renewer; of any
+/// other name every one has the ordinary claim.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Claim {
+    /// Somebody else renews it, and has not done so in time.
+    Overdue,
+    /// Ours, in place of one that is overdue.
+    Stopgap,
+    Ordinary,
 }
 
 /// An immutable state of the whole table. Cheap to clone: the maps are persistent.
@@ -107,18 +137,24 @@ impl Table {
         self.default_name = name;
     }
 
-    /// Sets or removes what `name` gets.
-    pub fn set(&mut self, name: &Name, choice: Option<Choice>) {
+    /// Sets or removes what `name` gets, and returns what it had.
+    pub fn set(&mut self, name: &Name, choice: Option<Choice>) -> Option<Arc<Choice>> {
         match (name, choice.map(Arc::new)) {
-            (Name::Dns(dns), Some(choice)) => drop(self.exact.insert(dns.clone(), choice)),
-            (Name::Dns(dns), None) => drop(self.exact.remove(dns)),
-            (Name::Wildcard(parent), Some(choice)) => {
-                drop(self.wildcard.insert(parent.clone(), choice));
-            }
-            (Name::Wildcard(parent), None) => drop(self.wildcard.remove(parent)),
-            (Name::Ip(ip), Some(choice)) => drop(self.addresses.insert(*ip, choice)),
-            (Name::Ip(ip), None) => drop(self.addresses.remove(ip)),
+            (Name::Dns(dns), Some(choice)) => self.exact.insert(dns.clone(), choice),
+            (Name::Dns(dns), None) => self.exact.remove(dns),
+            (Name::Wildcard(parent), Some(choice)) => self.wildcard.insert(parent.clone(), choice),
+            (Name::Wildcard(parent), None) => self.wildcard.remove(parent),
+            (Name::Ip(ip), Some(choice)) => self.addresses.insert(*ip, choice),
+            (Name::Ip(ip), None) => self.addresses.remove(ip),
         }
+    }
+
+    /// All names that have a certificate, in no order.
+    pub fn names(&self) -> impl Iterator<Item = Name> {
+        let exact = self.exact.keys().cloned().map(Name::Dns);
+        let wildcard = self.wildcard.keys().cloned().map(Name::Wildcard);
+        let addresses = self.addresses.keys().copied().map(Name::Ip);
+        exact.chain(wildcard).chain(addresses)
     }
 
     /// What a canonical name gets. Exact names come before wildcards, unless the wildcard stands

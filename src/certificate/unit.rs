@@ -3,6 +3,7 @@
 
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
+use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
@@ -35,6 +36,8 @@ pub struct Unit {
     recheck: bool,
     /// When time alone makes the candidate good.
     retry_at: Option<OffsetDateTime>,
+    /// When the change was first seen that is not settled yet.
+    seen: Option<Instant>,
 }
 
 /// The metadata of both files; `None` for a file that is not there.
@@ -88,14 +91,23 @@ pub enum Verdict {
     /// What is served is what is on disk.
     Unchanged,
     Vanished,
-    Replace {
-        key: Box<CertifiedKey>,
-        changed_at: OffsetDateTime,
-    },
+    Replace(Replacement),
     Failed {
         path: PathBuf,
         cause: String,
     },
+}
+
+/// A certificate to serve from now on.
+#[derive(Debug)]
+pub struct Replacement {
+    pub key: Box<CertifiedKey>,
+    /// When the certificate file changed last.
+    pub changed_at: OffsetDateTime,
+    /// The file that holds its private key.
+    pub private_key: Option<Arc<Path>>,
+    /// How long ago the change was first seen.
+    pub seen: Option<StdDuration>,
 }
 
 impl Unit {
@@ -109,6 +121,7 @@ impl Unit {
             failing_since: None,
             recheck: false,
             retry_at: None,
+            seen: None,
         }
     }
 
@@ -170,6 +183,7 @@ impl Unit {
         let changed = self.sight != Some(sight);
         if changed {
             self.sight = Some(sight);
+            self.seen.get_or_insert_with(Instant::now);
         }
         // What failed may be cured by something that no metadata of these files shows.
         changed || self.recheck || self.failing_since.is_some()
@@ -207,11 +221,13 @@ impl Unit {
             Finding::Absent if self.is_patient(patience, now) => Verdict::Wait,
             Finding::Absent => {
                 self.served = None;
+                self.seen = None;
                 Verdict::Vanished
             }
             Finding::Same { young } => {
                 self.failing_since = None;
                 self.recheck = young;
+                self.seen = None;
                 Verdict::Unchanged
             }
             Finding::Good { key, .. }
@@ -244,7 +260,12 @@ impl Unit {
                 self.failing_since = None;
                 self.recheck = young;
                 self.served = Some(digest);
-                Verdict::Replace { key, changed_at }
+                Verdict::Replace(Replacement {
+                    key,
+                    changed_at,
+                    private_key: self.private_key.clone(),
+                    seen: self.seen.take().map(|seen| seen.elapsed()),
+                })
             }
             Finding::Bad { path, cause } => self.fail(path, cause, patience, now),
         }

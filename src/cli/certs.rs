@@ -4,7 +4,7 @@ use std::process::ExitCode;
 
 use super::admin_client::{AdminArgs, AdminClientError};
 use super::status::print_certificates;
-use crate::admin::status::{CertificateStatus, Status};
+use crate::admin::status::{CertificateStatus, NameStatus, Sighting, Status};
 use crate::certificate::name::Name;
 
 #[derive(Debug, clap::Args)]
@@ -87,24 +87,8 @@ fn list(args: &ListArgs) -> Result<(), AdminClientError> {
 }
 
 fn show(args: &NameArgs) -> Result<(), AdminClientError> {
-    let wanted = &args.name;
-    let mut found = certificates(&args.list.admin)?;
-    found.retain(|certificate| {
-        certificate
-            .names
-            .iter()
-            .filter_map(|name| name.parse::<Name>().ok())
-            .any(|name| name.covers(wanted))
-    });
-    if found.is_empty() {
-        return Err(AdminClientError::Refused {
-            path: "/status".to_owned(),
-            status: http::StatusCode::NOT_FOUND,
-            message: format!(
-                "there is no certificate for {wanted}; `perennial certs list` shows all"
-            ),
-        });
-    }
+    let path = format!("/certificates/{}", args.name);
+    let found = args.list.admin.get::<NameStatus>(&path)?.certificates;
     if args.list.json {
         print_json(&found);
     } else {
@@ -142,6 +126,7 @@ fn print_details(certificate: &CertificateStatus) {
         }
     };
     println!("{}", certificate.name);
+    line("verdict", &certificate.why);
     line("names", &Some(certificate.names.join(", ")));
     line("source", &Some(certificate.source.clone()));
     line(
@@ -153,10 +138,20 @@ fn print_details(certificate: &CertificateStatus) {
     );
     line("serial", &certificate.serial);
     line("fingerprint", &certificate.fingerprint);
+    let seen = |sighting: &Option<Sighting>| {
+        let sighting = sighting.as_ref()?;
+        let what = sighting.fingerprint.as_deref().unwrap_or("none");
+        Some(format!("{what} (seen {})", sighting.seen_at))
+    };
+    line("on disk", &seen(&certificate.fingerprints.on_disk));
+    line("loaded", &seen(&certificate.fingerprints.loaded));
+    line("served", &seen(&certificate.fingerprints.served));
+    line("difference", &certificate.difference);
     line("issuer", &certificate.issuer);
     line("not before", &certificate.not_before);
     line("not after", &certificate.not_after);
     line("loaded at", &certificate.loaded_at);
+    line("overdue since", &certificate.overdue_since);
     line("CA", &certificate.ca);
     line("next renewal", &certificate.next_renewal);
     line("next attempt", &certificate.next_attempt);

@@ -2,10 +2,17 @@
 
 use std::path::Path;
 use std::process::ExitCode;
+use std::sync::Arc;
 
 use super::{ConfigArgs, EXIT_USAGE};
+use crate::acme::subject::{takeover_hosts, tls_hosts};
 use crate::app::tls_files;
-use crate::certificate::unit;
+use crate::certificate::attention::Attention;
+use crate::certificate::certified_key::CertifiedKey;
+use crate::certificate::folder;
+use crate::certificate::inventory::{EntryId, Inventory};
+use crate::certificate::table::{LiveCertificate, SourceKind};
+use crate::certificate::unit::{self, Finding};
 use crate::clock;
 use crate::config::{self, Config};
 
@@ -17,8 +24,11 @@ pub(super) struct CheckArgs {
 
 pub(super) fn main(args: CheckArgs) -> ExitCode {
     match check(args.config) {
-        Ok(summary) => {
+        Ok((summary, warnings)) => {
             println!("{summary}");
+            for warning in warnings {
+                eprintln!("warning: {warning}");
+            }
             ExitCode::SUCCESS
         }
         Err(message) => {
@@ -28,36 +38,81 @@ pub(super) fn main(args: CheckArgs) -> ExitCode {
     }
 }
 
-fn check(args: ConfigArgs) -> Result<String, String> {
+/// The summary of a good configuration, and what to think about nevertheless.
+fn check(args: ConfigArgs) -> Result<(String, Vec<String>), String> {
     let file = args.file()?;
     let config = Config::load(&file).map_err(|error| error.to_string())?;
     let missing = config::check_files(&config);
     if !missing.is_empty() {
         return Err(missing.to_string());
     }
-    let mut wrong = wrong_pairs(&config);
+    let mut inventory = Inventory::new(None);
+    let mut wrong = load_pairs(&config, &mut inventory);
     wrong.extend(wrong_tls_files(&config));
     if !wrong.is_empty() {
         return Err(wrong.join("\n"));
     }
     let hosts: usize = config.sites.iter().map(|site| site.hosts.len()).sum();
-    Ok(format!("{}: valid ({hosts} host(s))", file.display()))
+    let summary = format!("{}: valid ({hosts} host(s))", file.display());
+    load_folders(&config, &mut inventory);
+    Ok((summary, warnings(&config, &inventory)))
 }
 
-/// The explicit pairs that could not be served: what the reloader would say of them, each at the
-/// place that names the file at fault.
-fn wrong_pairs(config: &Config) -> Vec<String> {
+fn warnings(config: &Config, inventory: &Inventory) -> Vec<String> {
+    let attention = Attention::of(
+        &inventory.entries(),
+        &tls_hosts(config).collect(),
+        &takeover_hosts(config).collect(),
+        &config.certificates.directories,
+        clock::now(),
+    );
+    attention.warnings()
+}
+
+fn load(id: EntryId, private_key: Option<&Path>, key: CertifiedKey, inventory: &mut Inventory) {
+    let now = clock::now();
+    let live = LiveCertificate {
+        key,
+        source: id.source,
+        path: id.certificate.clone(),
+        private_key: private_key.map(Arc::from),
+        loaded_at: now,
+        changed_at: now,
+    };
+    inventory.loaded(&id, Arc::new(live), now);
+}
+
+/// What the drop folders hold, as far as it is good; the rest is no mistake of the configuration.
+fn load_folders(config: &Config, inventory: &mut Inventory) {
+    let now = clock::now();
+    for directory in &config.certificates.directories {
+        for (task, finding) in folder::read_once(directory, now) {
+            if let Finding::Good { key, .. } = finding {
+                load(task.id, task.private_key.as_deref(), *key, inventory);
+            }
+        }
+    }
+}
+
+/// Loads the explicit pairs. Those that could not be served come back: what the reloader would say
+/// of them, each at the place that names the file at fault.
+fn load_pairs(config: &Config, inventory: &mut Inventory) -> Vec<String> {
     let now = clock::now();
     let pairs = config.certificates.files.iter();
     pairs
         .filter_map(|pair| {
-            unit::read_pair(
+            let read = unit::read_pair(
                 &pair.certificate,
                 &pair.private_key,
                 pair.password_file.as_deref(),
                 now,
-            )
-            .err()
+            );
+            let id = EntryId {
+                source: SourceKind::File,
+                certificate: pair.certificate.as_path().into(),
+            };
+            read.map(|key| load(id, Some(&pair.private_key), key, inventory))
+                .err()
         })
         .map(|(path, cause)| at_its_place(config, &path, &cause))
         .collect()

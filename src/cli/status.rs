@@ -57,6 +57,9 @@ fn print(status: &Status) {
         }
     }
     print_certificates(&status.certificates);
+    for warning in &status.warnings {
+        println!("warning: {warning}");
+    }
 }
 
 /// A line for each certificate, and one more for what is wrong with it.
@@ -83,6 +86,12 @@ pub(super) fn print_certificates(certificates: &[CertificateStatus]) {
         );
         if let Some(error) = &certificate.last_error {
             println!("{:width$}  error: {error}", "");
+        }
+        if let (Some(difference), None) = (&certificate.difference, &certificate.last_error) {
+            println!("{:width$}  difference: {difference}", "");
+        }
+        if let Some(since) = &certificate.overdue_since {
+            println!("{:width$}  overdue since {since}", "");
         }
         if let (Some(at), Some(_)) = (&certificate.next_attempt, &certificate.last_error) {
             println!("{:width$}  next attempt: {at}", "");

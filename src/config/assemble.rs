@@ -18,7 +18,7 @@ use super::tls_options;
 use super::value::overlap;
 use super::{
     Acme, AdminListen, CertificateAuthority, CertificateFiles, Certificates, ChallengeType, Config,
-    PathPattern, Route, Server, Site, TlsMode,
+    PathPattern, Route, Server, Site, Takeover, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -43,17 +43,24 @@ pub(super) fn assemble(
     check_hosts_unique(&draft.sites, report);
     for site in &draft.sites {
         check_tls(site, draft.certificates.has_sources, report);
+        check_site_takeover(site, &draft.certificates, report);
         check_routes(site, report);
     }
     tls_options::check(&draft, report);
+    check_takeover(&draft.certificates, report);
     let file_references = file_references(&draft, report);
+    let takeover = default_takeover(&draft.certificates);
     Config {
         path: draft.path,
         server: server(draft.server, default_state_dir),
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
         acme: acme(draft.acme, draft.fallbacks),
-        sites: draft.sites.into_iter().map(site).collect(),
+        sites: draft
+            .sites
+            .into_iter()
+            .map(|draft| site(draft, takeover))
+            .collect(),
         file_references,
     }
 }
@@ -86,6 +93,7 @@ fn addresses(listen: Listen, default: SocketAddr) -> Vec<SocketAddr> {
 }
 
 fn certificates(draft: CertificatesDraft) -> Certificates {
+    let takeover = default_takeover(&draft);
     let files = draft.files.into_iter().map(|files| CertificateFiles {
         private_key: files
             .private_key
@@ -97,6 +105,7 @@ fn certificates(draft: CertificatesDraft) -> Certificates {
         directories: draft.directories.into_iter().map(|one| one.value).collect(),
         poll_interval: draft.poll_interval.unwrap_or(DEFAULT_POLL_INTERVAL),
         watch: draft.watch.unwrap_or(true),
+        takeover,
         default: draft.default,
         files: files.collect(),
     }
@@ -143,7 +152,8 @@ fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateA
     }
 }
 
-fn site(draft: SiteDraft) -> Site {
+fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
+    let takeover = site_takeover(&draft, default_takeover);
     let site_tls = draft
         .upstream_tls
         .map(|tls| tls_options::upstream(tls.value));
@@ -176,6 +186,7 @@ fn site(draft: SiteDraft) -> Site {
         client_auth: draft
             .client_auth
             .and_then(|auth| tls_options::client_auth(auth.value)),
+        takeover,
         routes,
     }
 }
@@ -271,7 +282,12 @@ fn check_listeners_suffice(draft: &Draft, report: &Report<'_>) {
         report.add(at, problem.help("leave the key out, or give it an address"));
     }
     let only_http01 = draft.acme.challenges.as_deref() == Some(&[ChallengeType::Http01]);
-    if only_http01 && draft.sites.iter().any(may_order) {
+    if only_http01
+        && draft
+            .sites
+            .iter()
+            .any(|site| may_order(site, default_takeover(&draft.certificates)))
+    {
         let problem = Problem::new("`http_listen` is empty, but http-01 is the only challenge");
         report.add(
             at,
@@ -281,11 +297,74 @@ fn check_listeners_suffice(draft: &Draft, report: &Report<'_>) {
 }
 
 /// Whether certificates for the site may be ordered from an ACME CA.
-fn may_order(site: &SiteDraft) -> bool {
+fn may_order(site: &SiteDraft, default_takeover: Option<Takeover>) -> bool {
+    if site_takeover(site, default_takeover) == Some(Takeover::Acme) {
+        return true;
+    }
     match mode(site) {
         Some(TlsMode::Acme) => true,
         Some(TlsMode::Auto) => site.hosts.iter().any(|host| !host.value.is_private()),
         Some(TlsMode::Internal | TlsMode::Files | TlsMode::Off) | None => false,
+    }
+}
+
+fn default_takeover(certificates: &CertificatesDraft) -> Option<Takeover> {
+    certificates.takeover.as_ref()?.value
+}
+
+/// Only a site that is served from files can have its files taken over.
+fn site_takeover(site: &SiteDraft, default: Option<Takeover>) -> Option<Takeover> {
+    match mode(site)? {
+        TlsMode::Auto | TlsMode::Files => match &site.takeover {
+            Some(takeover) => takeover.value,
+            None => default,
+        },
+        TlsMode::Acme | TlsMode::Internal | TlsMode::Off => None,
+    }
+}
+
+fn check_takeover(certificates: &CertificatesDraft, report: &Report<'_>) {
+    if let Some(takeover) = &certificates.takeover
+        && takeover.value.is_some()
+        && !certificates.has_sources
+    {
+        let problem = Problem::new("`takeover` is set, but no certificate files are configured");
+        report.add(
+            takeover.at,
+            problem.help("add `directories` or [[certificates.files]], or leave the key out"),
+        );
+    }
+}
+
+fn check_site_takeover(site: &SiteDraft, certificates: &CertificatesDraft, report: &Report<'_>) {
+    if let (Some(takeover), Some(tls)) = (&site.takeover, mode(site))
+        && takeover.value.is_some()
+    {
+        let from_files = matches!(tls, TlsMode::Auto | TlsMode::Files);
+        if !from_files || !certificates.has_sources {
+            let problem = Problem::new(
+                "`takeover` is set, but the certificate of this site never comes from files",
+            );
+            report.add(
+                takeover.at,
+                problem.help("leave the key out, or serve the site from certificate files"),
+            );
+            return;
+        }
+    }
+    if site_takeover(site, default_takeover(certificates)) != Some(Takeover::Acme) {
+        return;
+    }
+    for host in site.hosts.iter().filter(|host| host.value.is_wildcard()) {
+        let problem = Problem::new(format!(
+            "takeover = \"acme\" cannot have a certificate for the wildcard {}, which needs the \
+             challenge DNS-01",
+            host.value
+        ));
+        report.add(
+            host.at,
+            problem.help("set takeover = \"internal\" or \"off\" in this site"),
+        );
     }
 }
 

@@ -174,6 +174,7 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
             tls: Some(Located { value: mode, at }),
             certificate_per: CertificatePer::default(),
             client_auth: None,
+            takeover: None,
             upstreams: Vec::new(),
             upstream_tls: None,
             routes: Vec::new(),

@@ -8,7 +8,7 @@ use std::time::Duration;
 use super::diagnostic::Located;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
-    PathPattern, TlsMode, Upstream,
+    PathPattern, Takeover, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -53,6 +53,8 @@ pub(super) struct CertificatesDraft {
     pub(super) poll_interval: Option<Duration>,
     pub(super) watch: Option<bool>,
     pub(super) default: Option<Name>,
+    /// `None` inside is "off".
+    pub(super) takeover: Option<Located<Option<Takeover>>>,
 }
 
 pub(super) struct CertificateFilesDraft {
@@ -78,6 +80,8 @@ pub(super) struct SiteDraft {
     pub(super) tls: Option<Located<TlsMode>>,
     pub(super) certificate_per: CertificatePer,
     pub(super) client_auth: Option<Located<ClientAuthDraft>>,
+    /// `None` inside is "off".
+    pub(super) takeover: Option<Located<Option<Takeover>>>,
     pub(super) upstreams: Vec<Upstream>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) routes: Vec<RouteDraft>,

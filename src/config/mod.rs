@@ -140,6 +140,8 @@ pub struct Certificates {
     pub watch: bool,
     /// The name whose certificate is served to clients without SNI or with an unknown one.
     pub default: Option<Name>,
+    /// Who issues where these certificates are overdue; a site may say otherwise.
+    pub takeover: Option<Takeover>,
     pub files: Vec<CertificateFiles>,
 }
 
@@ -244,6 +246,9 @@ pub struct Site {
     pub certificate_per: CertificatePer,
     /// Whether clients have to show a certificate.
     pub client_auth: Option<ClientAuth>,
+    /// Who issues where the certificate files of the site are overdue. Only with `auto` and
+    /// `files`.
+    pub takeover: Option<Takeover>,
     /// In order of specificity: the first that matches wins. Never empty; where the site has
     /// `upstreams` of its own, they are the last route, `/*`.
     pub routes: Vec<Route>,
@@ -303,6 +308,13 @@ pub struct UpstreamTls {
 pub struct ClientIdentity {
     pub certificate: PathBuf,
     pub private_key: PathBuf,
+}
+
+/// Who issues in place of a renewer that is late.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Takeover {
+    Acme,
+    Internal,
 }
 
 /// Whether the hosts of one site share a certificate.

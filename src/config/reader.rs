@@ -30,7 +30,14 @@ pub(super) const SERVER: Section = Section {
 };
 pub(super) const CERTIFICATES: Section = Section {
     header: "[certificates]",
-    keys: &["directories", "poll_interval", "watch", "default", "files"],
+    keys: &[
+        "directories",
+        "poll_interval",
+        "watch",
+        "default",
+        "takeover",
+        "files",
+    ],
 };
 pub(super) const CERTIFICATE_FILES: Section = Section {
     header: "[[certificates.files]]",
@@ -80,6 +87,7 @@ pub(super) const SITE: Section = Section {
         "tls",
         "certificate_per",
         "client_auth",
+        "takeover",
         "upstreams",
         "upstream_tls",
         "routes",

@@ -20,7 +20,7 @@ use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
     duration_between, email, file_path, hmac_key, host, key_type, listen_address, log_level,
-    path_pattern, secret, server_name, tls_mode, token,
+    path_pattern, secret, server_name, takeover, tls_mode, token,
 };
 use super::{AdminListen, ChallengeType, ExternalAccount, TlsMode, Upstream};
 use crate::certificate::name::Name;
@@ -42,6 +42,7 @@ const MODE: Kind = kind("a TLS mode in quotes", "\"auto\"");
 const CLIENT_AUTH_MODE: Kind = kind("\"require\" or \"request\"", "\"require\"");
 const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
 const LOG_LEVEL: Kind = kind("a log level in quotes", "\"info\"");
+const TAKEOVER: Kind = kind("\"acme\", \"internal\" or \"off\"", "\"acme\"");
 const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
 const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
 
@@ -183,6 +184,9 @@ impl<'a> Reader<'a> {
                 .get("default")
                 .and_then(|v| v.parse(NAME, host))
                 .map(|name| name.value),
+            takeover: table
+                .get("takeover")
+                .and_then(|v| v.parse(TAKEOVER, takeover)),
         }
     }
 
@@ -425,6 +429,9 @@ impl<'a> Reader<'a> {
             tls,
             certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
             client_auth: table.get("client_auth").and_then(|v| self.client_auth(v)),
+            takeover: table
+                .get("takeover")
+                .and_then(|v| v.parse(TAKEOVER, takeover)),
             upstreams: self.upstreams(upstreams),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),

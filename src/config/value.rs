@@ -13,7 +13,7 @@ use super::diagnostic::Problem;
 use super::reader::nearest;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, KeyType, LogLevel, PathPattern,
-    TlsMode,
+    Takeover, TlsMode,
 };
 use crate::certificate::name::{Name, NameError};
 
@@ -238,6 +238,15 @@ pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
         ("trace", LogLevel::Trace),
     ];
     choice("log level", text, &LEVELS)
+}
+
+pub(super) fn takeover(text: &str) -> Parsed<Option<Takeover>> {
+    const ISSUERS: [(&str, Option<Takeover>); 3] = [
+        ("acme", Some(Takeover::Acme)),
+        ("internal", Some(Takeover::Internal)),
+        ("off", None),
+    ];
+    choice("takeover", text, &ISSUERS)
 }
 
 pub(super) fn key_type(text: &str) -> Parsed<KeyType> {

@@ -16,6 +16,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::client_auth;
 use super::connection::{ConnectionInfo, TlsInfo};
+use super::self_check::OwnConnections;
 use super::stream::ClientStream;
 use super::tls::{self, Outcome};
 use crate::admin::metrics::Metrics;
@@ -34,6 +35,8 @@ pub struct Service<A> {
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
+    /// Those of the self-check: they are no clients.
+    pub own: OwnConnections,
     /// Turns true when the listener drains.
     pub shutdown: watch::Receiver<bool>,
 }
@@ -177,6 +180,11 @@ async fn handshake<A>(
         (_, Outcome::Refused) => ("unknown_name", None),
         (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
         (Err(_), _) => ("timeout", None),
+    };
+    let label = if service.own.contains(info.client) {
+        "self_check"
+    } else {
+        label
     };
     service.metrics.tls_handshake(label, version);
     if label == "ok" {

@@ -4,6 +4,7 @@
 pub mod accept;
 pub mod client_auth;
 pub mod connection;
+pub mod self_check;
 pub mod sockets;
 pub mod stream;
 pub mod tickets;

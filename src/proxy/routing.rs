@@ -180,6 +180,7 @@ pub(super) mod tests {
             tls,
             certificate_per: CertificatePer::Host,
             client_auth: None,
+            takeover: None,
             routes: routes.collect(),
         }
     }

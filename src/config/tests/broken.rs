@@ -423,6 +423,30 @@ fn sites() {
             "4:19: \"name\" is no unit of certificates",
         ),
         (
+            "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\ntakeover = \"internal\"",
+            "4:12: `takeover` is set, but the certificate of this site never comes from files",
+        ),
+        (
+            "[certificates]\ndirectories = [\"d\"]\n\
+             [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\ntakeover = \"acme\"\ntls = \"acme\"",
+            "6:12: `takeover` is set, but the certificate of this site never comes from files",
+        ),
+        (
+            "[certificates]\ntakeover = \"acme\"\n[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]",
+            "2:12: `takeover` is set, but no certificate files are configured",
+        ),
+        (
+            "[certificates]\ntakeover = \"acme\"\ndirectories = [\"d\"]\n\
+             [[sites]]\nhosts = [\"*.a.test\"]\nupstreams = [\"1\"]",
+            "5:10: takeover = \"acme\" cannot have a certificate for the wildcard *.a.test, which \
+             needs the challenge DNS-01",
+        ),
+        (
+            "[certificates]\ntakeover = \"Acme\"\ndirectories = [\"d\"]\n\
+             [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]",
+            "2:12: \"Acme\" is no takeover",
+        ),
+        (
             "[[sites]]\nhosts = [\"*.*.test\"]\nupstreams = [\"1\"]",
             "2:10: host \"*.*.test\" has a `*` elsewhere than as its whole first label, before a \
              name of at least one label",

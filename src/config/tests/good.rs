@@ -52,6 +52,26 @@ fn the_least_configuration_has_all_defaults() {
 }
 
 #[test]
+fn a_takeover_is_inherited_by_the_sites_that_files_serve() {
+    let site = |host: &str, rest: &str| {
+        format!("[[sites]]\nhosts = [\"{host}\"]\nupstreams = [\"1\"]\n{rest}\n")
+    };
+    let text = [
+        "[certificates]\ndirectories = [\"d\"]\ntakeover = \"acme\"\n".to_owned(),
+        site("a.test", ""),
+        site("b.test", "tls = \"files\"\ntakeover = \"internal\""),
+        site("c.test", "takeover = \"off\""),
+        site("d.test", "tls = \"internal\""),
+        site("*.e.test", "takeover = \"internal\""),
+    ];
+    let config = good(&text.concat());
+    let found: Vec<_> = config.sites.iter().map(|site| site.takeover).collect();
+    let (acme, internal) = (Some(Takeover::Acme), Some(Takeover::Internal));
+    assert_eq!(found, [acme, internal, None, None, internal]);
+    assert_eq!(config.certificates.takeover, acme);
+}
+
+#[test]
 fn addresses_that_do_not_clash() {
     let config = good(
         "[server]\nhttp_listen = [\"127.0.0.1:0\", \"[::1]:0\", \"0.0.0.0:81\", \"[::1]:81\"]\n\
