@@ -194,14 +194,14 @@ impl Folder {
             return Vec::new();
         }
         let mut walk = Walk::default();
+        // A directory may have come, or another one be in its place, which nobody watches yet.
+        self.shape_changed |= path.is_dir() || self.directories.contains(path);
         if path.is_dir() {
             walk.directory(path, DEPTH - depth);
         } else {
             walk.file(path);
         }
-        for directory in walk.directories {
-            self.shape_changed |= self.directories.insert(directory);
-        }
+        self.directories.extend(walk.directories);
         for link in walk.links {
             // One that was there before may lead elsewhere now.
             self.shape_changed = true;
@@ -560,10 +560,10 @@ impl Walk {
         if depth == 0 {
             return;
         }
-        self.directories.insert(directory.to_owned());
         let Ok(entries) = std::fs::read_dir(directory) else {
             return;
         };
+        self.directories.insert(directory.to_owned());
         for entry in entries.flatten() {
             if is_hidden(&entry.file_name()) {
                 continue;

@@ -329,16 +329,7 @@ impl Thread {
             "first load done"
         );
         self.update_watches(true);
-        // What changed between the load and the watches.
-        let mut pending = Some(Scope::All);
-        loop {
-            let scope = match pending.take() {
-                Some(scope) => scope,
-                None => match self.wait(inbox) {
-                    Some(scope) => scope,
-                    None => return,
-                },
-            };
+        while let Some(scope) = self.wait(inbox) {
             self.scan(&scope, PATIENCE);
             self.update_watches(matches!(scope, Scope::All));
         }

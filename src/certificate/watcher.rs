@@ -27,6 +27,7 @@ pub enum WatchEvent {
 
 /// A set of watched directories.
 pub struct Watcher {
+    deliver: Deliver,
     inotify: Arc<OwnedFd>,
     /// Shared with the thread that reads the events.
     paths: Arc<Mutex<BTreeMap<i32, (PathBuf, Interest)>>>,
@@ -107,21 +108,29 @@ struct Watch {
     inode: u64,
 }
 
+type Deliver = Arc<dyn Fn(WatchEvent) + Send + Sync>;
+
+/// More directories than this that are watched anew are told of in one event for everything.
+const TOLD_ONE_BY_ONE: usize = 64;
+
 /// How many links a path may lead through before we stop following it, as in the kernel.
 const MAX_LINKS: usize = 40;
 
 impl Watcher {
     /// Starts a thread that hands each event to `deliver`. Errors: the host has no inotify, or no
     /// instance is left (`fs.inotify.max_user_instances`).
-    pub fn start(deliver: impl Fn(WatchEvent) + Send + 'static) -> io::Result<Watcher> {
+    pub fn start(deliver: impl Fn(WatchEvent) + Send + Sync + 'static) -> io::Result<Watcher> {
+        let deliver: Deliver = Arc::new(deliver);
+        let tell = deliver.clone();
         let inotify = Arc::new(inotify::init(CreateFlags::CLOEXEC)?);
         let paths = Arc::new(Mutex::new(BTreeMap::new()));
         let (fd, known) = (inotify.clone(), paths.clone());
         // The thread ends with the process: a blocking read has no other way to be woken.
         std::thread::Builder::new()
             .name("file-events".to_owned())
-            .spawn(move || read_events(&fd, &known, &deliver))?;
+            .spawn(move || read_events(&fd, &known, &*tell))?;
         Ok(Watcher {
+            deliver,
             inotify,
             paths,
             watched: BTreeMap::new(),
@@ -160,15 +169,34 @@ impl Watcher {
         self.silent.retain(|path| wanted.contains_key(path));
         let refused_before = self.refused.len();
         let mut reason = None;
+        let mut fresh = Vec::new();
         for (path, interest) in wanted {
-            reason = self.add(path, interest).err().or(reason);
+            match self.add(path.clone(), interest) {
+                Ok(true) => fresh.push(path),
+                Ok(false) => {}
+                Err(error) => reason = Some(error),
+            }
         }
+        self.tell_of_fresh(fresh);
         if let Some(error) = reason.filter(|_| self.refused.len() > refused_before) {
             tracing::warn!(
                 directories = self.refused.len(), %error,
                 "no file events from some directories: changes in them are found by the poll \
                  (fs.inotify.max_user_watches may be too low)"
             );
+        }
+    }
+
+    /// What happened in a directory between the last look at it and its first watch had no event:
+    /// it gets one now.
+    fn tell_of_fresh(&self, directories: Vec<PathBuf>) {
+        if directories.len() > TOLD_ONE_BY_ONE {
+            (self.deliver)(WatchEvent::Overflow);
+            return;
+        }
+        for directory in directories {
+            let name = None;
+            (self.deliver)(WatchEvent::Changed { directory, name });
         }
     }
 
@@ -217,24 +245,26 @@ impl Watcher {
         }
     }
 
-    fn add(&mut self, path: PathBuf, interest: Interest) -> rustix::io::Result<()> {
+    /// Returns whether everything in the directory matters, and did not before.
+    fn add(&mut self, path: PathBuf, interest: Interest) -> rustix::io::Result<bool> {
         let Ok(metadata) = std::fs::metadata(&path) else {
-            return Ok(());
+            return Ok(false);
         };
+        let everything = interest == Interest::Everything;
         let (device, inode) = (metadata.dev(), metadata.ino());
         if let Some(known) = self.watched.get(&path) {
             let mut paths = self.lock();
             if let Some((_, known_interest)) = paths.get_mut(&known.watch)
                 && (known.device, known.inode) == (device, inode)
             {
-                *known_interest = interest;
-                return Ok(());
+                let before = std::mem::replace(known_interest, interest);
+                return Ok(everything && before != Interest::Everything);
             }
             drop(paths);
             self.remove(&path);
         }
         // A way that changes without an event is a rare thing; the poll finds it.
-        if interest != Interest::Everything || delivers_events(&path) {
+        if !everything || delivers_events(&path) {
             self.silent.remove(&path);
         } else {
             self.silent.insert(path.clone());
@@ -259,7 +289,7 @@ impl Watcher {
             inode,
         };
         self.watched.insert(path, watched);
-        Ok(())
+        Ok(everything)
     }
 
     fn remove(&mut self, path: &Path) {
@@ -311,7 +341,7 @@ fn existing(directory: &Path) -> PathBuf {
 fn read_events(
     inotify: &OwnedFd,
     paths: &Mutex<BTreeMap<i32, (PathBuf, Interest)>>,
-    deliver: &impl Fn(WatchEvent),
+    deliver: &(dyn Fn(WatchEvent) + Send + Sync),
 ) {
     let mut buffer = [MaybeUninit::uninit(); 16 * 1024];
     let mut reader = inotify::Reader::new(inotify, &mut buffer);

@@ -378,8 +378,8 @@ pub(super) fn nearest<'c>(text: &str, candidates: &[&'c str]) -> Option<&'c str>
     };
     candidates
         .iter()
-        .map(|candidate| (distance(candidate), *candidate))
+        .map(|candidate| (distance(candidate), candidate.len(), *candidate))
         .min()
-        .filter(|(distance, _)| *distance <= (text.chars().count() / 3).max(1))
-        .map(|(_, candidate)| candidate)
+        .filter(|(distance, _, _)| *distance <= (text.chars().count() / 3).max(1))
+        .map(|(_, _, candidate)| candidate)
 }
