@@ -10,7 +10,7 @@ use crate::support::certs::Leaf;
 use crate::support::client::served;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
-use crate::support::sites::FileTls;
+use crate::support::sites::{FileTls, site};
 use crate::support::wait::{SOON, wait_until};
 
 const NAMES: [&str; 2] = ["a.example.test", "*.b.example.test"];
@@ -63,6 +63,38 @@ async fn after_a_swap_the_process_proves_what_it_serves() {
     let shown = perennial.cli(&["certs", "show", NAMES[0]]).await;
     let shown = shown.assert_success().stdout;
     assert_eq!(shown.matches(&new.fingerprint).count(), 4, "{shown}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_that_wants_client_certificates_is_proved_as_well() {
+    let place = Place::new();
+    let files = FileTls::new(&place, &NAMES);
+    let site = site(NAMES[0], "files", &["respond:hello"]);
+    let auth = format!("[sites.client_auth]\nca = \"{}\"\n", files.root.display());
+    let config = format!("{}{site}{auth}", files.pair.table());
+    let perennial = Perennial::run(place, &config).await;
+    let entry = wait_proved(&perennial, &files.leaf).await;
+    assert_eq!(entry["difference"], Value::Null, "{entry}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn proof_follows_the_listener_to_a_new_address() {
+    let (perennial, files) = scene().await;
+    wait_proved(&perennial, &files.leaf).await;
+    let site = site(NAMES[0], "files", &["respond:hello"]);
+    let free = perennial.place.free();
+    let server = perennial.place.server_table();
+    let server = server.replace(&perennial.place.https.to_string(), &free.to_string());
+    let text = format!("{server}{EVENTS}{}{site}", files.pair.table());
+    perennial.place.write("perennial.toml", text);
+    wait_until(SOON, "the new address", async || {
+        served(free, Some(NAMES[0])).await.ok()
+    })
+    .await;
+    let new = files.ca.leaf(&NAMES);
+    files.pair.overwrite(&new);
+    let entry = wait_proved(&perennial, &new).await;
+    assert_eq!(entry["difference"], Value::Null, "{entry}");
 }
 
 #[tokio::test(flavor = "multi_thread")]

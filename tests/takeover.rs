@@ -32,17 +32,20 @@ struct Scene {
     old: Leaf,
 }
 
+fn config(pair: &Pair, site: &str) -> String {
+    format!(
+        "[certificates]\npoll_interval = \"1h\"\n{}\
+         [[sites]]\nhosts = [\"{NAME}\"]\nupstreams = [\"respond:hello\"]\n{site}",
+        pair.table()
+    )
+}
+
 async fn scene(site: &str, in_seconds: i64) -> Scene {
     let place = Place::new();
     let ca = TestCa::new();
     let old = due(&ca, in_seconds);
     let pair = Pair::write(&place.path("tls"), &old);
-    let config = format!(
-        "[certificates]\npoll_interval = \"1h\"\n{}\
-         [[sites]]\nhosts = [\"{NAME}\"]\nupstreams = [\"respond:hello\"]\n{site}",
-        pair.table()
-    );
-    let perennial = Perennial::run(place, &config).await;
+    let perennial = Perennial::run(place, &config(&pair, site)).await;
     Scene {
         perennial,
         ca,
@@ -115,6 +118,23 @@ async fn auto_takes_over_when_due_and_yields_to_a_newer_file() {
 #[tokio::test(flavor = "multi_thread")]
 async fn files_takes_over_when_due_and_yields_to_a_newer_file() {
     is_taken_over_and_yields("tls = \"files\"\ntakeover = \"internal\"\n").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_configuration_begins_and_ends_it() {
+    let files = "tls = \"files\"\n";
+    let scene = scene(files, -1).await;
+    scene.wait_overdue(true).await;
+    assert_eq!(scene.serial().await.as_ref(), Some(&scene.old.serial));
+    let internal = format!("{files}takeover = \"internal\"\n");
+    let perennial = &scene.perennial;
+    perennial.rewrite_config(&config(&scene.pair, &internal));
+    scene.wait_taken_over().await;
+    perennial.rewrite_config(&config(&scene.pair, files));
+    wait_until(SOON, "the file to be served again", async || {
+        (scene.serial().await? == scene.old.serial).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

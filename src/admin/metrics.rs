@@ -32,7 +32,6 @@ pub struct Metrics {
     certificate_not_after: GaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
-    tls_file_reload_failing: IntGaugeVec,
     doubts: Doubts,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
@@ -40,10 +39,11 @@ pub struct Metrics {
     config_reload_failing: IntGauge,
 }
 
-/// What is wrong with certificates that are served all the same.
+/// What is wrong with certificates and TLS files that are used all the same.
 struct Doubts {
     served_differs: IntGaugeVec,
     overdue: IntGaugeVec,
+    tls_file_reload_failing: IntGaugeVec,
 }
 
 impl Doubts {
@@ -60,6 +60,12 @@ impl Doubts {
                 "perennial_certificate_overdue",
                 "1 while a certificate from files is past its due date and nothing replaced it.",
                 &["name"],
+            ),
+            tls_file_reload_failing: gauges(
+                registry,
+                "perennial_tls_file_reload_failing",
+                "1 while a TLS file (CA bundle, CRL, ticket key, upstream's client certificate) cannot be used or is out of date.",
+                &["path"],
             ),
         }
     }
@@ -119,12 +125,6 @@ impl Metrics {
                 "perennial_certificate_reload_failing",
                 "1 while what is on disk for a name cannot be used and the last good one is served.",
                 &["name"],
-            ),
-            tls_file_reload_failing: gauges(
-                &registry,
-                "perennial_tls_file_reload_failing",
-                "1 while a TLS file (CA bundle, CRL, ticket key, upstream's client certificate) cannot be used or is out of date.",
-                &["path"],
             ),
             doubts: Doubts::new(&registry),
             acme_orders: counters(
@@ -226,10 +226,13 @@ impl Metrics {
 
     /// Brings what is known of TLS files up to date. A file with two purposes fails if one does.
     pub fn set_tls_files(&self, files: &[TlsFile], now: OffsetDateTime) {
-        self.tls_file_reload_failing.reset();
+        self.doubts.tls_file_reload_failing.reset();
         for file in files {
             let path = file.path.display().to_string();
-            let gauge = self.tls_file_reload_failing.with_label_values(&[&path]);
+            let gauge = self
+                .doubts
+                .tls_file_reload_failing
+                .with_label_values(&[&path]);
             gauge.set(gauge.get().max(i64::from(file.error(now).is_some())));
         }
     }

@@ -2,6 +2,7 @@
 //! other says what deserves attention. Neither changes anything.
 
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use arc_swap::ArcSwap;
@@ -53,11 +54,18 @@ impl Watching {
     pub fn reconfigure(&mut self, config: &Config) {
         self.guard.cancel();
         self.guard = self.stop.child_token();
+        // The reloader's certificates are named by absolute paths.
+        let absolute = |path: &PathBuf| std::path::absolute(path).unwrap_or_else(|_| path.clone());
         let guard = Guard {
             reloader: self.reloader.clone(),
             served: tls_hosts(config).collect(),
             takeover: takeover_hosts(config).collect(),
-            folders: config.certificates.directories.clone(),
+            folders: config
+                .certificates
+                .directories
+                .iter()
+                .map(absolute)
+                .collect(),
             attention: self.attention.clone(),
         };
         tokio::spawn(guard.run(self.guard.clone()));

@@ -57,6 +57,10 @@ pub enum Reason {
         own: usize,
         chosen: usize,
     },
+    /// The chosen one ends later.
+    EarlierEnd(OffsetDateTime),
+    /// The chosen one's file changed later.
+    OlderFile,
     /// Nothing tells them apart but their paths.
     Path,
 }
@@ -168,6 +172,12 @@ pub fn reason(candidate: &Candidate<'_>, chosen: &Candidate<'_>) -> Reason {
             chosen: other.chain_length(),
         };
     }
+    if own.not_after() != other.not_after() {
+        return Reason::EarlierEnd(own.not_after());
+    }
+    if candidate.live.changed_at != chosen.live.changed_at {
+        return Reason::OlderFile;
+    }
     Reason::Path
 }
 
@@ -194,6 +204,8 @@ impl Reason {
             Reason::Source { .. } => "source",
             Reason::OlderStart(_) => "older_start",
             Reason::ShorterChain { .. } => "shorter_chain",
+            Reason::EarlierEnd(_) => "earlier_end",
+            Reason::OlderFile => "older_file",
             Reason::Path => "path",
         }
     }
@@ -237,6 +249,10 @@ impl fmt::Display for Reason {
                 f,
                 "its chain has {own} certificate(s), the chosen one's {chosen}"
             ),
+            Reason::EarlierEnd(end) => {
+                write!(f, "it ends at {}, before the chosen one", at(end))
+            }
+            Reason::OlderFile => f.write_str("its file is the older one"),
             Reason::Path => f.write_str("only its path differs, and one has to be chosen"),
         }
     }

@@ -493,6 +493,7 @@ impl Thread {
         changes.extend(self.take_out_unconfigured(now));
         self.publisher.publish(self.inventory.table());
         self.publish_report(now);
+        self.announce();
         self.update_watches(true);
         changes
     }
