@@ -180,12 +180,12 @@ impl Folder {
     }
 
     fn survey_path(&mut self, path: &Path) -> Vec<(PathBuf, Stamp)> {
-        // Something happened on the way here: another folder may stand at its end.
-        let path = if self.root.starts_with(path) {
-            &*self.root.clone()
-        } else {
-            path
-        };
+        // Something happened on the way here: another folder may stand at its end, or there is
+        // more of the way to watch.
+        let on_the_way = self.root.starts_with(path);
+        self.shape_changed |= on_the_way;
+        let root = self.root.clone();
+        let path = if on_the_way { &root } else { path };
         let Ok(relative) = path.strip_prefix(&self.root) else {
             return Vec::new();
         };
