@@ -481,9 +481,9 @@ pub(super) fn keep(set: &mut BTreeSet<Arc<Path>>, path: &Arc<Path>, wanted: bool
 
 impl FileFacts {
     /// The public keys that the pairing of this file depends on.
-    fn public_keys(&self) -> impl Iterator<Item = PublicKeyHash> + use<> {
+    fn public_keys(&self) -> impl Iterator<Item = PublicKeyHash> + '_ {
         let leaf = self.leaf.map(|leaf| leaf.public_key);
-        self.keys.to_vec().into_iter().chain(leaf)
+        self.keys.iter().copied().chain(leaf)
     }
 
     /// Whether a certificate is to be had from this file, or would be if it were not broken.
