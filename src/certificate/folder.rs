@@ -142,13 +142,15 @@ impl Folder {
         self.shape_changed |= walk.directories != self.directories || walk.links != self.links;
         self.directories = walk.directories;
         self.links = walk.links;
-        walk.found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
+        // By bytes: the order only has to bring together what is beside each other.
+        walk.found
+            .sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
         let missing: Vec<Arc<Path>> = self
             .files
             .keys()
             .filter(|path| {
                 walk.found
-                    .binary_search_by(|(p, _)| p.as_path().cmp(path))
+                    .binary_search_by(|(found, _)| found.as_os_str().cmp(path.as_os_str()))
                     .is_err()
             })
             .cloned()
