@@ -140,24 +140,15 @@ impl Folder {
         let mut walk = Walk::default();
         walk.directory(&self.root, DEPTH);
         self.shape_changed |= walk.directories != self.directories || walk.links != self.links;
-        self.directories = walk.directories;
-        self.links = walk.links;
-        // By bytes: the order only has to bring together what is beside each other.
-        walk.found
-            .sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
-        let missing: Vec<Arc<Path>> = self
-            .files
-            .keys()
-            .filter(|path| {
-                walk.found
-                    .binary_search_by(|(found, _)| found.as_os_str().cmp(path.as_os_str()))
-                    .is_err()
-            })
+        self.directories = std::mem::take(&mut walk.directories);
+        self.links = std::mem::take(&mut walk.links);
+        walk.sort();
+        let known = self.files.keys();
+        let missing = known
+            .filter(|path| !walk.has_found(path))
             .cloned()
             .collect();
-        for path in missing {
-            self.remove(&path);
-        }
+        self.remove_all(missing);
         self.affected.extend(self.failing.iter().cloned());
         self.changed(walk.found)
     }
@@ -203,23 +194,22 @@ impl Folder {
         } else {
             walk.file(path);
         }
-        self.directories.extend(walk.directories);
-        for link in walk.links {
+        self.directories.append(&mut walk.directories);
+        for link in std::mem::take(&mut walk.links) {
             // One that was there before may lead elsewhere now.
             self.shape_changed = true;
             self.links.insert(link);
         }
-        let missing: Vec<Arc<Path>> = self
+        walk.sort();
+        let missing = self
             .files
             .range::<Path, _>((Bound::Included(path), Bound::Unbounded))
             .map(|(known, _)| known)
             .take_while(|known| known.starts_with(path))
-            .filter(|known| !walk.found.iter().any(|(found, _)| **found == ***known))
+            .filter(|known| !walk.has_found(known))
             .cloned()
             .collect();
-        for path in missing {
-            self.remove(&path);
-        }
+        self.remove_all(missing);
         walk.found
     }
 
@@ -293,14 +283,19 @@ impl Folder {
         self.files.insert(path, facts);
     }
 
+    fn remove_all(&mut self, paths: Vec<Arc<Path>>) {
+        for path in paths {
+            self.remove(&path);
+        }
+    }
+
     fn remove(&mut self, path: &Arc<Path>) {
         self.forget(path);
-        self.files.remove(path);
         self.young.remove(path);
         self.affected.insert(path.clone());
     }
 
-    /// Takes a file out of the index of keys.
+    /// Forgets what a file held.
     fn forget(&mut self, path: &Arc<Path>) {
         let Some(facts) = self.files.remove(path) else {
             return;
@@ -315,7 +310,6 @@ impl Folder {
                 }
             }
         }
-        self.files.insert(path.clone(), facts);
     }
 
     /// The certificates with the same public key as something in this file may have another pair.
@@ -558,6 +552,20 @@ struct Walk {
 }
 
 impl Walk {
+    /// Sorts what was found, by bytes: the order only has to bring together what is beside each
+    /// other, and to be searched in.
+    fn sort(&mut self) {
+        self.found
+            .sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
+    }
+
+    /// Whether a file was found; only after [`sort`](Self::sort).
+    fn has_found(&self, path: &Path) -> bool {
+        self.found
+            .binary_search_by(|(found, _)| found.as_os_str().cmp(path.as_os_str()))
+            .is_ok()
+    }
+
     fn directory(&mut self, directory: &Path, depth: usize) {
         if depth == 0 {
             return;
