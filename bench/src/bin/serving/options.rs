@@ -67,10 +67,10 @@ impl Options {
 
     /// Whether a row was asked for; without a word all are, or the quick ones.
     pub fn wants(&self, row: &str) -> bool {
-        match self.rows.is_empty() {
-            true => !self.quick || QUICK.contains(&row),
-            false => self.rows.iter().any(|wanted| wanted == row),
+        if self.rows.is_empty() {
+            return !self.quick || QUICK.contains(&row);
         }
+        self.rows.iter().any(|wanted| wanted == row)
     }
 }
 

@@ -24,9 +24,10 @@ pub fn machine(options: &Options, split: &Split) -> String {
         Groups::X25519 => "X25519",
         Groups::Hybrid => "X25519MLKEM768, X25519",
     };
-    let shared = match split.is_shared() {
-        true => " (the same: nothing here can be trusted)",
-        false => "",
+    let shared = if split.is_shared() {
+        " (the same: nothing here can be trusted)"
+    } else {
+        ""
     };
     format!(
         "- Machine: {}, Linux {}; the server's cores {:?}, the client's and the upstream's \
@@ -60,9 +61,10 @@ server busy | client busy | remarks |
 
 /// Requests, or MiB where bodies are what counts.
 fn work(row: Throughput, cell: &Cell) -> f64 {
-    match row.is_bulk() {
-        true => cell.counts.body_bytes as f64 / f64::from(1 << 20),
-        false => cell.counts.requests as f64,
+    if row.is_bulk() {
+        cell.counts.body_bytes as f64 / f64::from(1 << 20)
+    } else {
+        cell.counts.requests as f64
     }
 }
 
@@ -113,9 +115,10 @@ pub fn throughput(row: Throughput, rounds: &Rounds<Cell>) -> String {
 }
 
 fn throughput_fields(row: Throughput, cells: &[Cell], nginx: Option<&[Cell]>) -> String {
-    let (factor, unit, suffix) = match row.is_bulk() {
-        true => (1024.0 * 1e3, "ms/GiB", " MiB"),
-        false => (1e6, "us", ""),
+    let (factor, unit, suffix) = if row.is_bulk() {
+        (1024.0 * 1e3, "ms/GiB", " MiB")
+    } else {
+        (1e6, "us", "")
     };
     let user = |cell: &Cell| factor * cell.server.user.as_secs_f64() / work(row, cell);
     let system = |cell: &Cell| factor * cell.server.system.as_secs_f64() / work(row, cell);
@@ -158,10 +161,7 @@ fn remarks(row: Throughput, cells: &[Cell]) -> String {
             100.0 * idle
         ));
     }
-    let others = median(cells, |cell| 1.0 - cell.server_idle - cell.server_share);
-    if others > TOLERATED {
-        remarks.push(format!("disturbed: others took {:.0} %", 100.0 * others));
-    }
+    remarks.extend(disturbed(cells));
     remarks.extend(errors(cells));
     let resumed = |cell: &Cell| cell.counts.resumed as f64 / cell.counts.handshakes.max(1) as f64;
     if row == Throughput::Resumed && median(cells, resumed) < 0.99 {
@@ -177,6 +177,12 @@ fn remarks(row: Throughput, cells: &[Cell]) -> String {
         remarks.extend(negotiated.map(|agreed| format!("{}, {}", agreed.group, agreed.suite)));
     }
     remarks.join("; ")
+}
+
+/// Whether others ran on the server's cores.
+fn disturbed(cells: &[Cell]) -> Option<String> {
+    let others = median(cells, |cell| 1.0 - cell.server_idle - cell.server_share);
+    (others > TOLERATED).then(|| format!("disturbed: others took {:.0} %", 100.0 * others))
 }
 
 fn errors(cells: &[Cell]) -> Option<String> {
@@ -210,7 +216,7 @@ pub fn latency(row: Throughput, rate: f64, rounds: &Rounds<Cell>) -> String {
         let answered = median(cells, |cell| {
             cell.counts.requests as f64 / cell.wall.as_secs_f64()
         });
-        let mut remarks: Vec<String> = errors(cells).into_iter().collect();
+        let mut remarks: Vec<String> = disturbed(cells).into_iter().chain(errors(cells)).collect();
         if answered < 0.99 * rate {
             remarks.push(format!("**{answered:.0} a second were answered**"));
         }
