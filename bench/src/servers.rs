@@ -38,18 +38,16 @@ impl Kind {
         let argument = match self {
             Kind::Perennial => "--version",
             Kind::Nginx | Kind::HaProxy => "-v",
-            Kind::Caddy => "version",
+            // Its `version` is "unknown" where it was built by go install.
+            Kind::Caddy => "build-info",
         };
         let program = self.program(perennial);
         let output = Command::new(program).arg(argument).output().ok()?;
         let text = [output.stdout, output.stderr].concat();
-        Some(
-            String::from_utf8_lossy(&text)
-                .lines()
-                .next()
-                .unwrap_or("")
-                .to_owned(),
-        )
+        let text = String::from_utf8_lossy(&text);
+        let module = text.lines().find_map(|line| line.strip_prefix("mod\t"));
+        let line = module.or(text.lines().next()).unwrap_or("");
+        Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
     }
 }
 
