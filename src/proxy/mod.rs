@@ -16,6 +16,7 @@ mod resolver;
 mod respond;
 mod routing;
 mod server;
+mod upgrade;
 mod upstream;
 pub mod upstream_tls;
 
@@ -158,13 +159,17 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         context: &mut Context,
     ) -> Result<Box<HttpPeer>> {
         let forwarding = context.forwarding.as_mut().ok_or_else(not_forwarding)?;
         let read_timeout = forwarding.read_timeout;
         let attempt = forwarding.advance().await?;
-        Ok(attempt.address().peer(read_timeout))
+        let mut peer = attempt.address().peer(read_timeout);
+        if session.is_upgrade_req() {
+            upgrade::prepare(&mut peer);
+        }
+        Ok(peer)
     }
 
     async fn connected_to_upstream(

@@ -200,7 +200,7 @@ async fn trailers_of_requests_do_not_disturb() {
         client.response("POST").await.expect("an answer").text(),
         "1"
     );
-    let request = peer.request().await.expect("on the same connection");
+    let request = scene.next_request(&mut peer).await;
     assert_eq!(request.asked(), ("GET", "/2"));
     peer.send(answer("200 OK", "2")).await.expect("sent");
     assert_eq!(client.response("GET").await.expect("an answer").text(), "2");

@@ -29,7 +29,7 @@ use tokio_rustls::client::TlsStream;
 use crate::support::client::{self, Version};
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
-use crate::support::scripted::ScriptedUpstream;
+use crate::support::scripted::{Peer, ScriptedUpstream};
 use crate::support::sites::{FileTls, site};
 use crate::support::tls;
 use crate::support::wait::SOON;
@@ -49,6 +49,9 @@ pub struct Scene {
     /// taken for one that was given up.
     open: Open,
 }
+
+/// A request that was sent beside the test.
+pub type Asked = JoinHandle<Result<Message, String>>;
 
 type Open = Arc<Mutex<Vec<Box<dyn Any + Send>>>>;
 
@@ -78,6 +81,18 @@ impl Scene {
         }
     }
 
+    /// The next request: on this connection, or on another if the pool has given this one up.
+    pub async fn next_request(&self, peer: &mut Peer) -> Message {
+        match peer.request().await {
+            Ok(request) => request,
+            Err(_) => {
+                let (other, request) = self.upstream.request().await;
+                *peer = other;
+                request
+            }
+        }
+    }
+
     pub async fn client(&self) -> Client {
         connect(&self.perennial).await
     }
@@ -87,7 +102,7 @@ impl Scene {
     }
 
     /// Sends a request on a connection of its own, and waits for the answer beside the test.
-    pub fn ask(&self, version: Version, ask: Ask) -> JoinHandle<Result<Message, String>> {
+    pub fn ask(&self, version: Version, ask: Ask) -> Asked {
         let (addr, open) = (self.perennial.place.https, Arc::clone(&self.open));
         tokio::spawn(async move { ask.send(addr, version, &open).await })
     }
@@ -199,8 +214,13 @@ impl Ask {
 /// A connection of a client of HTTP/2 that keeps the rules.
 pub struct Http2 {
     pub sender: SendRequest<Bytes>,
-    /// Ends with the connection.
-    pub driver: JoinHandle<Result<(), h2::Error>>,
+    driver: JoinHandle<Result<(), h2::Error>>,
+}
+
+impl Drop for Http2 {
+    fn drop(&mut self) {
+        self.driver.abort();
+    }
 }
 
 impl Http2 {
@@ -281,7 +301,7 @@ fn fields(headers: &HeaderMap) -> Vec<(String, String)> {
 }
 
 /// The answer of a request sent beside the test.
-pub async fn answered(asked: JoinHandle<Result<Message, String>>) -> Message {
+pub async fn answered(asked: Asked) -> Message {
     let result = asked.await.expect("no panic");
     result.expect("an answer")
 }

@@ -177,7 +177,7 @@ async fn what_follows_a_refused_upgrade_is_a_request() {
         client.response("GET").await.expect("an answer").text(),
         "no"
     );
-    let second = peer.request().await.expect("on the same connection");
+    let second = scene.next_request(&mut peer).await;
     assert_eq!(second.asked(), ("GET", "/second"));
     assert_eq!(second.head.get("x-forwarded-for"), Some("127.0.0.1"));
     peer.send(answer("200 OK", "second")).await.expect("sent");
