@@ -23,12 +23,12 @@ use tokio::net::{TcpStream, UnixStream};
 
 use super::address::DIAL_TIMEOUT;
 
-/// Keeps these connections from being pooled with the others.
-const GROUP: u64 = 1;
+/// Keeps these connections from being pooled with the others, whose keys are hashes or 0.
+const GROUP: u64 = 1 << 63;
 
 /// Has `peer` dialled by [`Dialler`].
 pub fn prepare(peer: &mut HttpPeer) {
-    peer.group_key = GROUP;
+    peer.group_key ^= GROUP;
     // After a refused upgrade the connection is not kept.
     peer.options.idle_timeout = Some(Duration::ZERO);
     peer.options.custom_l4 = Some(Arc::new(Dialler));

@@ -1,7 +1,9 @@
 //! What clients of HTTP/1 do: slowly, in a row, and with a sudden end.
 
-use super::{Ask, BOTH, NAME, answered, scene};
+use super::{Ask, BOTH, NAME, answered, connect, in_front_of, scene};
 use crate::support::client::Version;
+use crate::support::place::Place;
+use crate::support::recorder::{Recorder, Seen};
 use crate::support::scripted::{answer, reset};
 use crate::support::wire::End;
 
@@ -284,35 +286,31 @@ async fn fields_about_the_clients_connection_stay_there() {
 /// it means.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_connection_option_takes_away_what_frames_a_request() {
-    let scene = scene().await;
+    let place = Place::new();
+    let recorder = Recorder::start(&place).await;
+    let perennial = in_front_of(place, &[&recorder.addr.to_string()]).await;
     for named in [
         "Host",
         "X-Forwarded-For",
         "Content-Length",
         "Transfer-Encoding",
     ] {
-        let mut client = scene.client().await;
+        let mut client = connect(&perennial).await;
         let request = format!(
             "POST / HTTP/1.1\r\nHost: {NAME}\r\nConnection: close, {named}\r\n\
              Content-Length: 5\r\n\r\nhello"
         );
         client.send(request).await.expect("sent");
-        let seen = async {
-            let mut peer = scene.upstream.accept().await;
-            if let Ok(request) = peer.request().await {
+        let answer = client.response("POST").await.expect("an answer");
+        // To refuse is as good as to pass on whole.
+        match (answer.status(), &recorder.take()[..]) {
+            (400, []) => {}
+            (200, [Seen::Request(request)]) => {
                 assert_eq!(request.head.get("x-forwarded-for"), Some("127.0.0.1"));
                 assert_eq!(request.text(), "hello", "{named}");
-                let last = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-                peer.send(last).await.expect("sent");
             }
-            std::future::pending::<()>().await;
-        };
-        // To refuse is as good as to pass on whole.
-        let answer = tokio::select! {
-            answer = client.response("POST") => answer.expect("an answer"),
-            () = seen => unreachable!("it waits for ever"),
-        };
-        assert!([200, 400].contains(&answer.status()), "{named}: {answer:?}");
+            other => panic!("{named}: {other:?}"),
+        }
     }
 }
 

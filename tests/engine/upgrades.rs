@@ -1,7 +1,14 @@
 //! Connections that change their protocol (RFC 9110 section 7.8), and those that do not.
 
 use super::{Ask, Client, NAME, Scene, scene};
-use crate::support::scripted::{Peer, answer};
+use crate::support::certs::TestCa;
+use crate::support::perennial::Perennial;
+use crate::support::place::Place;
+use crate::support::scripted::{Peer, ScriptedUpstream, answer};
+use crate::support::sites::{FileTls, site};
+use crate::support::upstream::Upstream;
+use crate::support::wait::SOON;
+use crate::support::websocket::WebSocket;
 use crate::support::wire::Head;
 
 const SWITCH: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\n\
@@ -252,4 +259,63 @@ async fn a_switched_connection_may_be_silent() {
     assert!(!peer.hears_within(quiet).await);
     client.send("still here").await.expect("sent");
     assert_eq!(peer.exactly(10).await.expect("at once"), b"still here");
+}
+
+/// However the upstream is reached.
+#[tokio::test(flavor = "multi_thread")]
+async fn web_sockets_go_through_tls_and_unix_sockets() {
+    let place = Place::new();
+    let ca = TestCa::new();
+    let bundle = place.write("upstream-ca.pem", &ca.root_pem);
+    let leaf = ca.leaf(&["app.internal"]);
+    let secure = Upstream::start_tls(&place, "secure", &leaf).await;
+    let socket = place.path("app.sock");
+    let _local = Upstream::start_unix(&socket, "local").await;
+    let tls = FileTls::new(&place, &[NAME, "b.example.test"]);
+    let sites = [
+        site(NAME, "files", &[&format!("https://{}", secure.addr)]),
+        format!("upstream_tls = {{ ca = {bundle:?}, server_name = \"app.internal\" }}\n"),
+        site(
+            "b.example.test",
+            "files",
+            &[&format!("unix:{}", socket.display())],
+        ),
+    ];
+    let rest = format!("{}{}", tls.pair.table(), sites.concat());
+    let mut perennial = Perennial::run(place, &rest).await;
+    perennial.wait_ready().await;
+    for host in [NAME, "b.example.test"] {
+        // Whether the switch holds is decided anew each time.
+        for _ in 0..10 {
+            let opened = WebSocket::open(perennial.place.https, host, "/ws", None).await;
+            let mut socket = opened.expect("upgraded");
+            assert_eq!(socket.exchange("one").await.as_deref(), Ok("one"), "{host}");
+            assert_eq!(socket.exchange("two").await.as_deref(), Ok("two"), "{host}");
+        }
+    }
+}
+
+/// A refused connection costs an upgrade no more than any other request.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upgrade_that_is_refused_a_connection_goes_elsewhere() {
+    let place = Place::new();
+    let live = ScriptedUpstream::start(&place).await;
+    let both = [&*place.free().to_string(), &live.addr.to_string()];
+    let perennial = super::in_front_of(place, &both).await;
+    let scene = Scene::new(perennial, live);
+    for _ in 0..4 {
+        let (mut client, mut peer) = switched(&scene).await;
+        client.send("hello").await.expect("sent");
+        assert_eq!(peer.exactly(5).await.expect("at once"), b"hello");
+    }
+    let place = Place::new();
+    let nobody = place.free().to_string();
+    let perennial = super::in_front_of(place, &[&nobody]).await;
+    let mut client = super::connect(&perennial).await;
+    client.send(web_socket().http1()).await.expect("sent");
+    assert_eq!(
+        client.response("GET").await.expect("an answer").status(),
+        502
+    );
+    perennial.wait_for_log("connection refused", SOON).await;
 }
