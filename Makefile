@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint clean setup-build setup-test setup-lint
+.PHONY: help run build test lint fuzz clean setup-build setup-test setup-lint setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -24,8 +24,12 @@ test: setup-build setup-test ## install what the tests need (by apt and go insta
 
 lint: setup-build setup-lint ## check format, lints, licences and the dependency tree
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	scripts/deny.sh
+
+fuzz: setup-build setup-fuzz ## run each fuzz target for a minute (FUZZ_SECONDS=60)
+	scripts/fuzz.sh
 
 clean: ## remove build results; keeps ./state, where keys and certificates are
 	cargo clean
@@ -38,3 +42,6 @@ setup-test: setup-build
 
 setup-lint: setup-build
 	@scripts/setup-lint.sh
+
+setup-fuzz: setup-build
+	@scripts/setup-fuzz.sh
