@@ -994,7 +994,11 @@ impl Worker {
         let answer = match found.map(|(id, entry)| (*id, entry)) {
             None => Err(RenewError::UnknownName(name.clone())),
             Some(_) if self.lock.is_none() => Err(RenewError::NotWriter),
-            Some((_, entry)) if entry.running => Ok(Decision::InProgress),
+            Some((id, entry)) if entry.running => {
+                // The end of an order answers it; behind a question to the CA it comes next.
+                self.note_forced(id, mode);
+                Ok(Decision::InProgress)
+            }
             Some((id, entry)) => match (entry.subject.refusal(entry.issuer), mode) {
                 (Some(refusal), _) => Err(RenewError::Refused(refusal)),
                 (None, RenewMode::Force) => self.force(id, now),
@@ -1011,6 +1015,12 @@ impl Worker {
         };
         // Whoever asked may have gone.
         let _ = reply.send(answer);
+    }
+
+    fn note_forced(&mut self, id: u64, mode: RenewMode) {
+        if let (Some(entry), RenewMode::Force) = (self.entries.get_mut(&id), mode) {
+            entry.forced = true;
+        }
     }
 
     /// Orders now, unless the CA itself asked for patience.
