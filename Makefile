@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint bench bench-quick bench-guard clean setup-build setup-test setup-lint setup-bench
+.PHONY: help run build test lint fuzz bench bench-quick bench-guard clean setup-build setup-test setup-lint setup-bench setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -24,6 +24,7 @@ test: setup-build setup-test ## install what the tests need (by apt and go insta
 
 lint: setup-build setup-lint ## check format, lints, licences and the dependency tree
 	cargo fmt --check
+	cargo fmt --check --manifest-path fuzz/Cargo.toml
 	cargo clippy --locked --all-targets -- -D warnings
 	scripts/deny.sh
 
@@ -35,6 +36,9 @@ bench-quick: bench ## the main rows of it, in two minutes
 
 bench-guard: build setup-bench ## count instructions per request and handshake; fails above what is recorded (RECORD=1 records)
 	cargo run --release --locked -p perennial-bench --bin guard -- $(if $(RECORD),--record)
+
+fuzz: setup-build setup-fuzz ## run each fuzz target for a minute (FUZZ_SECONDS=60)
+	scripts/fuzz.sh
 
 clean: ## remove build results; keeps ./state, where keys and certificates are
 	cargo clean
@@ -50,3 +54,6 @@ setup-lint: setup-build
 
 setup-bench: setup-build
 	@scripts/setup-bench.sh
+
+setup-fuzz: setup-build
+	@scripts/setup-fuzz.sh

@@ -5,6 +5,7 @@ use std::fmt;
 
 use boring::sha::sha256;
 use boring::ssl::SslCredential;
+use boring::x509::X509;
 use time::OffsetDateTime;
 use x509_parser::extensions::GeneralName;
 use x509_parser::prelude::{FromDer, X509Certificate};
@@ -95,6 +96,11 @@ impl CertifiedKey {
         };
         let order = chain_order(&parsed, leaf);
         let chain: Vec<&[u8]> = order.iter().map(|&i| certificates[i].as_slice()).collect();
+        // Our parser takes some damage for what it is not, and the clients' would not.
+        for der in &chain {
+            X509::from_der(der)
+                .map_err(|error| CertifiedKeyError::Credential(CredentialError::Chain(error)))?;
+        }
         let credential =
             credential::x509(&chain, &key.key).map_err(CertifiedKeyError::Credential)?;
         let reordered = order.windows(2).any(|pair| pair[0] > pair[1]) || leaf != 0;
@@ -326,4 +332,32 @@ pub(crate) fn hex(bytes: &[u8]) -> String {
             let _ = write!(text, "{byte:02x}");
             text
         })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::certificate::testing::Request;
+    use crate::clock;
+
+    #[test]
+    fn a_damaged_certificate_that_clients_would_not_parse_is_refused() {
+        const UTF8_STRING: u8 = 0x0c;
+        const BMP_STRING: u8 = 0x1e;
+        const NAME: &[u8] = b"rcgen self signed cert";
+        let pair = Request::new(&["a.test"], clock::now()).issue();
+        let mut certificate = Material::parse(pair.certificate.as_bytes(), None).unwrap();
+        let key = Material::parse(pair.key.as_bytes(), None).unwrap();
+        assert!(CertifiedKey::from_materials(&certificate, &key).is_ok());
+        let der = &mut certificate.certificates[0];
+        let at = der
+            .windows(NAME.len())
+            .position(|text| text == NAME)
+            .unwrap();
+        // Not every pair of these bytes is a character.
+        der[at..at + 2].copy_from_slice(b"\xd8\x00");
+        assert_eq!(std::mem::replace(&mut der[at - 2], BMP_STRING), UTF8_STRING);
+        let error = CertifiedKey::from_materials(&certificate, &key).unwrap_err();
+        assert!(error.to_string().contains("refuses"), "{error}");
+    }
 }

@@ -230,9 +230,14 @@ impl Folder {
             self.links.insert(link);
         }
         walk.sort();
+        let below = (Bound::Included(path), Bound::Unbounded);
+        // A unit can fail without a file: its link leads nowhere.
+        let failing = self.failing.range::<Path, _>(below);
+        let failing = failing.take_while(|known| known.starts_with(path));
+        self.affected.extend(failing.cloned());
         let missing = self
             .files
-            .range::<Path, _>((Bound::Included(path), Bound::Unbounded))
+            .range::<Path, _>(below)
             .map(|(known, _)| known)
             .take_while(|known| known.starts_with(path))
             .filter(|known| !walk.has_found(known))
@@ -330,6 +335,10 @@ impl Folder {
             return;
         };
         self.affect_sharers(&facts);
+        if facts.broken {
+            // What it was thought to be the key of may have to be reported for another reason.
+            self.affected.extend(self.failing.iter().cloned());
+        }
         for key in facts.public_keys() {
             if let Some(holders) = self.holders.get_mut(&key) {
                 holders.keys.remove(path);

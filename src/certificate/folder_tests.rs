@@ -170,6 +170,48 @@ fn a_certificate_without_its_key_is_a_unit_that_fails() {
 }
 
 #[test]
+fn a_broken_key_that_turns_out_to_be_none_is_not_blamed_any_longer() {
+    let mut scene = Scene::new();
+    let (a, b) = (pair(&["a.test"]), pair(&["b.test"]));
+    scene.write("a.pem", &a.certificate);
+    scene.write("a.key", &a.key);
+    let now = later();
+    let good = scene.look_when(now)[0].examine(now);
+    scene.judge("a.pem", good, now);
+    scene.write("a.key", &a.key[..100]);
+    let tasks = scene.look();
+    let blamed = |tasks: &[Task]| tasks.iter().find_map(|task| task.private_key.clone());
+    assert_eq!(blamed(&tasks).as_deref(), Some(&*scene.path("a.key")));
+    for task in &tasks {
+        let file = task.id.certificate.file_name().unwrap().to_str().unwrap();
+        scene.judge(file, task.examine(now), now);
+    }
+    scene.write("a.key", &b.certificate);
+    let tasks = scene.look_at("a.key");
+    let files: Vec<&Path> = tasks.iter().map(|task| &*task.id.certificate).collect();
+    assert!(files.contains(&&*scene.path("a.pem")), "{files:?}");
+    assert_eq!(blamed(&tasks), None);
+}
+
+#[test]
+fn a_link_that_leads_nowhere_is_seen_to_go() {
+    let mut scene = Scene::new();
+    let a = pair(&["a.test"]);
+    scene.write("in/a.pem", &format!("{}{}", a.certificate, a.key));
+    let now = later();
+    let good = scene.look_when(now)[0].examine(now);
+    scene.judge("in/a.pem", good, now);
+    fs::remove_file(scene.path("in/a.pem")).unwrap();
+    std::os::unix::fs::symlink("nowhere", scene.path("in/a.pem")).unwrap();
+    let dangling = scene.look()[0].examine(now);
+    assert!(matches!(dangling, Finding::Bad { .. }), "{dangling:?}");
+    scene.judge("in/a.pem", dangling, now);
+    fs::remove_dir_all(scene.path("in")).unwrap();
+    let tasks = scene.look_at("in");
+    assert!(matches!(tasks[0].examine(now), Finding::Absent));
+}
+
+#[test]
 fn a_broken_file_that_turns_out_to_be_a_key_is_forgotten() {
     let mut scene = Scene::new();
     let a = pair(&["a.test"]);

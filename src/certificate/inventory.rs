@@ -389,7 +389,10 @@ impl Inventory {
         let choice = self.elect(name, now);
         let before = self.table.set(name, choice.clone());
         let same = match (&choice, &before) {
-            (Some(choice), Some(before)) => choice.serves_the_same(before),
+            // Another standing turns the look-up from the name to its wildcard, or back.
+            (Some(choice), Some(before)) => {
+                choice.serves_the_same(before) && choice.standing == before.standing
+            }
             (choice, before) => choice.is_none() && before.is_none(),
         };
         if !same {

@@ -72,6 +72,7 @@ fn look_ups_take_any_case_and_a_trailing_dot() {
         "",
         ".",
         "test",
+        ".b.test",
         &"a".repeat(300),
     ] {
         assert_eq!(served(&inventory, name), None, "{name}");
@@ -384,6 +385,22 @@ fn check_invariants(inventory: &Inventory, names: &[&str], now: OffsetDateTime) 
             "{text}: something on disk is as valid"
         );
     }
+}
+
+#[test]
+fn a_name_that_falls_to_its_wildcard_has_changed() {
+    let soon = Request {
+        not_after: NOW + Duration::HOUR,
+        ..request(&["a.test"])
+    };
+    let mut inventory = inventory(&[
+        (SourceKind::File, "exact", soon),
+        (SourceKind::File, "wildcard", request(&["*.test"])),
+    ]);
+    let _ = inventory.take_changed();
+    inventory.advance(NOW + Duration::DAY);
+    assert_eq!(served(&inventory, "a.test").unwrap(), "wildcard");
+    assert_eq!(inventory.take_changed(), ["a.test".parse().unwrap()]);
 }
 
 #[test]

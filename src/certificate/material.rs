@@ -1,5 +1,8 @@
 //! What one file holds: certificates and private keys, out of its bytes. Knows formats, not files.
 
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD as BASE64;
+use boring::error::ErrorStack;
 use boring::pkcs12::{Pkcs12, Pkcs12Ref};
 use boring::pkey::{Id, PKey, Private};
 use boring::sha::sha256;
@@ -7,6 +10,7 @@ use rustls_pki_types::pem::{self, SectionKind};
 use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::certified_key::names_of;
+use super::rounds::{self, MAX_ROUNDS};
 
 /// The certificates and keys of one file, in the order in which they stand there.
 #[derive(Default)]
@@ -52,6 +56,10 @@ pub enum MaterialError {
     PasswordWanted,
     #[error("is encrypted, and the password does not open it")]
     WrongPassword,
+    #[error(
+        "asks for {0} rounds of key derivation, and no more than {MAX_ROUNDS} are done: encrypt it with fewer (openssl pkcs12 -export -iter N, openssl pkcs8 -topk8 -iter N)"
+    )]
+    TooManyRounds(u64),
 }
 
 /// BoringSSL signs with smaller keys no PSS signature of SHA-512, and no client accepts one.
@@ -81,7 +89,11 @@ impl Material {
         let mut material = Material::default();
         let encrypted = has_marker(bytes, b"ENCRYPTED PRIVATE KEY-----");
         let old_encrypted = has_marker(bytes, b"Proc-Type: 4,ENCRYPTED");
-        if encrypted || old_encrypted {
+        if encrypted {
+            for der in encrypted_keys(bytes)? {
+                material.keys.push(PrivateKey::decrypt(&der, password)?);
+            }
+        } else if old_encrypted {
             material
                 .keys
                 .push(PrivateKey::decrypt_pem(bytes, password)?);
@@ -114,14 +126,14 @@ impl Material {
         let mut material = Material::default();
         if X509Certificate::from_der(bytes).is_ok_and(|(rest, _)| rest.is_empty()) {
             material.certificates.push(bytes.to_vec());
-        } else if let Ok(key) = PKey::private_key_from_der(bytes) {
+        } else if let Ok(key) = private_key(bytes) {
             material.keys.push(PrivateKey::new(key)?);
-        } else if let Ok(store) = Pkcs12::from_der(bytes) {
+        } else if rounds::content_of(bytes).starts_with(PKCS12_VERSION) {
+            within_rounds(bytes)?;
+            let store = Pkcs12::from_der(bytes).map_err(|_| MaterialError::Foreign)?;
             material.add_pkcs12(&store, password)?;
-        } else if let Some(password) = password
-            && let Ok(key) = PKey::private_key_from_pkcs8_passphrase(bytes, password.as_bytes())
-        {
-            material.keys.push(PrivateKey::new(key)?);
+        } else if is_encrypted_key(bytes) {
+            material.keys.push(PrivateKey::decrypt(bytes, password)?);
         } else {
             return Err(MaterialError::Foreign);
         }
@@ -219,11 +231,20 @@ impl PrivateKey {
     }
 
     fn from_der(der: &[u8]) -> Result<PrivateKey, MaterialError> {
-        let key = PKey::private_key_from_der(der)
-            .map_err(|error| MaterialError::Key(first_reason(&error)))?;
+        let key = private_key(der).map_err(|error| MaterialError::Key(first_reason(&error)))?;
         PrivateKey::new(key)
     }
 
+    /// An EncryptedPrivateKeyInfo (RFC 5958 section 3).
+    fn decrypt(der: &[u8], password: Option<&Password>) -> Result<PrivateKey, MaterialError> {
+        within_rounds(der)?;
+        let password = password.ok_or(MaterialError::PasswordWanted)?;
+        let key = PKey::private_key_from_pkcs8_passphrase(der, password.as_bytes())
+            .map_err(|_| MaterialError::WrongPassword)?;
+        PrivateKey::new(key)
+    }
+
+    /// The older form, of which the headers of the PEM block are a part (RFC 1421).
     fn decrypt_pem(bytes: &[u8], password: Option<&Password>) -> Result<PrivateKey, MaterialError> {
         let password = password.ok_or(MaterialError::PasswordWanted)?;
         let key = PKey::private_key_from_pem_passphrase(bytes, password.as_bytes())
@@ -260,6 +281,72 @@ impl std::fmt::Debug for Password {
 /// How every DER structure that we know begins.
 const DER_SEQUENCE: &[u8] = b"\x30";
 
+/// How a PFX of PKCS#12 begins (RFC 7292 section 4).
+const PKCS12_VERSION: &[u8] = b"\x02\x01\x03";
+
+/// How PKCS#8 of the second version begins (RFC 5958 section 2), up to the algorithm behind it.
+const PKCS8_SECOND_VERSION: &[u8] = b"\x02\x01\x01\x30";
+
+/// PKCS#8, PKCS#1 or SEC1.
+fn private_key(der: &[u8]) -> Result<PKey<Private>, ErrorStack> {
+    PKey::private_key_from_der(der).or_else(|error| {
+        // BoringSSL knows the first version alone, of which it ignores what stands behind the key.
+        // There the second one has the public key, and is otherwise the same.
+        let content = rounds::content_of(der);
+        if !content.starts_with(PKCS8_SECOND_VERSION) {
+            return Err(error);
+        }
+        let mut first_version = der.to_vec();
+        first_version[der.len() - content.len() + 2] = 0;
+        PKey::private_key_from_der(&first_version)
+    })
+}
+
+/// Whether this is a key that a password of PKCS#5 or PKCS#12 protects.
+fn is_encrypted_key(der: &[u8]) -> bool {
+    /// 1.2.840.113549.1, under which both name their schemes.
+    const PKCS: &[u8] = b"\x2a\x86\x48\x86\xf7\x0d\x01";
+    const OBJECT_IDENTIFIER: u8 = 0x06;
+    let content = rounds::content_of(der);
+    let algorithm = rounds::content_of(content);
+    let scheme = rounds::content_of(algorithm);
+    content.starts_with(DER_SEQUENCE)
+        && algorithm.first() == Some(&OBJECT_IDENTIFIER)
+        && scheme
+            .strip_prefix(PKCS)
+            .is_some_and(|scheme| matches!(scheme, [5, _] | [12, 1, _]))
+}
+
+/// What is served must not wait for a file that takes minutes to open.
+fn within_rounds(der: &[u8]) -> Result<(), MaterialError> {
+    match rounds::rounds(der) {
+        0..=MAX_ROUNDS => Ok(()),
+        wanted => Err(MaterialError::TooManyRounds(wanted)),
+    }
+}
+
+/// The DER of the encrypted keys in a PEM text: blocks of a kind that rustls-pki-types passes over.
+fn encrypted_keys(bytes: &[u8]) -> Result<Vec<Vec<u8>>, MaterialError> {
+    let mut keys = Vec::new();
+    let mut block: Option<Vec<u8>> = None;
+    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
+        let is_marker = has_marker(line, b"ENCRYPTED PRIVATE KEY-----");
+        if is_marker && line.starts_with(b"-----BEGIN") {
+            block = Some(Vec::new());
+        } else if is_marker && line.starts_with(b"-----END") {
+            let text = block.take().unwrap_or_default();
+            let der = BASE64.decode(text);
+            keys.push(der.map_err(|error| MaterialError::Damaged(error.to_string()))?);
+        } else if let Some(text) = &mut block {
+            text.extend(line.iter().filter(|byte| !byte.is_ascii_whitespace()));
+        }
+    }
+    match block {
+        None => Ok(keys),
+        Some(_) => Err(MaterialError::Truncated),
+    }
+}
+
 /// The text without its blocks of private keys.
 fn without_private_keys(bytes: &[u8]) -> Vec<u8> {
     let mut kept = Vec::with_capacity(bytes.len());
@@ -276,7 +363,7 @@ fn without_private_keys(bytes: &[u8]) -> Vec<u8> {
 }
 
 /// The first line of BoringSSL's error queue in words, without its file names.
-pub(crate) fn first_reason(error: &boring::error::ErrorStack) -> String {
+pub(crate) fn first_reason(error: &ErrorStack) -> String {
     error.errors().first().and_then(|e| e.reason()).map_or_else(
         || "unknown error".to_owned(),
         |r| r.to_lowercase().replace('_', " "),

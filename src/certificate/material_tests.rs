@@ -171,6 +171,101 @@ fn pkcs12_with_its_chain() {
 }
 
 #[test]
+fn an_encrypted_key_in_der() {
+    let pair = pair();
+    for cipher in [Cipher::aes_256_cbc(), Cipher::des_ede3_cbc()] {
+        let pem = pkey(&pair)
+            .private_key_to_pem_pkcs8_passphrase(cipher, b"secret")
+            .unwrap();
+        let [der] = &encrypted_keys(&pem).unwrap()[..] else {
+            panic!("one key")
+        };
+        assert_eq!(parse(&der).err(), Some(MaterialError::PasswordWanted));
+        assert_eq!(
+            with_password(&der, "wrong").err(),
+            Some(MaterialError::WrongPassword)
+        );
+        assert_is_key(&with_password(&der, "secret").unwrap(), &pair);
+    }
+}
+
+/// The same structure with another number of rounds, wherever it has the old one.
+fn with_rounds(der: &[u8], old: &[u8], new: &[u8]) -> Vec<u8> {
+    assert_eq!(old.len(), new.len());
+    let at: Vec<usize> = (0..der.len() - old.len())
+        .filter(|&at| der[at..].starts_with(old))
+        .collect();
+    assert!(!at.is_empty(), "no such number of rounds");
+    let mut der = der.to_vec();
+    for at in at {
+        der[at..at + new.len()].copy_from_slice(new);
+    }
+    der
+}
+
+/// How many more or fewer rounds there are must not change the length of the structure: these are
+/// five bytes long, as an INTEGER.
+const FEW_ROUNDS: u32 = 70_000;
+const FEW: &[u8] = b"\x02\x03\x01\x11\x70";
+const MANY: &[u8] = b"\x02\x03\x7f\xff\xff";
+
+#[test]
+fn what_would_take_minutes_to_open_is_not_opened() {
+    let pair = pair();
+    let leaf = X509::from_pem(pair.certificate.as_bytes()).unwrap();
+    let mut builder = Pkcs12::builder();
+    builder.key_iter(FEW_ROUNDS).mac_iter(FEW_ROUNDS);
+    let store = builder.build("secret", "a.test", &pkey(&pair), &leaf);
+    let store = store.unwrap().to_der().unwrap();
+    assert!(with_password(&store, "secret").is_ok());
+    let greedy = with_rounds(&store, FEW, MANY);
+    for password in [None, Some("secret")] {
+        let password = password.map(Password::from_file_content);
+        let error = Material::parse(&greedy, password.as_ref()).err().unwrap();
+        assert!(matches!(error, MaterialError::TooManyRounds(sum) if sum > MAX_ROUNDS));
+        assert!(error.to_string().contains("-iter"), "{error}");
+    }
+}
+
+#[test]
+fn a_key_that_would_take_minutes_to_open_is_not_opened() {
+    let element = |tag: u8, parts: &[&[u8]]| {
+        let content = parts.concat();
+        [&[tag, content.len() as u8], &content[..]].concat()
+    };
+    // PBES2 with PBKDF2 of a hundred million rounds, the most that BoringSSL does.
+    let rounds = b"\x02\x04\x05\xf5\xe1\x00";
+    let salt = b"\x04\x08saltsalt";
+    let pbkdf2 = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0c";
+    let pbes2 = b"\x06\x09\x2a\x86\x48\x86\xf7\x0d\x01\x05\x0d";
+    let derivation = element(0x30, &[pbkdf2, &element(0x30, &[salt, rounds])]);
+    let algorithm = element(0x30, &[pbes2, &element(0x30, &[&derivation])]);
+    let der = element(0x30, &[&algorithm, b"\x04\x10sixteen bytes..."]);
+    let pem = format!(
+        "-----BEGIN ENCRYPTED PRIVATE KEY-----\n{}\n-----END ENCRYPTED PRIVATE KEY-----\n",
+        BASE64.encode(&der)
+    );
+    for bytes in [&der[..], pem.as_bytes()] {
+        let error = with_password(bytes, "secret").err();
+        assert_eq!(error, Some(MaterialError::TooManyRounds(100_000_000)));
+    }
+}
+
+#[test]
+fn an_ed25519_key_with_its_public_key_behind_it() {
+    let pair = Request {
+        algorithm: &rcgen::PKCS_ED25519,
+        ..Request::new(&["a.test"], clock::now())
+    }
+    .issue();
+    let material = parse(format!("{}{}", pair.certificate, pair.key)).unwrap();
+    assert_eq!(
+        material.leaf().unwrap().public_key,
+        material.keys[0].public_key
+    );
+}
+
+#[test]
 fn a_key_that_is_too_weak_is_named() {
     let key = PKey::from_rsa(Rsa::generate(768).unwrap()).unwrap();
     let error = parse(key.private_key_to_pem_pkcs8().unwrap()).err();

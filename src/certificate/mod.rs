@@ -20,6 +20,7 @@ pub mod overdue;
 mod parallel;
 pub mod proof;
 pub mod reloader;
+mod rounds;
 pub mod table;
 #[cfg(test)]
 pub(crate) mod testing;

@@ -42,9 +42,7 @@ impl Name {
     /// Whether a certificate with this name is good for `host` (an exact name or an address).
     pub fn covers(&self, host: &Name) -> bool {
         match (self, host) {
-            (Name::Wildcard(parent), Name::Dns(host)) => host
-                .split_once('.')
-                .is_some_and(|(_, rest)| rest == &**parent),
+            (Name::Wildcard(own), Name::Dns(host)) => parent(host) == Some(own),
             (a, b) => a == b,
         }
     }
@@ -115,15 +113,21 @@ impl FromStr for Name {
             return Err(NameError::Wildcard);
         }
         let ascii = canonical_dns(rest)?;
-        if wildcard && ascii.parse::<IpAddr>().is_ok() {
-            return Err(NameError::Wildcard);
+        match (ascii.parse::<IpAddr>(), wildcard) {
+            (Ok(_), true) => Err(NameError::Wildcard),
+            // It had a dot at its end, or digits that are not ASCII.
+            (Ok(ip), false) => Ok(Name::Ip(ip.to_canonical())),
+            (Err(_), true) => Ok(Name::Wildcard(ascii.into())),
+            (Err(_), false) => Ok(Name::Dns(ascii.into())),
         }
-        Ok(if wildcard {
-            Name::Wildcard(ascii.into())
-        } else {
-            Name::Dns(ascii.into())
-        })
     }
+}
+
+/// What stands behind the first label of a host: the wildcard that covers it is held as this. An
+/// empty label is none; what a client sends as a server name need not be a name.
+pub fn parent(host: &str) -> Option<&str> {
+    let (label, parent) = host.split_once('.')?;
+    (!label.is_empty()).then_some(parent)
 }
 
 /// Lower-case A-labels without the trailing dot.
@@ -186,6 +190,8 @@ mod tests {
         assert_eq!(name("*.Example.com").to_string(), "*.example.com");
         assert_eq!(name("[::1]"), name("::1"));
         assert_eq!(name("::ffff:192.0.2.1"), name("192.0.2.1"));
+        assert_eq!(name("192.0.2.1."), name("192.0.2.1"));
+        assert_eq!(name("１92.0.2.1"), name("192.0.2.1"));
     }
 
     #[test]

@@ -196,6 +196,7 @@ impl Reloader {
             full_interval: sources.poll_interval,
             loads: 0,
             failures: 0,
+            pause: Box::new(std::thread::sleep),
         };
         let idle = IdleReloader {
             thread,
@@ -340,6 +341,8 @@ struct Thread {
     full_interval: Duration,
     loads: u64,
     failures: u64,
+    /// Lets time pass between two readings. A test writes files meanwhile.
+    pause: Box<dyn FnMut(Duration) + Send>,
 }
 
 /// One scan under way.
@@ -353,7 +356,7 @@ struct Scan {
 impl Thread {
     fn run(&mut self, inbox: &Receiver<Wake>) {
         let started = Instant::now();
-        let changes = self.scan(&Scope::All, time::Duration::ZERO);
+        let changes = self.scan(&Scope::All, time::Duration::ZERO, clock::now());
         self.publisher.first_load_done();
         let loaded = changes
             .iter()
@@ -366,7 +369,7 @@ impl Thread {
         );
         self.update_watches(true);
         while let Some(scope) = self.wait(inbox) {
-            self.scan(&scope, PATIENCE);
+            self.scan(&scope, PATIENCE, clock::now());
             self.update_watches(matches!(scope, Scope::All));
         }
     }
@@ -403,7 +406,7 @@ impl Thread {
             match inbox.recv_timeout(wait) {
                 Err(RecvTimeoutError::Disconnected) | Ok(Wake::Stop) => return None,
                 Err(RecvTimeoutError::Timeout) if recheck => return Some(Scope::Paths(paths)),
-                Err(RecvTimeoutError::Timeout) => self.pass_time(),
+                Err(RecvTimeoutError::Timeout) => self.pass_time(clock::now()),
                 Ok(Wake::Rescan(answer)) => self.rescan(answer),
                 Ok(Wake::Reconfigure(sources, events, answer)) => {
                     self.obey(*sources, events, answer);
@@ -475,7 +478,7 @@ impl Thread {
 
     /// A rescan on request: the answer is wanted now, so nothing is given time to get better.
     fn rescan(&mut self, answer: oneshot::Sender<Vec<Change>>) {
-        let changes = self.scan(&Scope::All, time::Duration::ZERO);
+        let changes = self.scan(&Scope::All, time::Duration::ZERO, clock::now());
         self.update_watches(true);
         // Whoever asked may have gone.
         let _ = answer.send(changes);
@@ -524,7 +527,7 @@ impl Thread {
             .map(|root| folders.remove(root).unwrap_or_else(|| Folder::new(root)))
             .collect();
         // What comes first, then what goes: a certificate that moved is served all the time.
-        let mut changes = self.scan(&Scope::All, time::Duration::ZERO);
+        let mut changes = self.scan(&Scope::All, time::Duration::ZERO, clock::now());
         let now = clock::now();
         changes.extend(self.take_out_unconfigured(now));
         self.publisher.publish(self.inventory.table());
@@ -575,8 +578,7 @@ impl Thread {
     }
 
     /// Choices change with time too.
-    fn pass_time(&mut self) {
-        let now = clock::now();
+    fn pass_time(&mut self, now: OffsetDateTime) {
         let passed = self.inventory.advance(now);
         if !passed.is_empty() {
             self.publisher.publish(self.inventory.table());
@@ -596,10 +598,15 @@ impl Thread {
     }
 
     /// Looks, reads, verifies and publishes.
-    fn scan(&mut self, scope: &Scope, patience: time::Duration) -> Vec<Change> {
+    fn scan(
+        &mut self,
+        scope: &Scope,
+        patience: time::Duration,
+        now: OffsetDateTime,
+    ) -> Vec<Change> {
         let started = Instant::now();
         let mut scan = Scan {
-            now: clock::now(),
+            now,
             patience,
             changes: Vec::new(),
             unpublished: false,
@@ -715,7 +722,7 @@ impl Thread {
                     .bring_forward(waiting, &mut heard, |task: &Task| &task.id.certificate);
             }
             let part = rest.by_ref().take(CHUNK).collect();
-            for (id, finding) in examine(part, scan.now) {
+            for (id, finding) in examine(part, scan.now, &mut self.pause) {
                 if let Some(change) = self.apply(&id, finding, scan) {
                     scan.changes.push(change);
                     scan.unpublished = true;
@@ -902,14 +909,18 @@ impl Thread {
 
 /// Reads and verifies. What just changed is read twice, with a pause between, and both readings
 /// have to agree.
-fn examine(tasks: Vec<Task>, now: OffsetDateTime) -> Vec<(EntryId, Finding)> {
+fn examine(
+    tasks: Vec<Task>,
+    now: OffsetDateTime,
+    pause: &mut dyn FnMut(Duration),
+) -> Vec<(EntryId, Finding)> {
     let mut findings = parallel::map(tasks, |task| {
         let finding = task.examine(now);
         (task, finding)
     });
     let in_doubt = |finding: &Finding| matches!(finding, Finding::Good { young: true, .. });
     if findings.iter().any(|(_, finding)| in_doubt(finding)) {
-        std::thread::sleep(CONFIRM_AFTER);
+        pause(CONFIRM_AFTER);
         for (task, finding) in &mut findings {
             if in_doubt(finding) {
                 confirm(task, finding, now);
@@ -1037,3 +1048,7 @@ fn vanished(id: &EntryId) -> Change {
         swap: None,
     }
 }
+
+#[cfg(test)]
+#[path = "model_tests/mod.rs"]
+mod model_tests;

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use tokio::sync::watch;
 
 use super::certified_key::CertifiedKey;
-use super::name::Name;
+use super::name::{self, Name};
 
 /// Where a certificate came from, in the order in which sources are preferred for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -178,7 +178,7 @@ impl Table {
     }
 
     fn wildcard_for(&self, dns: &str) -> Option<&Arc<Choice>> {
-        self.wildcard.get(dns.split_once('.')?.1)
+        self.wildcard.get(name::parent(dns)?)
     }
 
     fn get_dns(&self, dns: &str) -> Option<&Arc<Choice>> {

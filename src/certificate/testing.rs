@@ -66,7 +66,7 @@ impl Pair {
     }
 }
 
-fn intermediate() -> CertifiedIssuer<'static, KeyPair> {
+pub(crate) fn intermediate() -> CertifiedIssuer<'static, KeyPair> {
     let authority = |name: &str| {
         let mut params = CertificateParams::default();
         params

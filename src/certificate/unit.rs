@@ -203,7 +203,8 @@ impl Unit {
 
     /// Judges a finding: good material is taken, except a chain that has lost its intermediates and
     /// may still be growing, and except what is not valid now where what is `served`
-    /// is. Bad material is reported once it has had `patience` to get better.
+    /// is. Bad material is reported once it has had `patience` to get better. What is gone has
+    /// vanished, at each look anew, as long as it is `served`, and is missing otherwise.
     pub fn judge(
         &mut self,
         finding: Finding,
@@ -214,7 +215,8 @@ impl Unit {
         let served_chain = served.map_or(0, CertifiedKey::chain_length);
         self.retry_at = None;
         match finding {
-            Finding::Absent if self.served.is_none() => {
+            Finding::Absent if served.is_none() => {
+                self.served = None;
                 let cause = ReadError::Missing.to_string();
                 self.fail(self.id.certificate.to_path_buf(), cause, patience, now)
             }
@@ -287,7 +289,9 @@ impl Unit {
 
     /// Whether a failure may still be a write under way; if so, another look is due soon.
     fn is_patient(&mut self, patience: Duration, now: OffsetDateTime) -> bool {
-        let since = *self.failing_since.get_or_insert(now);
+        // The clock may have been set back: patience must not last until it is where it was.
+        let since = self.failing_since.map_or(now, |since| since.min(now));
+        self.failing_since = Some(since);
         self.recheck = now - since < patience;
         self.recheck
     }
@@ -486,4 +490,67 @@ fn read_content(
         material,
         observation,
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+    use crate::certificate::table::SourceKind;
+    use crate::certificate::testing::Request;
+
+    const NOW: OffsetDateTime = datetime!(2027-01-01 12:00 UTC);
+
+    fn unit() -> Unit {
+        let id = EntryId {
+            source: SourceKind::File,
+            certificate: Path::new("a").into(),
+        };
+        Unit::new(id, None)
+    }
+
+    #[test]
+    fn what_vanished_is_not_missing_as_long_as_it_is_served() {
+        let key = || Request::new(&["a.test"], NOW).issue().certified_key();
+        let good = Finding::Good {
+            key: Box::new(key()),
+            digest: ([0; 32], [0; 32]),
+            young: false,
+            changed_at: NOW,
+        };
+        let (mut unit, served) = (unit(), key());
+        let verdict = unit.judge(good, None, PATIENCE, NOW);
+        assert!(matches!(verdict, Verdict::Replace(_)));
+        let mut look = |served, after| {
+            let now = NOW + Duration::seconds(after);
+            unit.judge(Finding::Absent, served, PATIENCE, now)
+        };
+        assert!(matches!(look(Some(&served), 0), Verdict::Wait));
+        assert!(matches!(look(Some(&served), 6), Verdict::Vanished));
+        assert!(matches!(look(Some(&served), 11), Verdict::Vanished));
+        // Once something better is there it is a pair like any other that never was.
+        assert!(matches!(look(None, 16), Verdict::Failed { .. }));
+    }
+
+    #[test]
+    fn patience_does_not_wait_for_a_clock_that_was_set_back() {
+        let mut unit = unit();
+        let mut judge = |now| {
+            let finding = Finding::Bad {
+                path: "a".into(),
+                cause: "is empty".to_owned(),
+            };
+            let verdict = unit.judge(finding, None, PATIENCE, now);
+            (
+                matches!(verdict, Verdict::Failed { .. }),
+                unit.needs_recheck(),
+            )
+        };
+        assert_eq!(judge(NOW), (false, true));
+        let earlier = NOW - Duration::DAY;
+        assert_eq!(judge(earlier), (false, true));
+        assert_eq!(judge(earlier + PATIENCE), (true, false));
+        assert_eq!(judge(NOW), (true, false));
+    }
 }

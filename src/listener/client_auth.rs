@@ -18,7 +18,7 @@ use foreign_types::ForeignTypeRef;
 
 use crate::certificate::anchors::{Bundle, RevocationLists, client_store};
 use crate::certificate::certified_key::Fingerprint;
-use crate::certificate::name::Name;
+use crate::certificate::name::{self, Name};
 use crate::config::{ClientAuth, ClientAuthMode};
 
 /// More names of authorities than this are not sent to clients: the list is only a hint, and a
@@ -156,8 +156,7 @@ impl ClientAuthTable {
         if let Some(exact) = self.exact.get(&*name) {
             return exact.as_ref();
         }
-        let parent = name.split_once('.').map(|(_, parent)| parent);
-        if let Some(wildcard) = parent.and_then(|parent| self.wildcard.get(parent)) {
+        if let Some(wildcard) = name::parent(&name).and_then(|parent| self.wildcard.get(parent)) {
             return wildcard.as_ref();
         }
         let ip = name.parse::<IpAddr>().ok()?;
