@@ -45,6 +45,10 @@ enum Framing {
 fn framing(line: &[u8]) -> Framing {
     const LENGTH: &[u8] = b"content-length";
     const CODING: &[u8] = b"transfer-encoding";
+    // Every request passes here, and hardly a line begins like that.
+    if !matches!(line.first(), Some(b'C' | b'c' | b'T' | b't')) {
+        return Framing::None;
+    }
     let Some(colon) = line.iter().position(|byte| *byte == b':') else {
         return Framing::None;
     };

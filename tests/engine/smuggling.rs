@@ -2,6 +2,8 @@
 //! connection with it, or passed on as exactly what RFC 9110 and RFC 9112 say that it is. The
 //! upstream reads without any leniency and says what it saw.
 
+#![expect(clippy::too_many_lines, reason = "the functions are tables")]
+
 use super::{NAME, connect, in_front_of};
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;

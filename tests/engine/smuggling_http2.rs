@@ -1,6 +1,8 @@
 //! The same over HTTP/2, where lengths and lines are no framing, but become one on the way to an
 //! upstream of HTTP/1.1 (RFC 9113 sections 8.1.1, 8.2 and 10.3).
 
+#![expect(clippy::too_many_lines, reason = "the functions are tables")]
+
 use super::{Http2, NAME, in_front_of, whole};
 use crate::support::h2_frames::{self as frames, Frames, Outcome};
 use crate::support::perennial::Perennial;

@@ -1,5 +1,7 @@
 //! An upstream that stops in the middle: what the client has got must not look like a whole answer.
 
+use std::time::Duration;
+
 use super::{Ask, BOTH, Scene, answered, scene};
 use crate::support::client::Version;
 use crate::support::scripted::{answer, reset};
@@ -132,4 +134,26 @@ async fn a_body_without_a_length_ends_with_the_connection() {
         let answer = after(&scene, version, short).await;
         assert!(answer.cut.is_some(), "{version:?}: {answer:?}");
     }
+}
+
+/// The one test here that takes its time, which is the read timeout of a minute.
+#[tokio::test(flavor = "multi_thread")]
+async fn silence_is_504() {
+    const LIMIT: Duration = Duration::from_secs(150);
+    let scene = scene().await;
+    let mut client = scene.client().await;
+    client.send(Ask::get().http1()).await.expect("sent");
+    let _first = scene.upstream.request().await;
+    let mut http2 = scene.http2().await;
+    let response = http2.get("/");
+    let _second = scene.upstream.request().await;
+    let (heard, response) = tokio::join!(
+        client.hears_within(LIMIT),
+        tokio::time::timeout(LIMIT, response)
+    );
+    assert!(heard, "nothing within {LIMIT:?}");
+    let answer = client.response("GET").await.expect("an answer");
+    assert_eq!(answer.assert_whole().status(), 504);
+    let response = response.expect("in time").expect("an answer");
+    assert_eq!(response.status(), 504);
 }

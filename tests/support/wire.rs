@@ -78,17 +78,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
 
     /// Waits for more bytes. `Ok(false)`: there are none any more.
     async fn fill(&mut self) -> Result<bool, String> {
+        match tokio::time::timeout(SOON, self.read_more()).await {
+            Ok(more) => Ok(more),
+            Err(_) => Err(format!("nothing came for {SOON:?}; {}", self.unread())),
+        }
+    }
+
+    async fn read_more(&mut self) -> bool {
         if self.end.is_some() {
-            return Ok(false);
+            return false;
         }
         let mut part = [0; 16 * 1024];
-        match tokio::time::timeout(SOON, self.stream.read(&mut part)).await {
-            Ok(Ok(0)) => self.end = Some(End::Closed),
-            Ok(Ok(length)) => self.buffer.extend_from_slice(&part[..length]),
-            Ok(Err(error)) => self.end = Some(End::Broken(error.to_string())),
-            Err(_) => return Err(format!("nothing came for {SOON:?}; {}", self.unread())),
+        match self.stream.read(&mut part).await {
+            Ok(0) => self.end = Some(End::Closed),
+            Ok(length) => self.buffer.extend_from_slice(&part[..length]),
+            Err(error) => self.end = Some(End::Broken(error.to_string())),
         }
-        Ok(self.end.is_none())
+        self.end.is_none()
     }
 
     fn unread(&self) -> String {
@@ -125,15 +131,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Ok((std::mem::take(&mut self.buffer), end))
     }
 
-    /// Whether something comes within `time`: for what must not come.
+    /// Whether something comes within `time`, be it the end.
     pub async fn hears_within(&mut self, time: Duration) -> bool {
-        if !self.buffer.is_empty() {
-            return true;
-        }
-        matches!(
-            tokio::time::timeout(time, self.fill()).await,
-            Ok(Ok(true) | Ok(false))
-        )
+        !self.buffer.is_empty() || tokio::time::timeout(time, self.read_more()).await.is_ok()
     }
 
     pub async fn head(&mut self) -> Result<Head, String> {
