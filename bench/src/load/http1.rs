@@ -32,6 +32,11 @@ impl Reader {
         Ok((body, complete))
     }
 
+    /// How much of an answer is still to come, once its head has.
+    pub fn body_left(&self) -> Option<u64> {
+        self.body_left
+    }
+
     /// The number of bytes after the head, once it is complete.
     fn receive_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, String> {
         let before = self.head.len();
