@@ -33,3 +33,32 @@ impl Records {
         (taken + count, (self.left == 0).then_some(plaintext))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn record(plaintext: usize) -> Vec<u8> {
+        let length = u16::try_from(plaintext + OVERHEAD).unwrap().to_be_bytes();
+        let mut bytes = vec![23, 3, 3, length[0], length[1]];
+        bytes.resize(5 + plaintext + OVERHEAD, 0);
+        bytes
+    }
+
+    #[test]
+    fn records_end_where_they_end_however_they_come() {
+        let bytes = [record(1), record(16_384), record(0), record(100)].concat();
+        for portion in [1, 2, 7, 4096, bytes.len()] {
+            let mut records = Records::default();
+            let mut seen = Vec::new();
+            for mut part in bytes.chunks(portion) {
+                while !part.is_empty() {
+                    let (count, plaintext) = records.next(part);
+                    seen.extend(plaintext);
+                    part = &part[count..];
+                }
+            }
+            assert_eq!(seen, [1, 16_384, 0, 100], "{portion} bytes at a time");
+        }
+    }
+}
