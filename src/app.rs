@@ -12,14 +12,13 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
-use crate::acme::subject::takeover_hosts;
-use crate::acme::worker::{Coverage, Surroundings, Worker, WorkerHandle};
+use crate::acme::subject::{Assignment, takeover_hosts};
+use crate::acme::surroundings::Surroundings;
+use crate::acme::worker::{Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
-use crate::certificate::name::Name;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
-use crate::certificate::table::TableReader;
 use crate::certificate::trust::TlsFiles;
 use crate::config::watch::{Candidate, ConfigWatch, Outcome};
 use crate::config::{Config, Footprint};
@@ -130,12 +129,14 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
     let metrics = Arc::new(Metrics::new());
     let challenges = Challenges::default();
     let reloader = &start.rescan.reloader;
-    let (worker, handle) = worker(
-        &start.config,
+    let ordered = metrics.clone();
+    let (worker, handle) = Worker::new(
+        Assignment::from(&*start.config),
         start.state.clone(),
-        &challenges,
-        reloader,
-        &metrics,
+        challenges.clone(),
+        Surroundings::of(reloader, move |ca, ok| {
+            ordered.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
+        }),
     );
     let working = tokio::spawn(worker.run(stop.clone()));
 
@@ -248,38 +249,6 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
         takeover: takeover_hosts(config).collect(),
         poll_interval: config.certificates.poll_interval,
         watch: config.certificates.watch,
-    }
-}
-
-/// The worker writes files; the live table it sees only through the question what covers a name,
-/// and the reloader only through the hint that there is something to look at.
-fn worker(
-    config: &Arc<Config>,
-    state: StateDir,
-    challenges: &Challenges,
-    reloader: &Reloader,
-    metrics: &Arc<Metrics>,
-) -> (Worker, WorkerHandle) {
-    let (table, hint) = (reloader.table().clone(), reloader.clone());
-    let metrics = metrics.clone();
-    let surroundings = Surroundings {
-        coverage: Arc::new(move |name: &Name| coverage(&table, name)),
-        reload_hint: Arc::new(move |directory| hint.hint(directory)),
-        ordered: Arc::new(move |ca, ok| {
-            metrics.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
-        }),
-    };
-    Worker::new(config.clone(), state, challenges.clone(), surroundings)
-}
-
-fn coverage(table: &TableReader, name: &Name) -> Coverage {
-    let live = table.load();
-    let choices = || live.covering(name);
-    Coverage {
-        loaded: table.is_loaded(),
-        file_valid_until: choices().filter_map(|it| it.file_valid_until).max(),
-        file_due_at: choices().filter_map(|it| it.file_due_at).max(),
-        file_known: choices().any(|it| it.file_known),
     }
 }
 

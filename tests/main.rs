@@ -17,6 +17,7 @@ mod client_auth;
 mod config_reload;
 mod crash_write;
 mod drain;
+mod embedded;
 mod explain;
 mod formats;
 mod proof;

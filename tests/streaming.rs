@@ -139,3 +139,94 @@ async fn a_web_socket_echoes_and_outlives_a_reload() {
     assert_eq!(status, 200, "{body}");
     assert_eq!(socket.exchange("after").await.as_deref(), Ok("after"));
 }
+
+/// Counts the TLS records (RFC 8446 section 5.1) that come in.
+struct Counting {
+    socket: std::net::TcpStream,
+    received: Vec<u8>,
+}
+
+impl std::io::Read for Counting {
+    fn read(&mut self, buffer: &mut [u8]) -> std::io::Result<usize> {
+        let length = self.socket.read(buffer)?;
+        self.received.extend_from_slice(&buffer[..length]);
+        Ok(length)
+    }
+}
+
+impl std::io::Write for Counting {
+    fn write(&mut self, bytes: &[u8]) -> std::io::Result<usize> {
+        self.socket.write(bytes)
+    }
+
+    fn flush(&mut self) -> std::io::Result<()> {
+        self.socket.flush()
+    }
+}
+
+impl Counting {
+    fn take_records(&mut self) -> usize {
+        let received = std::mem::take(&mut self.received);
+        let (mut rest, mut records) = (&received[..], 0);
+        while let [_, _, _, high, low, following @ ..] = rest {
+            rest = &following[usize::from(u16::from_be_bytes([*high, *low]))..];
+            records += 1;
+        }
+        records
+    }
+}
+
+/// Asks twice, and returns how many records the second response took and how long its body was.
+fn records_of_a_response(perennial: &Perennial, path: &str) -> (usize, usize) {
+    use std::io::{Read, Write};
+    let mut config = crate::support::tls::accepting_anything();
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let name = NAME.try_into().expect("a name");
+    let session = rustls::ClientConnection::new(std::sync::Arc::new(config), name);
+    let socket = std::net::TcpStream::connect(perennial.place.https).expect("connected");
+    let socket = Counting {
+        socket,
+        received: Vec::new(),
+    };
+    let mut stream = rustls::StreamOwned::new(session.expect("a session"), socket);
+    let mut counted = (0, 0);
+    // The first is in the company of session tickets.
+    for _ in 0..2 {
+        stream.sock.take_records();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: {NAME}\r\n\r\n");
+        stream.write_all(request.as_bytes()).expect("written");
+        let mut response = Vec::new();
+        let mut buffer = [0; 4096];
+        let length = loop {
+            let read = stream.read(&mut buffer).expect("a response");
+            response.extend_from_slice(&buffer[..read]);
+            if let Some(length) = whole_body(&response) {
+                break length;
+            }
+        };
+        counted = (stream.sock.take_records(), length);
+    }
+    counted
+}
+
+/// The length of the body of a response that is there as a whole.
+fn whole_body(response: &[u8]) -> Option<usize> {
+    let response = std::str::from_utf8(response).expect("text");
+    let (head, body) = response.split_once("\r\n\r\n")?;
+    let head = head.to_ascii_lowercase();
+    let length = head.split("content-length: ").nth(1).expect("a length");
+    let length = length.lines().next()?.parse().expect("a number");
+    (body.len() == length).then_some(length)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn header_and_body_of_a_small_response_leave_as_one_record() {
+    let (perennial, _upstream) = scene().await;
+    let counts = tokio::task::spawn_blocking(move || {
+        let long = format!("/?{}", "x".repeat(6000));
+        ["/", &long].map(|path| records_of_a_response(&perennial, path))
+    });
+    for (records, length) in counts.await.expect("no panic") {
+        assert_eq!(records, 1, "for {length} bytes");
+    }
+}

@@ -12,4 +12,5 @@ pub mod order;
 pub mod renewal;
 pub mod renewal_info;
 pub mod subject;
+pub mod surroundings;
 pub mod worker;

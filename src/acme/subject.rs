@@ -2,7 +2,24 @@
 
 use super::renewal::IssuerKind;
 use crate::certificate::name::Name;
-use crate::config::{CertificatePer, Config, KeyType, Site, TlsMode};
+use crate::config::{CertificateAuthority, CertificatePer, Config, KeyType, Site, TlsMode};
+
+/// All that the worker is to see to.
+#[derive(Clone, Debug)]
+pub struct Assignment {
+    /// In the order in which they are tried. Never empty.
+    pub authorities: Vec<CertificateAuthority>,
+    pub subjects: Vec<Subject>,
+}
+
+impl From<&Config> for Assignment {
+    fn from(config: &Config) -> Assignment {
+        Assignment {
+            authorities: config.acme.authorities.clone(),
+            subjects: subjects(config),
+        }
+    }
+}
 
 /// One certificate to have.
 #[derive(Clone, Debug, PartialEq, Eq)]

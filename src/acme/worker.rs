@@ -25,10 +25,10 @@ use super::renewal::{
     WaitReason, Wanted, fraction, plan,
 };
 use super::renewal_info::certificate_id;
-use super::subject::{Subject, subjects};
+use super::subject::{Assignment, Subject};
+use super::surroundings::Surroundings;
 use crate::certificate::name::Name;
 use crate::clock;
-use crate::config::Config;
 use crate::local_ca::LocalCa;
 use crate::store::generation::{self, Source, StoredCertificate};
 use crate::store::{StateDir, StoreError, WriterLock, key_type_from_name};
@@ -47,39 +47,11 @@ const FAILOVER_AFTER: u32 = 2;
 /// Requests from people that wait for the worker; more than that and they wait themselves.
 const COMMAND_QUEUE: usize = 64;
 
-/// What the live table knows about one name.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Coverage {
-    /// Whether the first load of all certificates is done: before, nothing is decided.
-    pub loaded: bool,
-    /// Until when a valid certificate from files covers the name.
-    pub file_valid_until: Option<OffsetDateTime>,
-    /// When the last of those is due for renewal.
-    pub file_due_at: Option<OffsetDateTime>,
-    /// Whether certificate files have the name at all, be they valid or not.
-    pub file_known: bool,
-}
-
 /// What the live table knows about all names of one subject.
 struct Covered {
     /// Until when files make the subject unnecessary.
     until: Option<OffsetDateTime>,
     file_known: bool,
-}
-
-/// Told how an order ended.
-pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
-
-/// What the worker is told and whom it tells.
-#[derive(Clone)]
-pub struct Surroundings {
-    /// Answered from the live table; cheap.
-    pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
-    /// A generation was written in this directory: the reloader may look there now instead of at
-    /// its next poll.
-    pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
-    /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
-    pub ordered: Arc<Ordered>,
 }
 
 impl From<Source> for IssuerKind {
@@ -166,7 +138,7 @@ enum Command {
         mode: RenewMode,
         reply: oneshot::Sender<Result<Decision, RenewError>>,
     },
-    Reconfigure(Arc<Config>),
+    Reassign(Assignment),
 }
 
 type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
@@ -192,13 +164,13 @@ impl WorkerHandle {
         answer.await.unwrap_or(Err(RenewError::Stopped))
     }
 
-    /// Goes on with another configuration: what is the same in both is left alone.
-    pub async fn reconfigure(&self, config: Arc<Config>) {
-        // A worker that has stopped needs no configuration.
-        let _ = self.commands.send(Command::Reconfigure(config)).await;
+    /// Goes on with another assignment: what is the same in both is left alone.
+    pub async fn reassign(&self, assignment: Assignment) {
+        // A worker that has stopped needs none.
+        let _ = self.commands.send(Command::Reassign(assignment)).await;
     }
 
-    /// A snapshot, in the order of the configuration.
+    /// A snapshot, in the order of the assignment.
     pub fn status(&self) -> Vec<SubjectStatus> {
         lock(&self.statuses).values().cloned().collect()
     }
@@ -206,7 +178,7 @@ impl WorkerHandle {
 
 /// The task. See [`Worker::run`].
 pub struct Worker {
-    config: Arc<Config>,
+    assignment: Assignment,
     state: StateDir,
     challenges: Challenges,
     surroundings: Surroundings,
@@ -261,7 +233,7 @@ struct Loaded {
 impl Worker {
     /// Prepares a worker; nothing is read, written or sent before [`Worker::run`].
     pub fn new(
-        config: Arc<Config>,
+        assignment: Assignment,
         state: StateDir,
         challenges: Challenges,
         surroundings: Surroundings,
@@ -274,7 +246,7 @@ impl Worker {
         };
         let worker = Worker {
             local_ca: LocalCa::new(&state),
-            config,
+            assignment,
             state,
             challenges,
             surroundings,
@@ -364,7 +336,7 @@ impl Worker {
         }
     }
 
-    /// Makes authorities and entries fit the configuration. Entries that stay keep what they know,
+    /// Makes authorities and entries fit the assignment. Entries that stay keep what they know,
     /// running jobs among it.
     async fn configure(&mut self) {
         self.open_authorities().await;
@@ -373,7 +345,7 @@ impl Worker {
             .map(|entry| (entry.dir.clone(), entry))
             .collect();
         lock(&self.statuses).clear();
-        let wanted = subjects(&self.config);
+        let wanted = self.assignment.subjects.clone();
         let internal = wanted
             .iter()
             .filter(|it| it.may_be_issued_by(IssuerKind::Internal));
@@ -404,7 +376,7 @@ impl Worker {
             .iter()
             .map(|authority| (slug(authority.url()), Arc::clone(&authority.ledger)))
             .collect();
-        let (state, configs) = (self.state.clone(), self.config.acme.authorities.clone());
+        let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
         self.authorities = blocking(move || {
             let open = |config: crate::config::CertificateAuthority| match known
                 .get(&slug(&config.directory))
@@ -1000,8 +972,8 @@ impl Worker {
 
     async fn obey(&mut self, command: Command) {
         match command {
-            Command::Reconfigure(config) => {
-                self.config = config;
+            Command::Reassign(assignment) => {
+                self.assignment = assignment;
                 self.configure().await;
             }
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),

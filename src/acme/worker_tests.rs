@@ -2,9 +2,10 @@ use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
 use super::*;
+use crate::acme::surroundings::Coverage;
 use crate::config::{
-    Acme, AdminListen, CertificateAuthority, CertificatePer, Certificates, ChallengeType, KeyType,
-    LogLevel, Server, Site, Takeover, TlsMode,
+    Acme, AdminListen, CertificateAuthority, CertificatePer, Certificates, ChallengeType, Config,
+    KeyType, LogLevel, Server, Site, Takeover, TlsMode,
 };
 
 /// How a scripted CA answers every request.
@@ -142,7 +143,12 @@ fn start_covered(dir: &Path, config: Arc<Config>, coverage: Coverage, loaded: bo
         ordered: Arc::new(|_, _| {}),
     };
     let state = StateDir::open(dir).unwrap();
-    let (worker, handle) = Worker::new(config, state, Challenges::new(), surroundings);
+    let (worker, handle) = Worker::new(
+        Assignment::from(&*config),
+        state,
+        Challenges::new(),
+        surroundings,
+    );
     let shutdown = CancellationToken::new();
     let task = tokio::spawn(worker.run(shutdown.clone()));
     Running {
@@ -350,7 +356,8 @@ async fn twenty_kills_send_no_more_than_one_run() {
             })
             .await;
         worker.stop().await;
-        assert_eq!(ca.requests(), 1, "{script:?}");
+        // None, where the first kill came between the record and the request.
+        assert!(ca.requests() <= 1, "{script:?}: {} requests", ca.requests());
     }
 }
 
@@ -440,13 +447,13 @@ async fn a_new_configuration_leaves_what_is_the_same_alone() {
     let worker = start(directory.path(), Arc::clone(&one), None);
     worker.until("issued", all_issued).await;
     let before = serial(directory.path(), "localhost");
-    worker.handle.reconfigure(two).await;
+    worker.handle.reassign(Assignment::from(&*two)).await;
     worker
         .until("issued", |statuses| {
             statuses.len() == 2 && all_issued(statuses)
         })
         .await;
-    worker.handle.reconfigure(one).await;
+    worker.handle.reassign(Assignment::from(&*one)).await;
     worker.until("fewer", |statuses| statuses.len() == 1).await;
     worker.stop().await;
     assert_eq!(serial(directory.path(), "localhost"), before);
@@ -459,7 +466,7 @@ async fn another_issuer_is_another_certificate() {
     let worker = start(directory.path(), internal, None);
     worker.until("issued", all_issued).await;
     let acme = config(NOWHERE, vec![site(&["a.test"], TlsMode::Acme)]);
-    worker.handle.reconfigure(acme).await;
+    worker.handle.reassign(Assignment::from(&*acme)).await;
     worker
         .until("tried at the CA", |statuses| {
             statuses[0].issuer == IssuerKind::Acme

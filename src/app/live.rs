@@ -14,6 +14,7 @@ use super::plan::Plan;
 use super::sources;
 use super::tls_files::Trust;
 use super::watching::Watching;
+use crate::acme::subject::Assignment;
 use crate::acme::worker::WorkerHandle;
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
@@ -94,7 +95,7 @@ impl Live {
         }
         self.change_routing(&new, &old).await;
         self.watching.reconfigure(&new);
-        self.worker.reconfigure(new.clone()).await;
+        self.worker.reassign(Assignment::from(&*new)).await;
         self.config.store(new.clone());
         self.set_log_level(&old, &new);
         let grace_period = new.server.grace_period;

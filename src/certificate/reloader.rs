@@ -56,7 +56,6 @@ pub struct PairFiles {
 impl Sources {
     /// Events name absolute paths, so the sources have to, too.
     fn absolute(self) -> Sources {
-        let absolute = |path: PathBuf| std::path::absolute(&path).unwrap_or(path);
         let pair = |pair: PairFiles| PairFiles {
             certificate: absolute(pair.certificate),
             private_key: absolute(pair.private_key),
@@ -69,6 +68,10 @@ impl Sources {
             ..self
         }
     }
+}
+
+fn absolute(path: PathBuf) -> PathBuf {
+    std::path::absolute(&path).unwrap_or(path)
 }
 
 /// Talks to a running reloader. Cheap to clone.
@@ -156,6 +159,12 @@ const GATHER: Duration = Duration::from_millis(10);
 impl Reloader {
     /// Starts the thread. It ends when [`stop`](Self::stop) is called.
     pub fn start(sources: Sources) -> std::io::Result<(Reloader, JoinHandle<()>)> {
+        let (reloader, idle) = Reloader::prepare(sources);
+        Ok((reloader, idle.start()?))
+    }
+
+    /// Everything but the thread. What is asked of the reloader before that runs is done then.
+    pub fn prepare(sources: Sources) -> (Reloader, IdleReloader) {
         let sources = sources.absolute();
         let (publisher, table) = live_table(sources.default_name.clone());
         let (wake, inbox) = mpsc::channel();
@@ -166,9 +175,8 @@ impl Reloader {
             loads: 0,
             failures: 0,
         }));
-        let watcher = sources.watch.then(|| start_watcher(wake.clone())).flatten();
         let (swaps, _) = broadcast::channel(SWAPS_KEPT);
-        let mut thread = Thread {
+        let thread = Thread {
             pairs: sources.pairs.into_iter().map(pair_unit).collect(),
             folders: sources
                 .folders
@@ -179,7 +187,7 @@ impl Reloader {
             inventory,
             publisher,
             report: report.clone(),
-            watcher,
+            watcher: None,
             watch: sources.watch,
             swaps: swaps.clone(),
             poll_interval: sources.poll_interval,
@@ -189,18 +197,18 @@ impl Reloader {
             loads: 0,
             failures: 0,
         };
-        let handle = std::thread::Builder::new()
-            .name("reloader".to_owned())
-            .spawn(move || thread.run(&inbox))?;
-        Ok((
-            Reloader {
-                wake,
-                table,
-                report,
-                swaps,
-            },
-            handle,
-        ))
+        let idle = IdleReloader {
+            thread,
+            inbox,
+            wake: wake.clone(),
+        };
+        let reloader = Reloader {
+            wake,
+            table,
+            report,
+            swaps,
+        };
+        (reloader, idle)
     }
 
     pub fn table(&self) -> &TableReader {
@@ -246,6 +254,34 @@ impl Reloader {
     pub fn stop(&self) {
         // Fails only after the thread has ended.
         let _ = self.wake.send(Wake::Stop);
+    }
+}
+
+/// A reloader whose thread does not run yet. For a process that forks between its set-up and its
+/// service: no thread would live on.
+pub struct IdleReloader {
+    thread: Thread,
+    inbox: Receiver<Wake>,
+    wake: Sender<Wake>,
+}
+
+impl IdleReloader {
+    /// Looks at the generations in this directory as well, as [`Sources::generations`] says.
+    pub fn add_generations(&mut self, directory: PathBuf) {
+        self.thread.generations = Some(Generations::new(absolute(directory)));
+    }
+
+    /// Starts the thread, and the one that waits for file events.
+    pub fn start(self) -> std::io::Result<JoinHandle<()>> {
+        let IdleReloader {
+            mut thread,
+            inbox,
+            wake,
+        } = self;
+        thread.watcher = thread.watch.then(|| start_watcher(wake)).flatten();
+        std::thread::Builder::new()
+            .name("reloader".to_owned())
+            .spawn(move || thread.run(&inbox))
     }
 }
 

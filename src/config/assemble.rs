@@ -111,8 +111,23 @@ fn certificates(draft: CertificatesDraft) -> Certificates {
     }
 }
 
+pub(super) fn default_authority() -> CertificateAuthority {
+    authority(AuthorityDraft::default())
+}
+
 fn acme(draft: AuthorityDraft, fallbacks: Vec<AuthorityDraft>) -> Acme {
-    let first = CertificateAuthority {
+    let first = authority(draft);
+    let rest: Vec<_> = fallbacks
+        .into_iter()
+        .map(|draft| fallback(draft, &first))
+        .collect();
+    Acme {
+        authorities: std::iter::once(first).chain(rest).collect(),
+    }
+}
+
+fn authority(draft: AuthorityDraft) -> CertificateAuthority {
+    CertificateAuthority {
         directory: draft
             .directory
             .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value),
@@ -124,13 +139,6 @@ fn acme(draft: AuthorityDraft, fallbacks: Vec<AuthorityDraft>) -> Acme {
         key_type: draft.key_type.unwrap_or_default(),
         profile: draft.profile,
         external_account: draft.external_account,
-    };
-    let rest: Vec<_> = fallbacks
-        .into_iter()
-        .map(|draft| fallback(draft, &first))
-        .collect();
-    Acme {
-        authorities: std::iter::once(first).chain(rest).collect(),
     }
 }
 

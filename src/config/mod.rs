@@ -201,6 +201,25 @@ pub struct CertificateAuthority {
     pub external_account: Option<ExternalAccount>,
 }
 
+impl CertificateAuthority {
+    /// Let's Encrypt, with every setting at its default.
+    pub fn lets_encrypt() -> CertificateAuthority {
+        assemble::default_authority()
+    }
+
+    /// Sets the directory URL, or says what is wrong with it.
+    pub fn set_directory(&mut self, url: &str) -> Result<(), String> {
+        self.directory = value::directory_url(url).map_err(|problem| problem.to_string())?;
+        Ok(())
+    }
+
+    /// Sets the e-mail address, or says what is wrong with it.
+    pub fn set_email(&mut self, email: &str) -> Result<(), String> {
+        self.email = Some(value::email(email).map_err(|problem| problem.to_string())?);
+        Ok(())
+    }
+}
+
 /// Key identifier and MAC key that bind an ACME account to one that exists elsewhere.
 #[derive(Clone)]
 pub struct ExternalAccount {

@@ -118,7 +118,7 @@ async fn serve<A>(
         local: canonical(local),
         tls: None,
     };
-    let stream = match protocol {
+    let (stream, held) = match protocol {
         Protocol::Http => ClientStream::plain(stream, info),
         Protocol::Https => {
             let Some(stream) = handshake(stream, &info, &service).await else {
@@ -128,10 +128,8 @@ async fn serve<A>(
             ClientStream::tls(stream, info)
         }
     };
-    service
-        .app
-        .process_new(Box::new(stream), &service.shutdown)
-        .await;
+    let serve = service.app.process_new(Box::new(stream), &service.shutdown);
+    held.driving(serve).await;
 }
 
 /// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.

@@ -1,7 +1,7 @@
 //! TLS settings, and the choice of what a ClientHello gets: the one place in which SNI, the live
 //! table, the challenge table and ALPN meet.
 
-use std::net::IpAddr;
+use std::net::{IpAddr, Ipv4Addr};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -9,7 +9,7 @@ use boring::error::ErrorStack;
 use boring::ex_data::Index;
 use boring::ssl::{
     AlpnError, ClientHello, ExtensionType, NameType, SelectCertError, SniError, Ssl, SslAcceptor,
-    SslAlert, SslMethod, SslRef, select_next_proto,
+    SslAcceptorBuilder, SslAlert, SslMethod, SslRef, select_next_proto,
 };
 
 use super::client_auth::{self, ClientAuthTable, Demand};
@@ -28,9 +28,31 @@ const ACME_TLS: &[u8] = b"\x0aacme-tls/1";
 
 /// What the handshake needs to know and what it settled; it rides on the `Ssl`.
 struct HandshakeState {
-    local: IpAddr,
+    acceptor: Acceptor,
     selection: Selection,
     demand: Option<Demand>,
+}
+
+/// Who accepted the connection.
+#[derive(Clone, Copy)]
+enum Acceptor {
+    /// Our own accept loop, on this address. It resumes a handshake that was suspended in the
+    /// early callback.
+    Own(IpAddr),
+    /// Pingora's. It says nothing of the address, and resumes a handshake only where that wants
+    /// its certificate: [`late_choice`] is called there.
+    Pingora,
+}
+
+impl Acceptor {
+    /// By which address a certificate is chosen where there is no server name.
+    fn local(self) -> IpAddr {
+        match self {
+            Acceptor::Own(local) => local,
+            // No certificate is for this one.
+            Acceptor::Pingora => IpAddr::V4(Ipv4Addr::UNSPECIFIED),
+        }
+    }
 }
 
 enum Selection {
@@ -71,30 +93,46 @@ pub fn acceptor(
     challenges: Challenges,
     sessions: Sessions,
 ) -> Result<SslAcceptor, ErrorStack> {
+    let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
+    install(&mut builder, table, challenges, sessions)?;
+    Ok(builder.build())
+}
+
+/// Makes an acceptor like [`acceptor`]'s out of one with the same protocols and ciphers.
+pub fn install(
+    builder: &mut SslAcceptorBuilder,
+    table: TableReader,
+    challenges: Challenges,
+    sessions: Sessions,
+) -> Result<(), ErrorStack> {
     // Made now, where a failure has somebody to tell.
     state_index()?;
-    let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
     builder.set_curves_list(GROUPS)?;
-    sessions.tickets.install(&mut builder);
+    sessions.tickets.install(builder);
     let policy = sessions.policy;
     builder.set_select_certificate_callback(move |hello| {
         select(hello, &table, &challenges, &policy.load())
     });
     builder.set_servername_callback(refuse_unknown_name);
     builder.set_alpn_select_callback(choose_protocol);
-    Ok(builder.build())
+    Ok(())
 }
 
 /// A handshake to come on a connection to the address `local`.
 pub fn new_handshake(acceptor: &SslAcceptor, local: IpAddr) -> Result<Ssl, ErrorStack> {
     let mut ssl = Ssl::new(acceptor.context())?;
-    let state = HandshakeState {
-        local,
-        selection: Selection::Open,
-        demand: None,
-    };
-    ssl.set_ex_data(state_index()?, state);
+    ssl.set_ex_data(state_index()?, HandshakeState::new(Acceptor::Own(local)));
     Ok(ssl)
+}
+
+impl HandshakeState {
+    fn new(acceptor: Acceptor) -> HandshakeState {
+        HandshakeState {
+            acceptor,
+            selection: Selection::Open,
+            demand: None,
+        }
+    }
 }
 
 /// The certificate that the handshake was given; `None` before that and for challenges.
@@ -134,50 +172,83 @@ fn state(ssl: &SslRef) -> Option<&HandshakeState> {
 }
 
 /// The early callback: looks the server name up and hands BoringSSL the credential. A name that
-/// is unknown while the first load still runs suspends the handshake; the accept loop resumes it.
+/// is unknown while the first load still runs suspends the handshake, at once or where the
+/// certificate is wanted; whoever accepted the connection resumes it.
 fn select(
     mut hello: ClientHello<'_>,
     table: &TableReader,
     challenges: &Challenges,
     policy: &SessionPolicy,
 ) -> Result<(), SelectCertError> {
+    let acceptor = accepted_by(hello.ssl_mut()).map_err(|_| SelectCertError::ERROR)?;
     if offers_acme_tls(&hello) {
         return answer_challenge(hello, challenges);
     }
-    let local = state(hello.ssl()).ok_or(SelectCertError::ERROR)?.local;
-    let name = hello.servername(NameType::HOST_NAME);
-    let choice = table.load().select(name, local).cloned();
-    let auth = policy.client_auth.get(name, local).cloned();
-    let ssl = hello.ssl_mut();
-    match choice {
-        Some(choice) => {
-            ssl.add_credential(choice.best.key.credential())
-                .map_err(|_| SelectCertError::ERROR)?;
-            if let Some(alternate) = &choice.alternate {
-                ssl.add_credential(alternate.key.credential())
-                    .map_err(|_| SelectCertError::ERROR)?;
-            }
-            let demand = auth
-                .map(|auth| Demand::make(ssl, &auth))
-                .transpose()
-                .map_err(|_| SelectCertError::ERROR)?;
-            let leaves = std::iter::once(&choice.best)
-                .chain(&choice.alternate)
-                .filter(|_| !policy.resume_after_swap)
-                .map(|leaf| leaf.key.fingerprint());
-            client_auth::bind_sessions(ssl, demand.as_ref(), leaves)
-                .map_err(|_| SelectCertError::ERROR)?;
-            note_demand(ssl, demand);
-            settle(ssl, Selection::Certificate(choice))
-        }
-        None if table.is_loaded() => settle(ssl, Selection::Refused),
-        None => {
-            if let Some(name) = ssl.servername(NameType::HOST_NAME) {
-                table.want(name);
-            }
-            Err(SelectCertError::RETRY)
-        }
+    let settled = choose(hello.ssl_mut(), table, policy).map_err(|_| SelectCertError::ERROR)?;
+    match acceptor {
+        Acceptor::Own(_) if !settled => Err(SelectCertError::RETRY),
+        _ => Ok(()),
     }
+}
+
+/// Settles a handshake that the early callback had to leave open, as soon as the first load comes
+/// to its certificate or is over.
+pub async fn late_choice(
+    ssl: &mut SslRef,
+    table: &TableReader,
+    policy: &ArcSwap<SessionPolicy>,
+) -> Result<(), ErrorStack> {
+    let mut parts = table.parts();
+    while outcome(ssl) == Outcome::Open && !choose(ssl, table, &policy.load())? {
+        parts.next().await;
+    }
+    Ok(())
+}
+
+/// Hands BoringSSL the credential for the server name. `false`: the first load may still come to
+/// it.
+fn choose(
+    ssl: &mut SslRef,
+    table: &TableReader,
+    policy: &SessionPolicy,
+) -> Result<bool, ErrorStack> {
+    let local = accepted_by(ssl)?.local();
+    // Asked first: what the end of the load brought is then in the table.
+    let loaded = table.is_loaded();
+    let name = ssl.servername(NameType::HOST_NAME);
+    let Some(choice) = table.load().select(name, local).cloned() else {
+        if loaded {
+            settle(ssl, Selection::Refused)?;
+        } else if let Some(name) = name {
+            table.want(name);
+        }
+        return Ok(loaded);
+    };
+    let auth = policy.client_auth.get(name, local).cloned();
+    ssl.add_credential(choice.best.key.credential())?;
+    if let Some(alternate) = &choice.alternate {
+        ssl.add_credential(alternate.key.credential())?;
+    }
+    let demand = auth.map(|auth| Demand::make(ssl, &auth)).transpose()?;
+    let leaves = std::iter::once(&choice.best)
+        .chain(&choice.alternate)
+        .filter(|_| !policy.resume_after_swap)
+        .map(|leaf| leaf.key.fingerprint());
+    client_auth::bind_sessions(ssl, demand.as_ref(), leaves)?;
+    let state = state_mut(ssl)?;
+    state.demand = demand;
+    state.selection = Selection::Certificate(choice);
+    Ok(true)
+}
+
+/// Who accepted the connection: whoever says nothing of it is not our accept loop.
+fn accepted_by(ssl: &mut SslRef) -> Result<Acceptor, ErrorStack> {
+    let index = state_index()?;
+    if let Some(state) = ssl.ex_data(index) {
+        return Ok(state.acceptor);
+    }
+    ssl.set_ex_data(index, HandshakeState::new(Acceptor::Pingora));
+    Ok(Acceptor::Pingora)
 }
 
 fn answer_challenge(
@@ -188,34 +259,23 @@ fn answer_challenge(
         .servername(NameType::HOST_NAME)
         .and_then(|name| challenges.tls_alpn01(&name.to_ascii_lowercase()));
     let ssl = hello.ssl_mut();
-    match credential {
-        Some(credential) => {
-            ssl.add_credential(&credential)
-                .map_err(|_| SelectCertError::ERROR)?;
-            settle(ssl, Selection::Challenge)
-        }
+    let settled = match credential {
+        Some(credential) => ssl
+            .add_credential(&credential)
+            .and_then(|()| settle(ssl, Selection::Challenge)),
         None => settle(ssl, Selection::Refused),
-    }
+    };
+    settled.map_err(|_| SelectCertError::ERROR)
 }
 
-fn settle(ssl: &mut SslRef, selection: Selection) -> Result<(), SelectCertError> {
-    let index = state_index().map_err(|_| SelectCertError::ERROR)?;
-    match ssl.ex_data_mut(index) {
-        Some(state) => {
-            state.selection = selection;
-            Ok(())
-        }
-        None => Err(SelectCertError::ERROR),
-    }
+fn settle(ssl: &mut SslRef, selection: Selection) -> Result<(), ErrorStack> {
+    state_mut(ssl)?.selection = selection;
+    Ok(())
 }
 
-fn note_demand(ssl: &mut SslRef, demand: Option<Demand>) {
-    // `settle` reports it where there is no state.
-    if let Ok(index) = state_index()
-        && let Some(state) = ssl.ex_data_mut(index)
-    {
-        state.demand = demand;
-    }
+/// [`accepted_by`] made sure that there is one.
+fn state_mut(ssl: &mut SslRef) -> Result<&mut HandshakeState, ErrorStack> {
+    ssl.ex_data_mut(state_index()?).ok_or_else(ErrorStack::get)
 }
 
 /// The early callback can only end a handshake with `handshake_failure`; the alert that says what

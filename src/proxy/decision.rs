@@ -205,7 +205,8 @@ pub fn path_of(target: &[u8]) -> &[u8] {
     &target[..end.unwrap_or(target.len())]
 }
 
-fn challenge_token<'p>(method: &Method, path: &'p [u8]) -> Option<&'p str> {
+/// The token of the HTTP-01 challenge that a request asks for.
+pub fn challenge_token<'p>(method: &Method, path: &'p [u8]) -> Option<&'p str> {
     let token = path.strip_prefix(CHALLENGE_PREFIX)?;
     let readable = matches!(*method, Method::GET | Method::HEAD);
     std::str::from_utf8(token).ok().filter(|_| readable)

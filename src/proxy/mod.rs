@@ -124,6 +124,17 @@ impl Proxy {
     }
 }
 
+/// Answers a request that is a CA's look at an HTTP-01 challenge. `false`: it is none that we know.
+pub async fn answer_challenge(session: &mut Session, challenges: &Challenges) -> Result<bool> {
+    let request = session.req_header();
+    let token = decision::challenge_token(&request.method, request.uri.path().as_bytes());
+    let Some(answer) = token.and_then(|token| challenges.http01(token)) else {
+        return Ok(false);
+    };
+    Answer::key_authorization(answer).send(session).await?;
+    Ok(true)
+}
+
 #[async_trait]
 impl ProxyHttp for Proxy {
     type CTX = Context;

@@ -107,7 +107,12 @@ impl StateDir {
     }
 
     pub fn certificates_dir(&self) -> PathBuf {
-        self.root.join("certificates")
+        StateDir::certificates_in(&self.root)
+    }
+
+    /// [`certificates_dir`](Self::certificates_dir) of a directory that is not open yet.
+    pub fn certificates_in(root: &Path) -> PathBuf {
+        root.join("certificates")
     }
 
     /// `certificates/<name>/<key_type>`, which holds `current` and the generations.

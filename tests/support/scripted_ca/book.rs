@@ -72,13 +72,15 @@ impl Order {
 }
 
 impl Authorization {
-    pub fn to_json(&self, base: &str, number: usize, place: usize) -> Value {
-        let challenges = CHALLENGE_TYPES.map(|kind| self.challenge(base, number, place, kind));
+    pub fn to_json(&self, base: &str, number: usize, place: usize, offered: &[&str]) -> Value {
+        let challenges = offered
+            .iter()
+            .map(|kind| self.challenge(base, number, place, kind));
         json!({
             "identifier": self.identifier,
             "status": self.status,
             "expires": "2099-01-01T00:00:00Z",
-            "challenges": challenges,
+            "challenges": challenges.collect::<Vec<_>>(),
         })
     }
 

@@ -138,6 +138,7 @@ impl Default for Script {
             faults: Vec::new(),
             bad_nonces: 0,
             validation: Validation::Always,
+            challenges: book::CHALLENGE_TYPES.to_vec(),
             stuck_in_processing: false,
             certificate: CertificateFault::None,
             lifetime: Duration::from_secs(90 * 24 * 3600),

@@ -65,8 +65,10 @@ impl Shared {
     pub fn authorization(&self, numbers: &[usize]) -> Answer {
         let mut book = self.book.lock().unwrap();
         let (number, place) = two(numbers)?;
+        let offered = self.script.lock().unwrap().challenges.clone();
         let found = find(&mut book, number, place)?;
-        Ok(axum::Json(found.to_json(&self.base, number, place)).into_response())
+        let body = found.to_json(&self.base, number, place, &offered);
+        Ok(axum::Json(body).into_response())
     }
 
     pub async fn challenge(&self, account: usize, numbers: &[usize], path: &str) -> Answer {

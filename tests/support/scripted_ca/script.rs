@@ -50,6 +50,8 @@ pub struct Script {
     /// How many of the next signed requests are refused with `badNonce`.
     pub bad_nonces: u32,
     pub validation: Validation,
+    /// The types of challenges, as authorizations list them.
+    pub challenges: Vec<&'static str>,
     /// A finalised order never gets its certificate.
     pub stuck_in_processing: bool,
     pub certificate: CertificateFault,

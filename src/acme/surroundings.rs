@@ -1,0 +1,68 @@
+//! What the worker is told and whom it tells. It writes files; the live table it sees only through
+//! the question what covers a name, and the reloader only through the hint that there is something
+//! to look at.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+
+use crate::certificate::name::Name;
+use crate::certificate::reloader::Reloader;
+use crate::certificate::table::TableReader;
+
+/// What the live table knows about one name.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Coverage {
+    /// Whether the first load of all certificates is done: before, nothing is decided.
+    pub loaded: bool,
+    /// Until when a valid certificate from files covers the name.
+    pub file_valid_until: Option<OffsetDateTime>,
+    /// When the last of those is due for renewal.
+    pub file_due_at: Option<OffsetDateTime>,
+    /// Whether certificate files have the name at all, be they valid or not.
+    pub file_known: bool,
+}
+
+impl Coverage {
+    fn of(table: &TableReader, name: &Name) -> Coverage {
+        let live = table.load();
+        let choices = || live.covering(name);
+        Coverage {
+            loaded: table.is_loaded(),
+            file_valid_until: choices().filter_map(|it| it.file_valid_until).max(),
+            file_due_at: choices().filter_map(|it| it.file_due_at).max(),
+            file_known: choices().any(|it| it.file_known),
+        }
+    }
+}
+
+/// Told how an order ended.
+pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
+
+/// See the module.
+#[derive(Clone)]
+pub struct Surroundings {
+    /// Answered from the live table; cheap.
+    pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
+    /// A generation was written in this directory: the reloader may look there now instead of at
+    /// its next poll.
+    pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
+    /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
+    pub ordered: Arc<Ordered>,
+}
+
+impl Surroundings {
+    /// Beside this reloader; `ordered` as in [`Surroundings::ordered`].
+    pub fn of(
+        reloader: &Reloader,
+        ordered: impl Fn(Option<&str>, bool) + Send + Sync + 'static,
+    ) -> Surroundings {
+        let (table, hint) = (reloader.table().clone(), reloader.clone());
+        Surroundings {
+            coverage: Arc::new(move |name: &Name| Coverage::of(&table, name)),
+            reload_hint: Arc::new(move |directory| hint.hint(directory)),
+            ordered: Arc::new(ordered),
+        }
+    }
+}
