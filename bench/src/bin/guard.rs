@@ -1,6 +1,7 @@
-//! `guard [--record]`: counts the instructions that Perennial's user code takes for a request and
-//! for a handshake, which neither noise nor the clock moves, and fails where it is more than 5 %
-//! above what bench/guard.toml records. See bench/README.md.
+//! `guard [--record] [--keep DIR]`: counts the instructions that Perennial's user code takes for a
+//! request and for a handshake, which neither noise nor the clock moves, and fails where it is more
+//! than 5 % above what bench/guard.toml records. With `--keep` callgrind's files stay, for
+//! callgrind_annotate. See bench/README.md.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -58,14 +59,18 @@ const ALL: [Measured; 3] = [
 ];
 
 fn main() -> ExitCode {
-    let record = match std::env::args().skip(1).collect::<Vec<_>>().as_slice() {
-        [] => false,
-        [option] if option == "--record" => true,
-        _ => {
-            eprintln!("usage: guard [--record]");
-            return ExitCode::from(64);
+    let (mut record, mut keep) = (false, None);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), &mut arguments) {
+            ("--record", _) => record = true,
+            ("--keep", rest) if keep.is_none() => keep = rest.next().map(PathBuf::from),
+            _ => {
+                eprintln!("usage: guard [--record] [--keep DIR]");
+                return ExitCode::from(64);
+            }
         }
-    };
+    }
     let directory = tempfile::tempdir().expect("a folder");
     write_all(&Authority::new(), &directory.path().join("certificates"), 1);
     let split = Split::new(None);
@@ -73,6 +78,7 @@ fn main() -> ExitCode {
         directory: directory.path(),
         upstream: upstream::start(&split.client, 1),
         split,
+        keep,
     };
     if record {
         write_record(&ALL.map(|measured| guard.least(&measured, 0)));
@@ -121,6 +127,7 @@ struct Guard<'a> {
     directory: &'a Path,
     upstream: std::net::SocketAddr,
     split: Split,
+    keep: Option<PathBuf>,
 }
 
 impl Guard<'_> {
@@ -145,7 +152,10 @@ impl Guard<'_> {
     /// Of one run of the server from start to end.
     fn instructions(&self, measured: &Measured, count: u64) -> u64 {
         let own = tempfile::tempdir_in(self.directory).expect("a folder");
-        let result = own.path().join("callgrind");
+        let result = match &self.keep {
+            Some(folder) => folder.join(format!("{}-{count}.callgrind", measured.key)),
+            None => own.path().join("callgrind"),
+        };
         let under = [
             "valgrind".to_owned(),
             "--tool=callgrind".to_owned(),
