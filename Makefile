@@ -28,7 +28,7 @@ lint: setup-build setup-lint ## check format, lints, licences and the dependency
 	cargo clippy --locked --all-targets -- -D warnings
 	scripts/deny.sh
 
-bench: build setup-bench ## measure beside nginx, HAProxy and Caddy (25 minutes); OPTIONS="--hybrid ..." as in bench/README.md
+bench: build setup-bench ## measure beside nginx, HAProxy and Caddy (12 to 25 minutes); OPTIONS="--hybrid ..." as in bench/README.md
 	cargo run --release --locked -p perennial-bench --bin serving -- $(OPTIONS)
 
 bench-quick: override OPTIONS += --quick

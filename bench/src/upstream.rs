@@ -3,7 +3,6 @@
 
 use std::io::{ErrorKind, Read, Write};
 use std::net::SocketAddr;
-use std::sync::Arc;
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -19,18 +18,20 @@ pub const HUNDRED_MEBIBYTES: &str = "/100m";
 
 const LISTENER: Token = Token(usize::MAX);
 
+/// A body is this, over and over: small enough to stay in a core's cache.
+static PORTION: [u8; 128 << 10] = [b'x'; 128 << 10];
+
 /// Starts `threads` threads on some cores, which serve until the process ends.
 pub fn start(cores: &[usize], threads: usize) -> SocketAddr {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
     listener.set_nonblocking(true).expect("a socket option");
     let address = listener.local_addr().expect("an address");
-    let body: Arc<[u8]> = vec![b'x'; 1 << 20].into();
     for _ in 0..threads {
         let listener = TcpListener::from_std(listener.try_clone().expect("a descriptor"));
-        let (cores, body) = (cores.to_vec(), body.clone());
+        let cores = cores.to_vec();
         std::thread::spawn(move || {
             pin(&cores);
-            Upstream::new(listener, body).serve();
+            Upstream::new(listener).serve();
         });
     }
     address
@@ -41,8 +42,35 @@ struct Upstream {
     listener: TcpListener,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
-    body: Arc<[u8]>,
+    answers: [Answer; 3],
     buffer: Vec<u8>,
+}
+
+/// What a path is answered with.
+struct Answer {
+    path: &'static str,
+    /// With the body, where that is small.
+    head: Vec<u8>,
+    body: usize,
+}
+
+impl Answer {
+    fn new(path: &'static str, length: usize) -> Answer {
+        let mut head = format!(
+            "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\
+             Date: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: {length}\r\n\r\n"
+        )
+        .into_bytes();
+        let is_small = length < PORTION.len();
+        if is_small {
+            head.extend_from_slice(&PORTION[..length]);
+        }
+        Answer {
+            path,
+            head,
+            body: if is_small { 0 } else { length },
+        }
+    }
 }
 
 struct Connection {
@@ -54,7 +82,7 @@ struct Connection {
 }
 
 impl Upstream {
-    fn new(mut listener: TcpListener, body: Arc<[u8]>) -> Upstream {
+    fn new(mut listener: TcpListener) -> Upstream {
         let poll = Poll::new().expect("epoll");
         poll.registry()
             .register(&mut listener, LISTENER, Interest::READABLE)
@@ -64,7 +92,11 @@ impl Upstream {
             listener,
             connections: Vec::new(),
             free: Vec::new(),
-            body,
+            answers: [
+                Answer::new(SMALL, 100),
+                Answer::new(MEBIBYTE, 1 << 20),
+                Answer::new(HUNDRED_MEBIBYTES, 100 << 20),
+            ],
             buffer: vec![0; 16 << 10],
         }
     }
@@ -115,7 +147,7 @@ impl Upstream {
         let Some(connection) = self.connections.get_mut(index).and_then(Option::as_mut) else {
             return;
         };
-        if connection.advance(&mut self.buffer, &self.body).is_err() {
+        if connection.advance(&mut self.buffer, &self.answers).is_err() {
             self.connections[index] = None;
             self.free.push(index);
         }
@@ -124,8 +156,8 @@ impl Upstream {
 
 impl Connection {
     /// Reads and writes what can be; an error is the end of the connection.
-    fn advance(&mut self, buffer: &mut [u8], body: &[u8]) -> std::io::Result<()> {
-        self.write(body)?;
+    fn advance(&mut self, buffer: &mut [u8], answers: &[Answer]) -> std::io::Result<()> {
+        self.write()?;
         loop {
             let count = match self.stream.read(buffer) {
                 Ok(0) => return Err(ErrorKind::UnexpectedEof.into()),
@@ -136,9 +168,9 @@ impl Connection {
             self.request.extend_from_slice(&buffer[..count]);
             // No proxy here pipelines: what ends in an empty line is one request.
             if self.request.ends_with(b"\r\n\r\n") {
-                self.answer(body.len());
+                self.answer(answers);
                 self.request.clear();
-                self.write(body)?;
+                self.write()?;
             }
             // A short read has emptied the socket; the next byte is a new event.
             if count < buffer.len() {
@@ -147,39 +179,24 @@ impl Connection {
         }
     }
 
-    fn answer(&mut self, mebibyte: usize) {
-        let asks_for = |path: &str| {
-            let rest = self.request.strip_prefix(b"GET ");
-            rest.is_some_and(|rest| rest.starts_with(path.as_bytes()))
-        };
-        let length = if asks_for(MEBIBYTE) {
-            mebibyte
-        } else if asks_for(HUNDRED_MEBIBYTES) {
-            100 * mebibyte
-        } else {
-            100
-        };
-        self.head.extend_from_slice(
-            format!(
-                "HTTP/1.1 200 OK\r\nContent-Type: text/plain\r\n\
-                 Date: Thu, 01 Jan 2026 00:00:00 GMT\r\nContent-Length: {length}\r\n\r\n"
-            )
-            .as_bytes(),
-        );
-        if length <= 100 {
-            self.head.extend_from_slice(&[b'x'; 100][..length]);
-        } else {
-            self.body_left = length;
-        }
+    /// What is not known gets the first answer.
+    fn answer(&mut self, answers: &[Answer]) {
+        let path = self.request.strip_prefix(b"GET ").unwrap_or_default();
+        let found = answers
+            .iter()
+            .find(|answer| path.starts_with(answer.path.as_bytes()));
+        let answer = found.unwrap_or(&answers[0]);
+        self.head.extend_from_slice(&answer.head);
+        self.body_left = answer.body;
     }
 
-    fn write(&mut self, body: &[u8]) -> std::io::Result<()> {
+    fn write(&mut self) -> std::io::Result<()> {
         while !self.head.is_empty() || self.body_left > 0 {
             let in_head = !self.head.is_empty();
             let bytes = if in_head {
                 &self.head[..]
             } else {
-                &body[..self.body_left.min(body.len())]
+                &PORTION[..self.body_left.min(PORTION.len())]
             };
             match self.stream.write(bytes) {
                 Ok(count) if in_head => drop(self.head.drain(..count)),

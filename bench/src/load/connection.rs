@@ -7,7 +7,12 @@ use std::time::Instant;
 use mio::net::TcpStream;
 use rustls::{ClientConnection, HandshakeKind};
 
+use super::records::Records;
 use super::{Plan, Protocol, Target, http1, http2};
+
+/// An answer of which more than this is to come is counted record by record and not decrypted,
+/// which would cost as much as what the server does. No other can follow it on the connection.
+const UNDECRYPTED: u64 = 16 << 20;
 
 /// What client and server agreed on.
 #[derive(Clone, Debug)]
@@ -57,6 +62,9 @@ pub struct Connection {
     target: usize,
     established: bool,
     output: Vec<u8>,
+    records: Records,
+    /// What is still to come of an answer that is not decrypted.
+    undecrypted: Option<u64>,
 }
 
 impl Connection {
@@ -78,6 +86,8 @@ impl Connection {
             target,
             established: false,
             output: Vec::new(),
+            records: Records::default(),
+            undecrypted: None,
         })
     }
 
@@ -118,22 +128,73 @@ impl Connection {
                 Err(error) if error.kind() == ErrorKind::WouldBlock => break,
                 Err(error) => return Err(error.to_string()),
             };
-            let mut input = &scratch.input[..count];
-            while !input.is_empty() {
-                self.tls
-                    .read_tls(&mut input)
-                    .map_err(|error| error.to_string())?;
-                self.process(&mut progress, &mut scratch.done)?;
-            }
+            self.take(&scratch.input[..count], &mut progress, &mut scratch.done)?;
             // A short read has emptied the socket; the next byte is a new event.
             if count < scratch.input.len() {
                 break;
             }
         }
         if let Exchange::Http2(streams) = &self.exchange {
-            progress.ended |= streams.going_away && streams.open() == 0;
+            // What is under way is given up with it; a server of this measurement does it only at
+            // its end.
+            progress.ended |= streams.going_away;
         }
         Ok(progress)
+    }
+
+    /// Record by record, so that none is half in the library when it is to see no more.
+    fn take(
+        &mut self,
+        mut bytes: &[u8],
+        progress: &mut Progress,
+        done: &mut Vec<Instant>,
+    ) -> Result<(), String> {
+        while !bytes.is_empty() {
+            let (count, plaintext) = self.records.next(bytes);
+            let (mut input, rest) = bytes.split_at(count);
+            bytes = rest;
+            if self.undecrypted.is_some() {
+                self.count(plaintext.unwrap_or(0) as u64, progress, done)?;
+                continue;
+            }
+            while !input.is_empty() {
+                self.tls
+                    .read_tls(&mut input)
+                    .map_err(|error| error.to_string())?;
+                if input.is_empty() && plaintext.is_none() {
+                    // Not the whole record yet.
+                    break;
+                }
+                self.process(progress, done)?;
+            }
+            if let Exchange::Http1 { reader, .. } = &self.exchange
+                && plaintext.is_some()
+            {
+                self.undecrypted = reader.body_left().filter(|left| *left > UNDECRYPTED);
+            }
+        }
+        Ok(())
+    }
+
+    fn count(
+        &mut self,
+        plaintext: u64,
+        progress: &mut Progress,
+        done: &mut Vec<Instant>,
+    ) -> Result<(), String> {
+        let left = self.undecrypted.unwrap_or(0);
+        let left = left
+            .checked_sub(plaintext)
+            .ok_or("more came than was asked for")?;
+        progress.body_bytes += plaintext;
+        self.undecrypted = Some(left);
+        if left == 0 {
+            if let Exchange::Http1 { due, .. } = &mut self.exchange {
+                done.extend(due.take());
+            }
+            progress.ended = true;
+        }
+        Ok(())
     }
 
     fn process(&mut self, progress: &mut Progress, done: &mut Vec<Instant>) -> Result<(), String> {

@@ -177,11 +177,10 @@ impl<'a> Engine<'a> {
         let done = self.scratch.done.len() as u64;
         if done > 0 {
             add(&self.counters.requests, done);
+            self.answered(index, connection, progress.ended);
             if matches!(self.plan.pace, Pace::Churn) {
-                self.scratch.done.clear();
                 return Ok(false);
             }
-            self.answered(index, connection);
         }
         if progress.ended {
             return match connection.pending() {
@@ -218,8 +217,8 @@ impl<'a> Engine<'a> {
         }
     }
 
-    /// What follows on answers.
-    fn answered(&mut self, index: usize, connection: &mut Connection) {
+    /// What follows on answers; nothing does on a connection that has ended.
+    fn answered(&mut self, index: usize, connection: &mut Connection, ended: bool) {
         let now = Instant::now();
         let recording = self.switches.recording.load(Ordering::Relaxed);
         let mut done = std::mem::take(&mut self.scratch.done);
@@ -229,9 +228,11 @@ impl<'a> Engine<'a> {
                     if recording {
                         self.outcome.latencies.push(now - due);
                     }
-                    schedule.offer(index, connection, &self.plan.targets);
+                    if !ended {
+                        schedule.offer(index, connection, &self.plan.targets);
+                    }
                 }
-                (Pace::Closed { .. }, _) => self.request(connection, now),
+                (Pace::Closed { .. }, _) if !ended => self.request(connection, now),
                 _ => {}
             }
         }

@@ -32,6 +32,11 @@ impl Reader {
         Ok((body, complete))
     }
 
+    /// How much of an answer is still to come, once its head has.
+    pub fn body_left(&self) -> Option<u64> {
+        self.body_left
+    }
+
     /// The number of bytes after the head, once it is complete.
     fn receive_head(&mut self, bytes: &[u8]) -> Result<Option<usize>, String> {
         let before = self.head.len();
@@ -65,4 +70,39 @@ fn content_length(head: &[u8]) -> Result<u64, String> {
 
 fn find(bytes: &[u8], wanted: &[u8]) -> Option<usize> {
     bytes.windows(wanted.len()).position(|part| part == wanted)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const ANSWER: &[u8] = b"HTTP/1.1 200 OK\r\nServer: x\r\ncontent-length: 5\r\n\r\nhello";
+
+    #[test]
+    fn an_answer_is_complete_at_its_last_byte() {
+        for portion in 1..=ANSWER.len() {
+            let mut reader = Reader::default();
+            let seen: Vec<_> = [ANSWER, ANSWER]
+                .iter()
+                .flat_map(|answer| answer.chunks(portion))
+                .map(|part| reader.receive(part).unwrap())
+                .collect();
+            let parts = ANSWER.len().div_ceil(portion);
+            assert_eq!(seen.iter().map(|(body, _)| body).sum::<u64>(), 10);
+            assert_eq!(seen.iter().filter(|(_, complete)| *complete).count(), 2);
+            assert!(seen[parts - 1].1 && seen[2 * parts - 1].1, "{portion}");
+        }
+    }
+
+    #[test]
+    fn another_status_and_an_unknown_length_are_errors() {
+        for answer in [
+            &b"HTTP/1.1 502 Bad Gateway\r\nContent-Length: 0\r\n\r\n"[..],
+            b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n",
+        ] {
+            assert!(Reader::default().receive(answer).is_err());
+        }
+        let longer = [ANSWER, b"!"].concat();
+        assert!(Reader::default().receive(&longer).is_err());
+    }
 }

@@ -213,3 +213,55 @@ fn check_status(frame: &Frame, payload: &[u8]) -> Result<(), String> {
         Err(format!("no status 200 in {block:02x?}"))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn answers(status: u8) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        frame(&mut bytes, SETTINGS, 0, 0, 0);
+        for stream in [1, 3] {
+            frame(&mut bytes, HEADERS, END_HEADERS, stream, 1);
+            bytes.push(status);
+            frame(&mut bytes, DATA, 0, stream, 3);
+            bytes.extend_from_slice(b"abc");
+        }
+        for stream in [3, 1] {
+            frame(&mut bytes, DATA, END_STREAM, stream, 0);
+        }
+        bytes
+    }
+
+    fn receive(bytes: &[u8], portion: usize) -> Result<(u64, Vec<Instant>, Vec<u8>), String> {
+        let (mut streams, mut out, mut done) = (Streams::new(), Vec::new(), Vec::new());
+        let blocks = Blocks::new("example.com", "/");
+        for _ in 0..2 {
+            streams.request(&blocks, Instant::now(), &mut Vec::new());
+        }
+        let mut body = 0;
+        for part in bytes.chunks(portion) {
+            body += streams.receive(part, &mut out, &mut done)?;
+        }
+        assert_eq!(streams.open() + done.len(), 2);
+        Ok((body, done, out))
+    }
+
+    #[test]
+    fn streams_end_in_any_order_however_the_frames_come() {
+        let bytes = answers(0x88);
+        for portion in 1..=bytes.len() {
+            let (body, done, out) = receive(&bytes, portion).unwrap();
+            assert_eq!((body, done.len()), (6, 2), "{portion} bytes at a time");
+            // The second was due later, and ends first.
+            assert!(done[0] >= done[1]);
+            assert_eq!(out, [0, 0, 0, SETTINGS, ACK, 0, 0, 0, 0]);
+        }
+    }
+
+    #[test]
+    fn another_status_is_an_error() {
+        // :status 404.
+        assert!(receive(&answers(0x8d), 100).is_err());
+    }
+}

@@ -5,6 +5,7 @@ mod connection;
 mod engine;
 mod http1;
 mod http2;
+mod records;
 pub mod tls;
 
 use std::net::SocketAddr;

@@ -55,7 +55,7 @@ pub fn heading(cores: usize, split: &Split) -> String {
 }
 
 pub const THROUGHPUT_HEAD: &str = "\
-| row | server | a second | range | of nginx's | in each round | CPU, user + system | of nginx's | \
+| row | server | a second | range | of nginx's | in each round | CPU each (user + system) | of nginx's | \
 server busy | client busy | remarks |
 |---|---|---:|---:|---:|---:|---:|---:|---:|---:|---|";
 
@@ -132,7 +132,7 @@ fn throughput_fields(row: Throughput, cells: &[Cell], nginx: Option<&[Cell]>) ->
         Summary::of(pairs.map(|(own, nginx)| rate(own) / rate(nginx)))
     });
     format!(
-        "{:.0}{suffix} | {:.0} to {:.0} | {} | {} | {:.1} + {:.1} = {:.1} {unit} | {} | {:.0} % | {:.0} % | {}",
+        "{:.0}{suffix} | {:.0} to {:.0} | {} | {} | {:.1} {unit} ({:.1} + {:.1}) | {} | {:.0} % | {:.0} % | {}",
         rates.median,
         rates.least,
         rates.most,
@@ -141,18 +141,18 @@ fn throughput_fields(row: Throughput, cells: &[Cell], nginx: Option<&[Cell]>) ->
             "{:.2} to {:.2}",
             pairs.least, pairs.most
         )),
+        median(cells, cost),
         median(cells, user),
         median(cells, system),
-        median(cells, cost),
         of_nginx(cells, nginx, cost),
         100.0 * median(cells, |cell| cell.server_share),
         100.0 * median(cells, |cell| cell.client_share),
-        remarks(row, cells),
+        remarks(row, &cells.iter().collect::<Vec<_>>()),
     )
 }
 
 /// Why a row is not to be believed, and what was negotiated where the row is about that.
-fn remarks(row: Throughput, cells: &[Cell]) -> String {
+fn remarks(row: Throughput, cells: &[&Cell]) -> String {
     let mut remarks = Vec::new();
     let idle = median(cells, |cell| cell.server_idle);
     if idle > TOLERATED {
@@ -163,7 +163,7 @@ fn remarks(row: Throughput, cells: &[Cell]) -> String {
     }
     remarks.extend(disturbed(cells));
     remarks.extend(errors(cells));
-    let resumed = |cell: &Cell| cell.counts.resumed as f64 / cell.counts.handshakes.max(1) as f64;
+    let resumed = |cell: &&Cell| cell.counts.resumed as f64 / cell.counts.handshakes.max(1) as f64;
     if row == Throughput::Resumed && median(cells, resumed) < 0.99 {
         remarks.push(format!(
             "**{:.0} % resumed**",
@@ -180,12 +180,12 @@ fn remarks(row: Throughput, cells: &[Cell]) -> String {
 }
 
 /// Whether others ran on the server's cores.
-fn disturbed(cells: &[Cell]) -> Option<String> {
+fn disturbed(cells: &[&Cell]) -> Option<String> {
     let others = median(cells, |cell| 1.0 - cell.server_idle - cell.server_share);
     (others > TOLERATED).then(|| format!("disturbed: others took {:.0} %", 100.0 * others))
 }
 
-fn errors(cells: &[Cell]) -> Option<String> {
+fn errors(cells: &[&Cell]) -> Option<String> {
     let errors: u64 = cells.iter().map(|cell| cell.counts.errors).sum();
     let fault = cells.iter().find_map(|cell| cell.outcome.fault.clone());
     (errors > 0).then(|| format!("**{errors} errors**: {}", fault.unwrap_or_default()))
@@ -198,6 +198,7 @@ of nginx's | p99.9 ms | range | of nginx's | server busy | client busy | remarks
 
 pub fn latency(row: Throughput, rate: f64, rounds: &Rounds<Cell>) -> String {
     lines(rounds, |kind, cells| {
+        let seen: Vec<&Cell> = cells.iter().collect();
         let mut text = format!("| {}, {rate:.0} a second | {kind:?} |", row.title());
         for fraction in [0.5, 0.99, 0.999] {
             let value =
@@ -216,7 +217,7 @@ pub fn latency(row: Throughput, rate: f64, rounds: &Rounds<Cell>) -> String {
         let answered = median(cells, |cell| {
             cell.counts.requests as f64 / cell.wall.as_secs_f64()
         });
-        let mut remarks: Vec<String> = disturbed(cells).into_iter().chain(errors(cells)).collect();
+        let mut remarks: Vec<String> = disturbed(&seen).into_iter().chain(errors(&seen)).collect();
         if answered < 0.99 * rate {
             remarks.push(format!("**{answered:.0} a second were answered**"));
         }
@@ -257,7 +258,7 @@ pub fn many(rounds: &Rounds<Many>, count: usize) -> String {
     let head = format!(
         "\n| with {count} certificates: server | ms to the first handshake | range | of nginx's | \
          ms to all | MiB | of nginx's | full handshakes a second, random names | range | \
-         of nginx's | CPU, user + system | of nginx's | server busy | client busy | remarks |\n\
+         of nginx's | CPU each (user + system) | of nginx's | server busy | client busy | remarks |\n\
          |---|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---:|---|\n"
     );
     head + &lines(rounds, |kind, cells| {
@@ -282,10 +283,10 @@ fn many_fields(cells: &[Many], nginx: Option<&[Many]>) -> String {
     ) else {
         return String::new();
     };
-    let errors: u64 = cells.iter().map(|cell| cell.handshakes.counts.errors).sum();
+    let handshakes: Vec<&Cell> = cells.iter().map(|cell| &cell.handshakes).collect();
     format!(
         "{:.0} | {:.0} to {:.0} | {} | {:.0} | {:.1} | {} | {:.0} | {:.0} to {:.0} | {} | \
-         {:.1} + {:.1} = {:.1} us | {} | {:.0} % | {:.0} % | {}",
+         {:.1} us ({:.1} + {:.1}) | {} | {:.0} % | {:.0} % | {}",
         firsts.median,
         firsts.least,
         firsts.most,
@@ -297,16 +298,12 @@ fn many_fields(cells: &[Many], nginx: Option<&[Many]>) -> String {
         rates.least,
         rates.most,
         of_nginx(cells, nginx, rate),
+        median(cells, cost),
         median(cells, user),
         median(cells, system),
-        median(cells, cost),
         of_nginx(cells, nginx, cost),
         100.0 * median(cells, |cell| cell.handshakes.server_share),
         100.0 * median(cells, |cell| cell.handshakes.client_share),
-        if errors > 0 {
-            format!("**{errors} errors**")
-        } else {
-            String::new()
-        },
+        remarks(row, &handshakes),
     )
 }
