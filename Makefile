@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fuzz clean setup-build setup-test setup-lint setup-fuzz
+.PHONY: help run build test lint fuzz bench bench-quick bench-guard clean setup-build setup-test setup-lint setup-bench setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -10,7 +10,7 @@ export GOBIN := $(or $(GOBIN),$(HOME)/go/bin)
 export PATH := $(GOBIN):$(HOME)/.cargo/bin:$(PATH):/usr/local/go/bin:/usr/sbin
 
 help: ## print what each target does
-	@sed -n 's/^\([a-z]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 16
+	@sed -n 's/^\([a-z-]*\):[^#]*## \(.*\)/  make \1\t\2/p' $(MAKEFILE_LIST) | expand -t 20
 
 run: build ## build, then serve https://localhost:8443 with config/perennial.toml, state in ./state
 	target/release/perennial run --config config/perennial.toml
@@ -28,6 +28,15 @@ lint: setup-build setup-lint ## check format, lints, licences and the dependency
 	cargo clippy --locked --all-targets -- -D warnings
 	scripts/deny.sh
 
+bench: build setup-bench ## measure beside nginx, HAProxy and Caddy (25 minutes); OPTIONS="--hybrid ..." as in bench/README.md
+	cargo run --release --locked -p perennial-bench --bin serving -- $(OPTIONS)
+
+bench-quick: override OPTIONS += --quick
+bench-quick: bench ## the main rows of it, in two minutes
+
+bench-guard: build setup-bench ## count instructions per request and handshake; fails above what is recorded (RECORD=1 records)
+	cargo run --release --locked -p perennial-bench --bin guard -- $(if $(RECORD),--record)
+
 fuzz: setup-build setup-fuzz ## run each fuzz target for a minute (FUZZ_SECONDS=60)
 	scripts/fuzz.sh
 
@@ -42,6 +51,9 @@ setup-test: setup-build
 
 setup-lint: setup-build
 	@scripts/setup-lint.sh
+
+setup-bench: setup-build
+	@scripts/setup-bench.sh
 
 setup-fuzz: setup-build
 	@scripts/setup-fuzz.sh

@@ -39,3 +39,39 @@ install_missing() {
     as_root env DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $MISSING_PACKAGES
     MISSING_PACKAGES=""
 }
+
+POLICY=/usr/sbin/policy-rc.d
+NEW_UNITS=""
+
+# need_without_unit PACKAGE UNIT WHY: need, and the unit that comes with the package stays off.
+need_without_unit() {
+    need "$1" "$3"
+    NEW_UNITS="$NEW_UNITS $2"
+}
+
+# Debian starts a freshly installed nginx, which would take port 80, and runs certbot twice a day.
+# Nothing that is installed here is to start, now or at the next boot.
+forbid_service_starts() {
+    if [ ! -e "$POLICY" ]; then
+        printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
+        as_root chmod 755 "$POLICY"
+        trap 'as_root rm -f "$POLICY"' EXIT
+        trap 'exit 130' INT TERM
+    fi
+}
+
+# Only what was not here before: somebody's own nginx stays as it is.
+stop_installed() {
+    if [ -d /run/systemd/system ]; then
+        for unit in $NEW_UNITS; do
+            as_root systemctl disable --now "$unit" >/dev/null 2>&1 || true
+        done
+    fi
+}
+
+# install_missing_without_units: install_missing, and no unit of need_without_unit is started.
+install_missing_without_units() {
+    [ -z "$NEW_UNITS" ] || forbid_service_starts
+    install_missing
+    stop_installed
+}

@@ -7,35 +7,6 @@ cd "$(dirname "$0")/.."
 . scripts/apt.sh
 
 PEBBLE_VERSION=v2.10.1
-POLICY=/usr/sbin/policy-rc.d
-
-# Debian starts a freshly installed nginx, which would take port 80, and runs certbot twice a day.
-# Nothing that is installed here is to start, now or at the next boot.
-forbid_service_starts() {
-    if [ ! -e "$POLICY" ]; then
-        printf '#!/bin/sh\nexit 101\n' | as_root tee "$POLICY" >/dev/null
-        as_root chmod 755 "$POLICY"
-        trap 'as_root rm -f "$POLICY"' EXIT
-        trap 'exit 130' INT TERM
-    fi
-}
-
-# Only what was not here before: somebody's own nginx stays as it is.
-stop_installed() {
-    if [ -d /run/systemd/system ]; then
-        for unit in $NEW_UNITS; do
-            as_root systemctl disable --now "$unit" >/dev/null 2>&1 || true
-        done
-    fi
-}
-
-NEW_UNITS=""
-
-# need_without_unit PACKAGE UNIT WHY: need, and the unit that comes with the package stays off.
-need_without_unit() {
-    need "$1" "$3"
-    NEW_UNITS="$NEW_UNITS $2"
-}
 
 install_programs() {
     command -v curl >/dev/null 2>&1 || need curl "the client with which the tests speak HTTP/1.1 and HTTP/2"
@@ -49,9 +20,7 @@ install_programs() {
     command -v lego >/dev/null 2>&1 || need lego "renews a certificate in the tests"
     command -v rsync >/dev/null 2>&1 ||
         need_without_unit rsync rsync.service "copies a renewed certificate in the tests; no daemon is started"
-    [ -z "$NEW_UNITS" ] || forbid_service_starts
-    install_missing
-    stop_installed
+    install_missing_without_units
 }
 
 # Pebble wants Go 1.24; from 1.21 on Go fetches the toolchain that a module asks for by itself.

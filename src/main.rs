@@ -2,6 +2,10 @@
 
 use std::process::ExitCode;
 
+/// For BoringSSL too: the feature `override` puts it in malloc's place.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     perennial::cli::main()
 }

@@ -18,6 +18,7 @@ mod config_reload;
 mod crash_write;
 mod drain;
 mod embedded;
+mod engine;
 mod explain;
 mod formats;
 mod proof;

@@ -1,6 +1,8 @@
 //! Distinct P-256 pairs, made in parallel: leaf and intermediate, as a CA hands them out.
 
 use std::fs;
+use std::io::Write;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 
 use rcgen::{BasicConstraints, CertificateParams, CertifiedIssuer, DnType, IsCa, KeyPair};
@@ -74,6 +76,15 @@ pub fn files(root: &Path, number: usize) -> (PathBuf, PathBuf) {
     )
 }
 
+/// For the owner alone, as keys are kept: Perennial warns of others, and would keep the warnings.
+fn write(path: &Path, content: impl AsRef<[u8]>) {
+    let mut options = fs::OpenOptions::new();
+    let options = options.write(true).create(true).truncate(true).mode(0o600);
+    let file = options.open(path);
+    file.and_then(|mut file| file.write_all(content.as_ref()))
+        .expect("written");
+}
+
 /// Writes the pairs number 0 to `count`, on all cores.
 pub fn write_all(authority: &Authority, root: &Path, count: usize) {
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -86,8 +97,8 @@ pub fn write_all(authority: &Authority, root: &Path, count: usize) {
                 for number in (first..count).step_by(threads) {
                     let pair = authority.issue(&name(number));
                     let (certificate, key) = files(root, number);
-                    fs::write(certificate, pair.chain).expect("written");
-                    fs::write(key, pair.key).expect("written");
+                    write(&certificate, &pair.chain);
+                    write(&key, &pair.key);
                 }
             });
         }
@@ -99,7 +110,7 @@ pub fn replace(root: &Path, number: usize, pair: &Pair) {
     let (certificate, key) = files(root, number);
     for (path, content) in [(key, &pair.key), (certificate, &pair.chain)] {
         let temporary = path.with_extension("new");
-        fs::write(&temporary, content).expect("written");
+        write(&temporary, content);
         fs::rename(temporary, path).expect("renamed");
     }
 }

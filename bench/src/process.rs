@@ -1,16 +1,71 @@
 //! A server under measurement: its memory and processor time, its children's included.
 
 use std::fs;
+use std::ops::Sub;
 use std::path::Path;
 use std::process::{Child, Command};
 use std::time::Duration;
 
-/// Killed when dropped.
+use rustix::process::{Pid, Signal, kill_process};
+
+use crate::cores::pin;
+
+/// Killed when dropped, with its children.
 pub struct Server(pub Child);
 
+/// Processor time, as the kernel counts it: in ticks of 10 ms.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Usage {
+    pub user: Duration,
+    pub system: Duration,
+}
+
+impl Usage {
+    /// Of this process.
+    pub fn own() -> Usage {
+        usage(std::process::id())
+    }
+
+    pub fn total(self) -> Duration {
+        self.user + self.system
+    }
+}
+
+impl Sub for Usage {
+    type Output = Usage;
+
+    fn sub(self, before: Usage) -> Usage {
+        Usage {
+            user: self.user.saturating_sub(before.user),
+            system: self.system.saturating_sub(before.system),
+        }
+    }
+}
+
 impl Server {
-    pub fn start(command: &mut Command) -> Server {
-        Server(command.spawn().expect("the server starts"))
+    /// Starts it on these cores alone, or on all where there are none.
+    pub fn start(command: &mut Command, cores: &[usize]) -> Server {
+        // A process inherits the cores of the thread that starts it.
+        let child = std::thread::scope(|scope| {
+            let started = scope.spawn(|| {
+                if !cores.is_empty() {
+                    pin(cores);
+                }
+                command.spawn()
+            });
+            started.join().expect("no panic")
+        });
+        Server(child.expect("the server starts"))
+    }
+
+    /// Asks it to end by itself.
+    pub fn terminate(&self) {
+        signal(self.0.id(), Signal::TERM);
+    }
+
+    /// Whether it still runs.
+    pub fn is_alive(&mut self) -> bool {
+        matches!(self.0.try_wait(), Ok(None))
     }
 
     /// Resident memory in KiB, of the process and its descendants, shared pages counted once for
@@ -21,7 +76,16 @@ impl Server {
 
     /// Processor time used so far, of the process and its descendants.
     pub fn cpu(&self) -> Duration {
-        self.family().iter().map(|pid| cpu(*pid)).sum()
+        self.usage().total()
+    }
+
+    pub fn usage(&self) -> Usage {
+        let mut sum = Usage::default();
+        for used in self.family().iter().map(|pid| usage(*pid)) {
+            sum.user += used.user;
+            sum.system += used.system;
+        }
+        sum
     }
 
     fn family(&self) -> Vec<u32> {
@@ -43,8 +107,19 @@ impl Server {
 
 impl Drop for Server {
     fn drop(&mut self) {
+        // nginx's workers outlive a master that is killed.
+        let family = self.family();
         let _ = self.0.kill();
         let _ = self.0.wait();
+        for child in family.iter().skip(1) {
+            signal(*child, Signal::KILL);
+        }
+    }
+}
+
+fn signal(pid: u32, signal: Signal) {
+    if let Some(pid) = i32::try_from(pid).ok().and_then(Pid::from_raw) {
+        let _ = kill_process(pid, signal);
     }
 }
 
@@ -55,18 +130,19 @@ fn pss_kib(pid: u32) -> u64 {
         .unwrap_or(0)
 }
 
-fn cpu(pid: u32) -> Duration {
+fn usage(pid: u32) -> Usage {
     let text = fs::read_to_string(Path::new("/proc").join(pid.to_string()).join("stat"));
     let text = text.unwrap_or_default();
     let Some((_, rest)) = text.rsplit_once(')') else {
-        return Duration::ZERO;
+        return Usage::default();
     };
-    // Fields 14 and 15 of the line, user and system time in ticks of 10 ms.
-    let ticks: u64 = rest
-        .split_whitespace()
-        .skip(11)
-        .take(2)
-        .filter_map(|field| field.parse::<u64>().ok())
-        .sum();
-    Duration::from_millis(10 * ticks)
+    // Fields 14 and 15 of the line.
+    let mut ticks = rest.split_whitespace().skip(11).map(|field| {
+        let ticks = field.parse().unwrap_or(0);
+        Duration::from_millis(10 * ticks)
+    });
+    Usage {
+        user: ticks.next().unwrap_or_default(),
+        system: ticks.next().unwrap_or_default(),
+    }
 }

@@ -1,13 +1,16 @@
 //! The servers under measurement, each with its own way to be told of a new certificate.
 
-use std::fmt::Write as _;
+mod configuration;
+
 use std::fs;
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
 
-use crate::certificates::{files, name};
+use crate::handshake::Client;
 use crate::process::Server;
+use configuration::{admin_of, combine, configuration};
 
 /// What is measured.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,24 +24,57 @@ pub enum Kind {
 impl Kind {
     pub const ALL: [Kind; 4] = [Kind::Perennial, Kind::Nginx, Kind::HaProxy, Kind::Caddy];
 
-    /// The program and its version, or `None` where it is not installed.
+    fn program(self, perennial: &Path) -> PathBuf {
+        match self {
+            Kind::Perennial => perennial.to_owned(),
+            Kind::Nginx => "nginx".into(),
+            Kind::HaProxy => "haproxy".into(),
+            Kind::Caddy => "caddy".into(),
+        }
+    }
+
+    /// What the program says of its version, or `None` where it is not installed.
     pub fn version(self, perennial: &Path) -> Option<String> {
-        let (program, argument) = match self {
-            Kind::Perennial => (perennial.to_owned(), "--version"),
-            Kind::Nginx => (PathBuf::from("nginx"), "-v"),
-            Kind::HaProxy => (PathBuf::from("haproxy"), "-v"),
-            Kind::Caddy => (PathBuf::from("caddy"), "version"),
+        let argument = match self {
+            Kind::Perennial => "--version",
+            Kind::Nginx | Kind::HaProxy => "-v",
+            // Its `version` is "unknown" where it was built by go install.
+            Kind::Caddy => "build-info",
         };
+        let program = self.program(perennial);
         let output = Command::new(program).arg(argument).output().ok()?;
         let text = [output.stdout, output.stderr].concat();
-        Some(
-            String::from_utf8_lossy(&text)
-                .lines()
-                .next()
-                .unwrap_or("")
-                .to_owned(),
-        )
+        let text = String::from_utf8_lossy(&text);
+        let module = text.lines().find_map(|line| line.strip_prefix("mod\t"));
+        let line = module.or(text.lines().next()).unwrap_or("");
+        Some(line.split_whitespace().collect::<Vec<_>>().join(" "))
     }
+}
+
+/// What a server does with requests.
+#[derive(Clone, Copy, Debug)]
+pub enum Service {
+    /// Answers them itself, at the number of threads it chooses.
+    Fixed,
+    /// Hands them to the upstream, over connections that stay open. As many threads as cores.
+    Proxy { upstream: SocketAddr },
+}
+
+/// How a server is to be started.
+#[derive(Clone, Copy, Debug)]
+pub struct Setup<'a> {
+    pub kind: Kind,
+    pub perennial: &'a Path,
+    /// Its own.
+    pub directory: &'a Path,
+    /// It serves the first `count` pairs below here.
+    pub certificates: &'a Path,
+    pub count: usize,
+    pub service: Service,
+    /// Its cores; all, where there are none.
+    pub cores: &'a [usize],
+    /// A program that runs it, with arguments; none, where there are none.
+    pub under: &'a [String],
 }
 
 /// A server that was started on some certificates.
@@ -46,34 +82,30 @@ pub struct Running {
     kind: Kind,
     pub server: Server,
     pub address: SocketAddr,
+    /// When its process was started.
+    pub started: Instant,
     directory: PathBuf,
     certificates: PathBuf,
 }
 
 impl Running {
-    /// Starts a server on the first `count` pairs below `certificates`. `directory` is its own.
-    pub fn start(
-        kind: Kind,
-        perennial: &Path,
-        directory: &Path,
-        certificates: &Path,
-        count: usize,
-    ) -> Running {
+    pub fn start(setup: &Setup<'_>) -> Running {
+        let directory = setup.directory;
         fs::create_dir_all(directory).expect("a folder");
         let address = free_address();
         let file = directory.join("configuration");
-        let text = configuration(kind, directory, certificates, count, address);
-        fs::write(&file, text).expect("written");
-        let mut command = command(kind, perennial, directory, &file);
+        fs::write(&file, configuration(setup, address)).expect("written");
+        let mut command = command(setup, &file);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let log = fs::File::create(directory.join("log")).expect("a log");
         command.stderr(log);
         Running {
-            kind,
-            server: Server::start(&mut command),
+            kind: setup.kind,
+            started: Instant::now(),
+            server: Server::start(&mut command, setup.cores),
             address,
             directory: directory.to_owned(),
-            certificates: certificates.to_owned(),
+            certificates: setup.certificates.to_owned(),
         }
     }
 
@@ -104,8 +136,23 @@ impl Running {
         if self.kind != Kind::Perennial {
             return true;
         }
-        let log = fs::read_to_string(self.directory.join("log")).unwrap_or_default();
-        log.contains("first load done")
+        self.log().contains("first load done")
+    }
+
+    /// Waits until it serves a name, and returns how long that took from its start.
+    pub fn wait_for(&mut self, client: &Client, name: &str) -> Duration {
+        while client.leaf(self.address, name).is_err() {
+            let alive = self.server.is_alive();
+            assert!(alive, "{:?} has ended:\n{}", self.kind, self.log());
+            let patience = Duration::from_secs(1200);
+            assert!(self.started.elapsed() < patience, "{name} is never served");
+            std::thread::sleep(Duration::from_millis(2));
+        }
+        self.started.elapsed()
+    }
+
+    fn log(&self) -> String {
+        fs::read_to_string(self.directory.join("log")).unwrap_or_default()
     }
 }
 
@@ -126,20 +173,21 @@ fn free_address() -> SocketAddr {
     listener.local_addr().expect("an address")
 }
 
-fn admin_of(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new([127, 0, 0, 2].into(), address.port())
-}
-
-fn command(kind: Kind, perennial: &Path, directory: &Path, file: &Path) -> Command {
-    let mut command = match kind {
-        Kind::Perennial => Command::new(perennial),
-        Kind::Nginx => Command::new("nginx"),
-        Kind::HaProxy => Command::new("haproxy"),
-        Kind::Caddy => Command::new("caddy"),
+fn command(setup: &Setup<'_>, file: &Path) -> Command {
+    let directory = setup.directory;
+    let program = setup.kind.program(setup.perennial);
+    let mut command = match setup.under {
+        [] => Command::new(program),
+        [first, rest @ ..] => {
+            let mut command = Command::new(first);
+            command.args(rest).arg(program);
+            command
+        }
     };
-    match kind {
+    match setup.kind {
         Kind::Perennial => {
             command.arg("run").arg("--config").arg(file);
+            // The others have no access log either.
             command.env("RUST_LOG", "perennial=info,perennial::access=off")
         }
         Kind::Nginx => command
@@ -149,94 +197,21 @@ fn command(kind: Kind, perennial: &Path, directory: &Path, file: &Path) -> Comma
             .arg(directory)
             .args(["-g", "daemon off;"]),
         Kind::HaProxy => command.arg("-W").arg("-f").arg(file),
-        Kind::Caddy => command
-            .args(["run", "--adapter", "caddyfile", "--config"])
-            .arg(file)
-            .env("XDG_DATA_HOME", directory)
-            .env("XDG_CONFIG_HOME", directory),
+        Kind::Caddy => {
+            if let Service::Proxy { .. } = setup.service {
+                command.env("GOMAXPROCS", setup.cores.len().to_string());
+            }
+            command
+                .args([
+                    "run",
+                    "--adapter",
+                    configuration::caddy_adapter(setup.service),
+                ])
+                .arg("--config")
+                .arg(file)
+                .env("XDG_DATA_HOME", directory)
+                .env("XDG_CONFIG_HOME", directory)
+        }
     };
     command
-}
-
-fn configuration(
-    kind: Kind,
-    directory: &Path,
-    certificates: &Path,
-    count: usize,
-    address: SocketAddr,
-) -> String {
-    match kind {
-        Kind::Perennial => format!(
-            "[server]\nhttp_listen = []\nhttps_listen = [\"{address}\"]\nadmin_listen = \"off\"\n\
-             state_dir = {:?}\n[certificates]\ndirectories = [{certificates:?}]\n\
-             [[sites]]\nhosts = [\"{}\"]\ntls = \"files\"\nupstreams = [\"respond:x\"]\n",
-            directory.join("state"),
-            name(0),
-        ),
-        Kind::Nginx => nginx(certificates, count, address),
-        Kind::HaProxy => haproxy(directory, certificates, count, address),
-        Kind::Caddy => caddy(certificates, count, address),
-    }
-}
-
-fn nginx(certificates: &Path, count: usize, address: SocketAddr) -> String {
-    let mut text = format!(
-        "worker_processes auto;\nerror_log stderr;\npid nginx.pid;\n\
-         events {{ worker_connections 1024; }}\n\
-         http {{\naccess_log off;\nserver_names_hash_max_size {};\nserver_names_hash_bucket_size 128;\n",
-        (2 * count).next_power_of_two().max(512),
-    );
-    for number in 0..count {
-        let (certificate, key) = files(certificates, number);
-        let _ = writeln!(
-            text,
-            "server {{ listen {address} ssl; server_name {}; ssl_certificate {}; \
-             ssl_certificate_key {}; return 200; }}",
-            name(number),
-            certificate.display(),
-            key.display(),
-        );
-    }
-    text + "}\n"
-}
-
-fn haproxy(directory: &Path, certificates: &Path, count: usize, address: SocketAddr) -> String {
-    fs::create_dir_all(directory.join("crt")).expect("a folder");
-    for number in 0..count {
-        combine(certificates, directory, number);
-    }
-    format!(
-        "global\n  ssl-default-bind-options ssl-min-ver TLSv1.2\ndefaults\n  mode http\n  timeout client 30s\n  \
-         timeout server 30s\n  timeout connect 3s\nfrontend f\n  bind {address} ssl crt {}\n  \
-         http-request return status 200\n",
-        directory.join("crt").display(),
-    )
-}
-
-/// HAProxy wants certificate and key in one file.
-fn combine(certificates: &Path, directory: &Path, number: usize) {
-    let (certificate, key) = files(certificates, number);
-    let both = [
-        fs::read(certificate).expect("read"),
-        fs::read(key).expect("read"),
-    ]
-    .concat();
-    fs::write(directory.join("crt").join(name(number) + ".pem"), both).expect("written");
-}
-
-fn caddy(certificates: &Path, count: usize, address: SocketAddr) -> String {
-    let mut text = format!("{{\n admin {}\n auto_https off\n}}\n", admin_of(address));
-    for number in 0..count {
-        let (certificate, key) = files(certificates, number);
-        let _ = writeln!(
-            text,
-            "https://{}:{} {{\n bind {}\n tls {} {}\n respond 200\n}}",
-            name(number),
-            address.port(),
-            address.ip(),
-            certificate.display(),
-            key.display(),
-        );
-    }
-    text
 }

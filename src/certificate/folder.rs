@@ -27,10 +27,10 @@ const DEPTH: usize = 3;
 /// All that is known of one drop folder.
 pub struct Folder {
     root: Arc<Path>,
-    files: BTreeMap<Arc<Path>, FileFacts>,
+    files: BTreeMap<Arc<Path>, Box<FileFacts>>,
     holders: HashMap<PublicKeyHash, Holders>,
-    /// By certificate file.
-    units: BTreeMap<Arc<Path>, Unit>,
+    /// By certificate file. Boxed, like the facts: a third of a large map's nodes is room to grow.
+    units: BTreeMap<Arc<Path>, Box<Unit>>,
     directories: BTreeSet<PathBuf>,
     links: BTreeSet<PathBuf>,
     /// Files that may have changed again without a sign.
@@ -49,8 +49,37 @@ pub struct Folder {
 /// The files that hold a private key, and those whose leaf has the public one.
 #[derive(Debug, Default)]
 struct Holders {
-    keys: BTreeSet<Arc<Path>>,
-    leaves: BTreeSet<Arc<Path>>,
+    keys: Paths,
+    leaves: Paths,
+}
+
+/// A sorted set of mostly one path.
+#[derive(Debug, Default)]
+struct Paths(Vec<Arc<Path>>);
+
+impl Paths {
+    fn find(&self, path: &Path) -> Result<usize, usize> {
+        self.0.binary_search_by(|one| (**one).cmp(path))
+    }
+
+    fn get(&self, path: &Path) -> Option<&Arc<Path>> {
+        self.find(path).ok().map(|at| &self.0[at])
+    }
+
+    fn insert(&mut self, path: Arc<Path>) {
+        if let Err(at) = self.find(&path) {
+            if self.0.is_empty() {
+                self.0.reserve_exact(1);
+            }
+            self.0.insert(at, path);
+        }
+    }
+
+    fn remove(&mut self, path: &Path) {
+        if let Ok(at) = self.find(path) {
+            self.0.remove(at);
+        }
+    }
 }
 
 /// What one file holds.
@@ -262,7 +291,7 @@ impl Folder {
         if same {
             // Its stamp is another, which the unit has to hear of.
             self.affect_sharers(&facts);
-            self.files.insert(path, facts);
+            self.files.insert(path, Box::new(facts));
             return;
         }
         self.forget(&path);
@@ -285,7 +314,7 @@ impl Folder {
         }
         self.affect_sharers(&facts);
         self.affected.insert(path.clone());
-        self.files.insert(path, facts);
+        self.files.insert(path, Box::new(facts));
     }
 
     fn remove_all(&mut self, paths: Vec<Arc<Path>>) {
@@ -314,7 +343,7 @@ impl Folder {
             if let Some(holders) = self.holders.get_mut(&key) {
                 holders.keys.remove(path);
                 holders.leaves.remove(path);
-                if holders.keys.is_empty() && holders.leaves.is_empty() {
+                if holders.keys.0.is_empty() && holders.leaves.0.is_empty() {
                     self.holders.remove(&key);
                 }
             }
@@ -325,7 +354,7 @@ impl Folder {
     fn affect_sharers(&mut self, facts: &FileFacts) {
         for key in facts.public_keys() {
             if let Some(holders) = self.holders.get(&key) {
-                self.affected.extend(holders.leaves.iter().cloned());
+                self.affected.extend(holders.leaves.0.iter().cloned());
             }
         }
     }
@@ -355,7 +384,7 @@ impl Folder {
     fn due_unit(&mut self, path: &Arc<Path>, all: bool, gone: &mut Vec<EntryId>) -> Due {
         let facts = self.files.get(path);
         let candidate = facts.is_some_and(|facts| facts.is_candidate(&self.holders));
-        let served = self.units.get(path).is_some_and(Unit::has_served);
+        let served = self.units.get(path).is_some_and(|unit| unit.has_served());
         // What was served is given time to come back before it counts as gone.
         if !candidate && !served {
             // A key may still come for a certificate that is marked as a CA's.
@@ -393,7 +422,7 @@ impl Folder {
                 source: SourceKind::Folder,
                 certificate: path.clone(),
             };
-            Unit::new(id, None)
+            Box::new(Unit::new(id, None))
         });
         unit.set_private_key(key.clone());
         if !unit.look(sight) {
@@ -443,10 +472,11 @@ impl Folder {
                 .or_else(|| {
                     holders
                         .keys
+                        .0
                         .iter()
                         .find(|path| path.parent() == certificate.parent())
                 })
-                .or_else(|| holders.keys.first())
+                .or_else(|| holders.keys.0.first())
         });
         let broken = || {
             let (path, facts) = self.files.get_key_value(before?)?;
@@ -496,7 +526,7 @@ impl FileFacts {
         let has_key = |leaf: Leaf| {
             holders
                 .get(&leaf.public_key)
-                .is_some_and(|holders| !holders.keys.is_empty())
+                .is_some_and(|holders| !holders.keys.0.is_empty())
         };
         self.broken || self.leaf.is_some_and(|leaf| !leaf.is_ca || has_key(leaf))
     }

@@ -20,22 +20,27 @@ pub const SETTLED_AFTER: Duration = Duration::seconds(2);
 /// What `stat` says. A difference means *look*; that the content changed only its checksum can say.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Stamp {
-    modified: (i64, i64),
-    changed: (i64, i64),
+    /// Seconds since 1970; the nanoseconds stand apart, because there are many stamps.
+    modified: i64,
+    changed: i64,
     size: u64,
     device: u64,
     inode: u64,
+    modified_nanoseconds: u32,
+    changed_nanoseconds: u32,
     mode: u32,
 }
 
 impl Stamp {
     fn of(metadata: &Metadata) -> Stamp {
         Stamp {
-            modified: (metadata.mtime(), metadata.mtime_nsec()),
-            changed: (metadata.ctime(), metadata.ctime_nsec()),
+            modified: metadata.mtime(),
+            changed: metadata.ctime(),
             size: metadata.size(),
             device: metadata.dev(),
             inode: metadata.ino(),
+            modified_nanoseconds: nanoseconds(metadata.mtime_nsec()),
+            changed_nanoseconds: nanoseconds(metadata.ctime_nsec()),
             mode: metadata.mode(),
         }
     }
@@ -48,10 +53,16 @@ impl Stamp {
     /// The later of the content's and the metadata's last change. Programs that keep an older
     /// modification time cannot keep the other.
     pub fn changed_at(&self) -> OffsetDateTime {
-        let (seconds, nanoseconds) = self.modified.max(self.changed);
+        let modified = (self.modified, self.modified_nanoseconds);
+        let (seconds, nanoseconds) = modified.max((self.changed, self.changed_nanoseconds));
         let nanoseconds = i128::from(seconds) * 1_000_000_000 + i128::from(nanoseconds);
         OffsetDateTime::from_unix_timestamp_nanos(nanoseconds).unwrap_or(OffsetDateTime::UNIX_EPOCH)
     }
+}
+
+/// There are less than 2^30 of them in a second, whatever a file system may claim.
+fn nanoseconds(claimed: i64) -> u32 {
+    u32::try_from(claimed).unwrap_or(0)
 }
 
 /// The checksum of a file's content.

@@ -14,7 +14,7 @@ use super::upstream_tls::TlsTransport;
 
 /// For TCP and TLS together. A host that is up answers within milliseconds, or, over the world,
 /// within a second and one lost packet.
-const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
+pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// For each read while an answer is outstanding.
 const READ_TIMEOUT: Duration = Duration::from_secs(60);

@@ -63,6 +63,8 @@ pub enum Refusal {
     Host(#[from] HostError),
     #[error("the request's target is malformed")]
     Target,
+    #[error("the request's header is ambiguous")]
+    Framing,
     #[error("this server does not serve the requested host")]
     UnknownHost,
     #[error("the connection was made for another host")]
@@ -75,7 +77,7 @@ impl Refusal {
     pub fn status(self) -> StatusCode {
         match self {
             Refusal::Method => StatusCode::METHOD_NOT_ALLOWED,
-            Refusal::Host(_) | Refusal::Target => StatusCode::BAD_REQUEST,
+            Refusal::Host(_) | Refusal::Target | Refusal::Framing => StatusCode::BAD_REQUEST,
             Refusal::UnknownHost | Refusal::OtherConnection => StatusCode::MISDIRECTED_REQUEST,
             Refusal::NoRoute => StatusCode::NOT_FOUND,
         }
@@ -107,6 +109,9 @@ fn unrouted<'r>(
     // TRACE would show a script the cookies that it must not read, and CONNECT wants a tunnel.
     if matches!(request.method, Method::TRACE | Method::CONNECT) {
         return Ok(Action::Refuse(Refusal::Method));
+    }
+    if !has_target(request) {
+        return Ok(Action::Refuse(Refusal::Target));
     }
     let target = origin_form(request);
     match challenge_token(&request.method, path_of(target)).and_then(surroundings.key_authorization)
@@ -184,6 +189,16 @@ pub fn authority(request: &RequestHeader) -> Option<&[u8]> {
     match request.uri.authority() {
         Some(authority) => Some(authority.as_str().as_bytes()),
         None => Some(request.headers.get(http::header::HOST)?.as_bytes()),
+    }
+}
+
+/// Whether the target has one of the forms of RFC 9112 section 3.2.
+fn has_target(request: &RequestHeader) -> bool {
+    let target = request.raw_path();
+    match raw_target_authority(target) {
+        RawTargetAuthority::Absolute { .. } => true,
+        _ if target == b"*" => request.method == Method::OPTIONS,
+        _ => target.starts_with(b"/"),
     }
 }
 

@@ -4,16 +4,19 @@
 
 mod access_log;
 mod address;
+mod answered;
 mod context;
 mod decision;
 mod failure;
 mod forwarded;
+mod framing;
 mod host;
 mod read_timeout;
 mod resolver;
 mod respond;
 mod routing;
 mod server;
+mod upgrade;
 mod upstream;
 pub mod upstream_tls;
 
@@ -26,8 +29,8 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
-use http::header;
-use pingora::http::RequestHeader;
+use http::{StatusCode, Version, header};
+use pingora::http::{RequestHeader, ResponseHeader};
 use pingora::modules::http::HttpModules;
 use pingora::protocols::Digest;
 use pingora::proxy::{FailToProxy, ProxyHttp, ProxyWarnLogContext, Session};
@@ -39,7 +42,7 @@ use crate::admin::metrics::Metrics;
 use crate::listener::ConnectionInfo;
 
 use context::{Context, Forwarding};
-use decision::{Action, Decision, Handshake, Surroundings};
+use decision::{Action, Decision, Handshake, Refusal, Surroundings};
 use failure::Failure;
 use read_timeout::ReadTimeout;
 use respond::Answer;
@@ -148,6 +151,15 @@ impl ProxyHttp for Proxy {
 
     async fn request_filter(&self, session: &mut Session, context: &mut Context) -> Result<bool> {
         bound_waiting(session);
+        // RFC 9110 section 15.2: HTTP/1.0 knows no interim responses.
+        let is_http_1_0 = session.req_header().version == Version::HTTP_10;
+        session.set_ignore_info_resp(is_http_1_0);
+        if !framing::is_unambiguous(session.as_downstream()) {
+            // Nobody knows where the next request begins.
+            session.set_keepalive(None);
+            let answer = Answer::refusal(Refusal::Framing);
+            return answer.send(session).await.map(|()| true);
+        }
         let Decision { site, action } = self.decide(session);
         context.site = site;
         match Proxy::answer(action, session, context) {
@@ -158,13 +170,17 @@ impl ProxyHttp for Proxy {
 
     async fn upstream_peer(
         &self,
-        _session: &mut Session,
+        session: &mut Session,
         context: &mut Context,
     ) -> Result<Box<HttpPeer>> {
         let forwarding = context.forwarding.as_mut().ok_or_else(not_forwarding)?;
         let read_timeout = forwarding.read_timeout;
         let attempt = forwarding.advance().await?;
-        Ok(attempt.address().peer(read_timeout))
+        let mut peer = attempt.address().peer(read_timeout);
+        if session.is_upgrade_req() {
+            upgrade::prepare(&mut peer);
+        }
+        Ok(peer)
     }
 
     async fn connected_to_upstream(
@@ -222,6 +238,26 @@ impl ProxyHttp for Proxy {
             host: decision::authority(session.req_header()).unwrap_or_default(),
         };
         forwarded::rewrite(request, &origin)
+    }
+
+    async fn response_filter(
+        &self,
+        session: &mut Session,
+        response: &mut ResponseHeader,
+        _context: &mut Context,
+    ) -> Result<()> {
+        if response.status == StatusCode::SWITCHING_PROTOCOLS && !session.is_upgrade_req() {
+            let reason = "a switch of protocols that nobody asked for";
+            return Err(Error::explain(ErrorType::InvalidHTTPHeader, reason).into_up());
+        }
+        answered::rewrite(response)?;
+        let chunked = response.headers.contains_key(header::TRANSFER_ENCODING);
+        if chunked && session.req_header().version == Version::HTTP_10 {
+            // RFC 9112 section 7: it does not know chunks. The body ends with the connection.
+            response.remove_header(&header::TRANSFER_ENCODING);
+            session.set_keepalive(None);
+        }
+        Ok(())
     }
 
     async fn fail_to_proxy(

@@ -6,8 +6,8 @@ use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
 use perennial_bench::certificates::{Authority, name, replace, write_all};
-use perennial_bench::handshake::{Client, wait_for};
-use perennial_bench::servers::{Kind, Running};
+use perennial_bench::handshake::Client;
+use perennial_bench::servers::{Kind, Running, Service, Setup};
 use perennial_bench::statistics::{ms, quantile};
 
 /// How long the idle process is watched.
@@ -138,24 +138,32 @@ impl Row {
         authority: &Authority,
     ) -> Row {
         let client = Client::new();
-        let empty = Running::start(
+        let setup = Setup {
             kind,
-            &options.perennial,
-            &own.join("empty"),
-            &own.join("no"),
-            0,
-        );
+            perennial: &options.perennial,
+            directory: own,
+            certificates,
+            count,
+            service: Service::Fixed,
+            cores: &[],
+            under: &[],
+        };
+        let empty = Running::start(&Setup {
+            directory: &own.join("empty"),
+            certificates: &own.join("no"),
+            count: 0,
+            ..setup
+        });
         std::thread::sleep(Duration::from_secs(1));
         let base = empty.server.memory_kib();
         drop(empty);
 
-        let started = Instant::now();
-        let running = Running::start(kind, &options.perennial, own, certificates, count);
-        let first = wait_for(&client, running.address, &name(count * 3 / 4), started);
+        let mut running = Running::start(&setup);
+        let first = running.wait_for(&client, &name(count * 3 / 4));
         while !running.is_loaded() {
             std::thread::sleep(Duration::from_millis(5));
         }
-        let all = started.elapsed();
+        let all = running.started.elapsed();
         std::thread::sleep(Duration::from_secs(5));
         let kib = running.server.memory_kib().saturating_sub(base) as f64 / count as f64;
         let idle = idle_share(&running);

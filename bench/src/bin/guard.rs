@@ -1,0 +1,260 @@
+//! `guard [--record] [--keep DIR]`: counts the instructions that Perennial's user code takes for a request and
+//! for a handshake, which neither noise nor the clock moves, and fails where it is more than 5 %
+//! above what bench/guard.toml records. With `--keep` callgrind's files stay, for
+//! callgrind_annotate. See bench/README.md.
+
+use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use perennial_bench::certificates::{Authority, name, write_all};
+use perennial_bench::cores::Split;
+use perennial_bench::handshake::Client;
+use perennial_bench::load::tls::{self, Groups};
+use perennial_bench::load::{Load, Pace, Plan, Protocol, Target};
+use perennial_bench::servers::{Kind, Running, Service, Setup};
+use perennial_bench::upstream;
+
+/// More than this above the record is a regression.
+const TOLERATED: f64 = 0.05;
+/// Under valgrind everything takes fifty times as long.
+const PATIENCE: Duration = Duration::from_secs(180);
+
+struct Measured {
+    key: &'static str,
+    what: &'static str,
+    protocol: Protocol,
+    pace: Pace,
+    /// So many, and twice as many: what the start costs is in both and drops out.
+    count: u64,
+}
+
+const ALL: [Measured; 3] = [
+    Measured {
+        key: "http1_request",
+        what: "h1 request on a kept connection",
+        protocol: Protocol::Http1,
+        pace: Pace::Closed { streams: 1 },
+        count: 2000,
+    },
+    Measured {
+        key: "http2_request",
+        what: "h2 request on a kept connection",
+        protocol: Protocol::Http2,
+        pace: Pace::Closed { streams: 1 },
+        count: 2000,
+    },
+    Measured {
+        key: "full_handshake",
+        what: "connection with a full handshake and one h1 request",
+        protocol: Protocol::Http1,
+        pace: Pace::Churn,
+        count: 300,
+    },
+];
+
+fn main() -> ExitCode {
+    let (mut record, mut keep) = (false, None);
+    let mut arguments = std::env::args().skip(1);
+    while let Some(argument) = arguments.next() {
+        match (argument.as_str(), &mut arguments) {
+            ("--record", _) => record = true,
+            ("--keep", rest) if keep.is_none() => keep = rest.next().map(PathBuf::from),
+            _ => {
+                eprintln!("usage: guard [--record] [--keep DIR]");
+                return ExitCode::from(64);
+            }
+        }
+    }
+    let directory = tempfile::tempdir().expect("a folder");
+    write_all(&Authority::new(), &directory.path().join("certificates"), 1);
+    let split = Split::new(None);
+    let guard = Guard {
+        directory: directory.path(),
+        upstream: upstream::start(&split.client, 1),
+        split,
+        keep,
+    };
+    let counts = ALL.map(|measured| guard.instructions_each(&measured));
+    if record {
+        write_record(&counts);
+        return ExitCode::SUCCESS;
+    }
+    compare(&counts)
+}
+
+struct Guard<'a> {
+    directory: &'a Path,
+    upstream: std::net::SocketAddr,
+    split: Split,
+    keep: Option<PathBuf>,
+}
+
+impl Guard<'_> {
+    fn instructions_each(&self, measured: &Measured) -> u64 {
+        let once = self.instructions(measured, measured.count);
+        let twice = self.instructions(measured, 2 * measured.count);
+        (twice - once) / measured.count
+    }
+
+    /// Of one run of the server from start to end.
+    fn instructions(&self, measured: &Measured, count: u64) -> u64 {
+        let own = tempfile::tempdir_in(self.directory).expect("a folder");
+        let result = match &self.keep {
+            Some(folder) => folder.join(format!("{}-{count}.callgrind", measured.key)),
+            None => own.path().join("callgrind"),
+        };
+        let under = [
+            "valgrind".to_owned(),
+            "--tool=callgrind".to_owned(),
+            format!("--callgrind-out-file={}", result.display()),
+        ];
+        let mut running = Running::start(&Setup {
+            kind: Kind::Perennial,
+            perennial: Path::new("target/release/perennial"),
+            directory: own.path(),
+            certificates: &self.directory.join("certificates"),
+            count: 1,
+            service: Service::Proxy {
+                upstream: self.upstream,
+            },
+            // One worker.
+            cores: &self.split.server[..1],
+            under: &under,
+        });
+        running.wait_for(&Client::new(), &name(0));
+        wait_until("the first load", || running.is_loaded());
+        let load = Load::start(
+            Plan {
+                address: running.address,
+                tls: tls::config(Groups::X25519, measured.protocol, false),
+                targets: Arc::new([Target::new(&name(0), upstream::SMALL)]),
+                protocol: measured.protocol,
+                // What answers are together in a buffer would depend on the clock.
+                connections: 1,
+                pace: measured.pace,
+                limit: Some(count),
+            },
+            &self.split.client[..1],
+        );
+        wait_until("the answers", || load.counts().requests >= count);
+        let (errors, fault) = (load.counts().errors, load.stop().fault);
+        assert!(errors == 0, "{fault:?}");
+        running.server.terminate();
+        wait_until("the end", || !running.server.is_alive());
+        total(&result)
+    }
+}
+
+fn wait_until(what: &str, mut condition: impl FnMut() -> bool) {
+    let begun = Instant::now();
+    while !condition() {
+        assert!(begun.elapsed() < PATIENCE, "{what} did not come");
+        std::thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// The number that callgrind calls `totals` or `summary`.
+fn total(path: &Path) -> u64 {
+    let text = std::fs::read_to_string(path).expect("callgrind's result");
+    let line = ["totals: ", "summary: "]
+        .iter()
+        .find_map(|prefix| text.lines().find_map(|line| line.strip_prefix(prefix)));
+    let number = line.and_then(|line| line.split_whitespace().next()?.parse().ok());
+    number.expect("a total")
+}
+
+fn record_file() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("guard.toml")
+}
+
+/// The recorded figure for this architecture.
+fn recorded(table: &toml::Table, measured: &Measured) -> Option<u64> {
+    let figure = table.get(std::env::consts::ARCH)?.get(measured.key)?;
+    u64::try_from(figure.as_integer()?).ok()
+}
+
+fn read_record() -> toml::Table {
+    let text = std::fs::read_to_string(record_file()).unwrap_or_default();
+    text.parse().expect("bench/guard.toml is TOML")
+}
+
+fn compare(counts: &[u64; ALL.len()]) -> ExitCode {
+    let record = read_record();
+    let mut result = ExitCode::SUCCESS;
+    for (measured, count) in ALL.iter().zip(counts) {
+        let Some(before) = recorded(&record, measured) else {
+            println!("{}: {count} instructions, nothing recorded", measured.what);
+            result = ExitCode::FAILURE;
+            continue;
+        };
+        let change = *count as f64 / before as f64 - 1.0;
+        let verdict = match change {
+            _ if change > TOLERATED => "TOO MUCH",
+            _ if change < -TOLERATED => "less; record it",
+            _ => "ok",
+        };
+        println!(
+            "{}: {count} instructions, recorded {before} ({:+.1} %): {verdict}",
+            measured.what,
+            100.0 * change
+        );
+        if change > TOLERATED {
+            result = ExitCode::FAILURE;
+        }
+    }
+    if result != ExitCode::SUCCESS {
+        eprintln!(
+            "above {:.0} % more than recorded; if that is wanted: make bench-guard RECORD=1",
+            100.0 * TOLERATED
+        );
+    }
+    result
+}
+
+fn write_record(counts: &[u64; ALL.len()]) {
+    let mut table = read_record();
+    let mut figures = toml::Table::new();
+    for (measured, count) in ALL.iter().zip(counts) {
+        println!("{}: {count} instructions", measured.what);
+        let count = i64::try_from(*count).expect("a number of instructions");
+        figures.insert(measured.key.to_owned(), count.into());
+    }
+    figures.insert("cpu".to_owned(), cpu().into());
+    table.insert(std::env::consts::ARCH.to_owned(), figures.into());
+    let mut text =
+        "# Instructions of user code, counted by `make bench-guard`, which fails above 5 % more.\n\
+         # Written by `make bench-guard RECORD=1`; see README.md.\n"
+            .to_owned();
+    let _ = write!(text, "\n{table}");
+    std::fs::write(record_file(), text).expect("written");
+}
+
+/// What BoringSSL chooses its code by; under valgrind it sees a part of it.
+fn cpu() -> String {
+    let text = std::fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let field = |name: &str| {
+        let line = text.lines().find_map(|line| line.strip_prefix(name));
+        line.map_or("", |rest| rest.trim_start_matches(['\t', ' ', ':']))
+            .to_owned()
+    };
+    let known = [
+        "aes",
+        "adx",
+        "avx",
+        "avx2",
+        "avx512f",
+        "bmi2",
+        "sha_ni",
+        "vaes",
+        "vpclmulqdq",
+    ];
+    let features: Vec<String> = field("flags")
+        .split_whitespace()
+        .filter(|flag| known.contains(flag))
+        .map(str::to_owned)
+        .collect();
+    format!("{}: {}", field("model name"), features.join(" "))
+}
