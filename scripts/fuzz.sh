@@ -14,7 +14,10 @@ MAX_SECONDS=10
 export RUSTC_BOOTSTRAP=1
 
 # cargo-fuzz has no --locked of its own.
-cargo tree --locked --manifest-path fuzz/Cargo.toml >/dev/null
+if ! cargo tree --locked --manifest-path fuzz/Cargo.toml >/dev/null; then
+    echo "error: bring fuzz/Cargo.lock up to date: cargo update --manifest-path fuzz/Cargo.toml --workspace" >&2
+    exit 1
+fi
 cargo fuzz build
 failed=""
 for target in ${*:-$(cargo fuzz list)}; do

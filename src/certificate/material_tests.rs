@@ -180,12 +180,12 @@ fn an_encrypted_key_in_der() {
         let [der] = &encrypted_keys(&pem).unwrap()[..] else {
             panic!("one key")
         };
-        assert_eq!(parse(&der).err(), Some(MaterialError::PasswordWanted));
+        assert_eq!(parse(der).err(), Some(MaterialError::PasswordWanted));
         assert_eq!(
-            with_password(&der, "wrong").err(),
+            with_password(der, "wrong").err(),
             Some(MaterialError::WrongPassword)
         );
-        assert_is_key(&with_password(&der, "secret").unwrap(), &pair);
+        assert_is_key(&with_password(der, "secret").unwrap(), &pair);
     }
 }
 

@@ -47,6 +47,8 @@ struct World {
     pool: &'static Pool,
     rng: StdRng,
     now: OffsetDateTime,
+    /// That of the last look.
+    patience: Duration,
     layout: Layout,
     places: Vec<Place>,
     /// What each writer is still about to do.
@@ -65,6 +67,8 @@ struct Before {
     entries: Entries,
     table: Table,
     report: Arc<Report>,
+    /// The explicit pairs of which nothing was in doubt.
+    settled: Vec<EntryId>,
 }
 
 impl World {
@@ -108,6 +112,7 @@ impl World {
             pool,
             now: pool.base + Duration::days(days),
             rng,
+            patience: PATIENCE,
             layout,
             scripts: vec![VecDeque::new(); places.len()],
             places,
@@ -207,6 +212,7 @@ impl World {
         scope: &Scope,
         patience: Duration,
     ) -> Vec<Change> {
+        self.patience = patience;
         let before = self.before();
         {
             let mut disk = self.disk.lock().unwrap();
@@ -293,8 +299,10 @@ impl World {
     }
 
     fn before(&self) -> Before {
+        let pairs = self.thread.pairs.iter().filter(|unit| !unit.is_failing());
         Before {
             entries: self.thread.inventory.entries(),
+            settled: pairs.map(|unit| unit.id.clone()).collect(),
             table: Table::clone(&self.reloader.table().load()),
             report: self.reloader.report(),
         }
@@ -307,6 +315,7 @@ impl World {
         assert_eq!(report.heartbeat, self.now);
         assert!(report.loads >= before.report.loads);
         assert!(report.failures >= before.report.failures);
+        self.check_chains(before, &report.entries);
         for (id, entry) in &report.entries {
             self.check_entry(id, before.entries.get(id).map(|old| &**old), entry, changes);
         }
@@ -347,11 +356,31 @@ impl World {
             "{path:?} serves {identity:?}, which was not there while we looked"
         );
         assert_eq!(pool::shown(&live.key), live.key.fingerprint(), "{path:?}");
+        if let Some(old) = old_live {
+            let (old, new) = (&old.key, &live.key);
+            let worse = old.is_valid_at(self.now) && !new.is_valid_at(self.now);
+            assert!(!worse, "{path:?} gave up {old:?} for {new:?}");
+        }
         let told = changes.iter().filter(|change| {
             let swap = change.swap.as_ref();
             swap.is_some_and(|swap| Arc::ptr_eq(&swap.live, live))
         });
         assert_eq!(told.count(), 1, "{path:?}");
+    }
+
+    /// A chain that has become shorter may still be growing.
+    fn check_chains(&self, before: &Before, entries: &Entries) {
+        let chain = |entries: &Entries, id| {
+            let live = entries.get(id)?.live.as_ref()?;
+            Some(live.key.chain_length())
+        };
+        for id in &before.settled {
+            let (old, new) = (chain(&before.entries, id), chain(entries, id));
+            assert!(
+                self.patience.is_zero() || new >= old,
+                "{id:?} lost intermediates"
+            );
+        }
     }
 
     /// Each failure is told when it is new.
@@ -406,7 +435,11 @@ impl World {
         let states = reference::states(&self.layout);
         let entries = self.thread.inventory.entries();
         for (id, entry) in &entries {
-            let state = states.get(&*id.certificate).unwrap_or(&State::Nothing);
+            let state = match states.get(&*id.certificate) {
+                Some(state) => state,
+                None if reference::is_absent(&id.certificate) => &State::Absent,
+                None => &State::Nothing,
+            };
             let live = entry.live.as_ref();
             let served = live.map(|live| self.pool.identity(&live.key));
             match state {
@@ -422,14 +455,17 @@ impl World {
                     );
                     assert!(entry.failure.is_some(), "{id:?}");
                 }
-                State::Faulty | State::Nothing => {
+                State::Faulty | State::Nothing | State::Absent => {
                     assert!(entry.failure.is_some(), "{id:?} is {state:?}: {entry:?}");
+                    let gone = *state == State::Absent && live.is_some();
+                    assert!(!gone || !entry.on_disk, "{id:?} is gone: {entry:?}");
                 }
             }
         }
         for (path, state) in states {
             let known = entries.keys().any(|id| *id.certificate == *path);
-            assert!(known || state == State::Nothing, "{path:?} is {state:?}");
+            let is_nothing = matches!(state, State::Nothing | State::Absent);
+            assert!(known || is_nothing, "{path:?} is {state:?}");
         }
     }
 

@@ -24,6 +24,8 @@ pub enum State {
     Faulty,
     /// Nothing is there that looks like a certificate.
     Nothing,
+    /// There is no such file.
+    Absent,
 }
 
 /// What the reloader is told to look at.
@@ -70,9 +72,10 @@ pub fn states(layout: &Layout) -> BTreeMap<PathBuf, State> {
 }
 
 fn pair(pool: &Pool, certificate: &Path, key: &Path) -> State {
-    let (certificate, key) = (read(pool, certificate), read(pool, key));
-    match (certificate, key) {
-        (None, None) => State::Nothing,
+    if is_absent(certificate) && is_absent(key) {
+        return State::Absent;
+    }
+    match (read(pool, certificate), read(pool, key)) {
         (
             Some(Facts {
                 leaf: Some(leaf), ..
@@ -81,6 +84,11 @@ fn pair(pool: &Pool, certificate: &Path, key: &Path) -> State {
         ) if keys.contains(&pool.items[leaf.item].key) => State::Whole(leaf),
         _ => State::Faulty,
     }
+}
+
+/// Whether there is not even a link.
+pub fn is_absent(path: &Path) -> bool {
+    fs::symlink_metadata(path).is_err()
 }
 
 /// `None`: there is no file that is read.

@@ -196,7 +196,7 @@ impl Place {
                 false => key.clone() + &certificate,
             };
         }
-        if rng.random() {
+        if rng.random_ratio(2, 3) {
             for text in [&mut certificate, &mut key] {
                 *text = format!("{text:\n<PADDED$}");
             }
@@ -251,7 +251,7 @@ fn write_file(path: &Path, text: &str, rng: &mut StdRng) -> Vec<Step> {
         true => beside(".", ".tmp"),
         false => beside("", ".new"),
     };
-    match rng.random_range(0..8) {
+    match rng.random_range(0..10) {
         0 => {
             let (head, tail) = text.split_at(rng.random_range(0..text.len()));
             vec![
@@ -264,12 +264,12 @@ fn write_file(path: &Path, text: &str, rng: &mut StdRng) -> Vec<Step> {
             Step::Put(temporary.clone(), text),
             Step::Rename(temporary, path),
         ],
-        3 => vec![
+        3 | 8 => vec![
             Step::Put(temporary.clone(), text),
             Step::Age(temporary.clone()),
             Step::Rename(temporary, path),
         ],
-        4 => vec![Step::Put(path.clone(), text), Step::Age(path)],
+        4 | 9 => vec![Step::Put(path.clone(), text), Step::Age(path)],
         5 => vec![
             Step::Rename(path.clone(), beside("", "~")),
             Step::Put(path, text),
