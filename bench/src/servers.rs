@@ -121,6 +121,7 @@ impl Running {
                 .args(["-s", "reload"])),
             Kind::HaProxy => {
                 combine(&self.certificates, &self.directory, number);
+                self.wait_until_reloaded();
                 run(Command::new("kill").args(["-USR2", &self.server.0.id().to_string()]));
             }
             Kind::Caddy => run(Command::new("caddy")
@@ -128,6 +129,20 @@ impl Running {
                 .arg(self.directory.join("configuration"))
                 .args(["--adapter", "caddyfile", "--address"])
                 .arg(admin_of(self.address).to_string())),
+        }
+    }
+
+    /// HAProxy's master loses a signal that comes before the last one is dealt with, which it is
+    /// when the worker that was replaced has gone.
+    fn wait_until_reloaded(&self) {
+        loop {
+            let log = self.log();
+            let times = |line| log.matches(line).count();
+            let gone = times("Former worker");
+            if times("Loading success.") > gone && times("Reloading HAProxy") == gone {
+                return;
+            }
+            std::thread::sleep(Duration::from_millis(2));
         }
     }
 
