@@ -342,7 +342,9 @@ impl World {
         let old_live = old.and_then(|entry| entry.live.as_ref());
         let path = id.certificate.to_path_buf();
         let Some(live) = &new.live else {
-            assert!(old_live.is_none(), "{path:?} lost what it had");
+            // What had vanished goes when there is a better one; then the pair is missing.
+            let vanished = old.is_some_and(|entry| !entry.on_disk);
+            assert!(old_live.is_none() || vanished, "{path:?} lost what it had");
             assert!(new.failure.is_some(), "{path:?} is there for nothing");
             return;
         };
