@@ -1,10 +1,8 @@
 //! The library in somebody else's Pingora server: `examples/pingora_server.rs`, built and run.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 
 use rustix::process::{Pid, Signal, kill_process};
 use tokio::sync::OnceCell;
@@ -12,7 +10,7 @@ use tokio::sync::OnceCell;
 use crate::reload::LIMIT;
 use crate::support::certs::{Leaf, TestCa};
 use crate::support::client::{serial, served};
-use crate::support::command;
+use crate::support::command::{self, Lines};
 use crate::support::http1::KeepAlive;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::place::Place;
@@ -50,7 +48,7 @@ async fn built() -> &'static Path {
 struct Application {
     place: Place,
     child: Child,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Lines,
     _upstream: Upstream,
 }
 
@@ -64,13 +62,8 @@ impl Application {
         command.envs(environment.iter().copied());
         command.stdin(Stdio::null()).stderr(Stdio::piped());
         let mut child = command.spawn().expect("the example starts");
-        let log = Arc::<Mutex<Vec<String>>>::default();
-        let (pipe, lines) = (child.stderr.take().expect("a pipe"), log.clone());
-        std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                lines.lock().unwrap().push(line);
-            }
-        });
+        let log = Lines::default();
+        command::collect(child.stderr.take().expect("a pipe"), &log);
         Application {
             place,
             child,

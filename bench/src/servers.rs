@@ -33,6 +33,12 @@ impl Kind {
         }
     }
 
+    /// Whether it is one of these names, with commas between them.
+    pub fn is_among(self, names: &str) -> bool {
+        let own = format!("{self:?}");
+        names.split(',').any(|name| name.eq_ignore_ascii_case(&own))
+    }
+
     /// What the program says of its version, or `None` where it is not installed.
     pub fn version(self, perennial: &Path) -> Option<String> {
         let argument = match self {

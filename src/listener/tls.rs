@@ -184,7 +184,8 @@ fn select(
     if offers_acme_tls(&hello) {
         return answer_challenge(hello, challenges);
     }
-    let settled = choose(hello.ssl_mut(), table, policy).map_err(|_| SelectCertError::ERROR)?;
+    let settled = choose(hello.ssl_mut(), acceptor.local(), table, policy)
+        .map_err(|_| SelectCertError::ERROR)?;
     match acceptor {
         Acceptor::Own(_) if !settled => Err(SelectCertError::RETRY),
         _ => Ok(()),
@@ -198,21 +199,22 @@ pub async fn late_choice(
     table: &TableReader,
     policy: &ArcSwap<SessionPolicy>,
 ) -> Result<(), ErrorStack> {
+    let local = Acceptor::Pingora.local();
     let mut parts = table.parts();
-    while outcome(ssl) == Outcome::Open && !choose(ssl, table, &policy.load())? {
+    while outcome(ssl) == Outcome::Open && !choose(ssl, local, table, &policy.load())? {
         parts.next().await;
     }
     Ok(())
 }
 
-/// Hands BoringSSL the credential for the server name. `false`: the first load may still come to
-/// it.
+/// Hands BoringSSL the credential for the server name, or without one for the address `local`.
+/// `false`: the first load may still come to it.
 fn choose(
     ssl: &mut SslRef,
+    local: IpAddr,
     table: &TableReader,
     policy: &SessionPolicy,
 ) -> Result<bool, ErrorStack> {
-    let local = accepted_by(ssl)?.local();
     // Asked first: what the end of the load brought is then in the table.
     let loaded = table.is_loaded();
     let name = ssl.servername(NameType::HOST_NAME);

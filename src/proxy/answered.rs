@@ -44,7 +44,7 @@ fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
 
 /// The one length of a message that gives it more than once (RFC 9110 section 8.6). Pingora has
 /// refused those whose lengths differ.
-pub fn repeated_length(headers: &HeaderMap) -> Option<HeaderValue> {
+fn repeated_length(headers: &HeaderMap) -> Option<HeaderValue> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let first = lengths.next()?;
     let end = first.as_bytes().iter().position(|byte| *byte == b',');

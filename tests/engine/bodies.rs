@@ -80,11 +80,7 @@ async fn an_empty_chunked_body_is_an_empty_body() {
 async fn a_body_without_a_length_from_http2_is_chunked() {
     let scene = scene().await;
     let mut http2 = scene.http2().await;
-    let request = http::Request::post(format!("https://{NAME}/")).body(());
-    let sent = http2
-        .sender
-        .send_request(request.expect("a request"), false);
-    let (response, mut body) = sent.expect("sent");
+    let (response, mut body) = http2.post();
     body.send_data(Bytes::from("hello "), false).expect("sent");
     body.send_data(Bytes::from("world"), true).expect("sent");
     let asked = tokio::spawn(whole(response));
@@ -210,11 +206,7 @@ async fn trailers_of_requests_do_not_disturb() {
 async fn trailers_of_http2_requests_do_not_disturb() {
     let scene = scene().await;
     let mut http2 = scene.http2().await;
-    let request = http::Request::post(format!("https://{NAME}/")).body(());
-    let sent = http2
-        .sender
-        .send_request(request.expect("a request"), false);
-    let (response, mut body) = sent.expect("sent");
+    let (response, mut body) = http2.post();
     body.send_data(Bytes::from("hello"), false).expect("sent");
     let mut trailers = http::HeaderMap::new();
     trailers.insert("x-sum", http::HeaderValue::from_static("5"));

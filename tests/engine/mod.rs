@@ -12,6 +12,7 @@ mod retries;
 mod smuggling;
 mod smuggling_http2;
 mod streaming;
+mod table;
 mod truncation;
 mod upgrades;
 
@@ -245,6 +246,13 @@ impl Http2 {
         let request = Request::get(format!("https://{NAME}{path}")).body(());
         let sent = self.sender.send_request(request.expect("a request"), true);
         sent.expect("sent").0
+    }
+
+    /// A request to `/` whose body is still to be sent.
+    pub fn post(&mut self) -> (h2::client::ResponseFuture, h2::SendStream<Bytes>) {
+        let request = Request::post(format!("https://{NAME}/")).body(());
+        let sent = self.sender.send_request(request.expect("a request"), false);
+        sent.expect("sent")
     }
 }
 

@@ -4,10 +4,10 @@
 
 #![expect(clippy::too_many_lines, reason = "the functions are tables")]
 
-use super::{NAME, connect, in_front_of};
+use super::table::{Row, arrived, judge};
+use super::{NAME, connect};
 use crate::support::perennial::Perennial;
-use crate::support::place::Place;
-use crate::support::recorder::{Recorder, Seen};
+use crate::support::recorder::Recorder;
 
 /// One way to smuggle.
 struct Case {
@@ -173,53 +173,38 @@ async fn observe(perennial: &Perennial, recorder: &Recorder, case: &Case) -> Obs
         Ok((rest, _)) => observed.noise = Some(String::from_utf8_lossy(&rest).into_owned()),
         Err(why) => observed.noise = Some(why),
     }
-    for seen in recorder.take() {
-        match seen {
-            Seen::Request(request) => {
-                let (method, target) = request.asked();
-                let text = format!("{method} {target} {}", request.text());
-                observed.seen.push(text.trim_end().to_owned());
-            }
-            Seen::Malformed(why) => observed.malformed.push(why),
-            Seen::Aborted(_) => {}
-        }
-    }
+    let reached = arrived(recorder, |_| {});
+    observed.seen = reached.seen;
+    observed.malformed = reached.malformed;
     if observed.goes_on && observed.seen.pop().as_deref() != Some("GET /next") {
         observed.noise = Some("an answer to another request".to_owned());
     }
     observed
 }
 
-/// All of them, and a message that names every one that differs.
-async fn judge(cases: Vec<Case>) {
-    let place = Place::new();
-    let recorder = Recorder::start(&place).await;
-    let perennial = in_front_of(place, &[&recorder.addr.to_string()]).await;
-    let mut wrong = Vec::new();
-    for case in cases {
-        let observed = observe(&perennial, &recorder, &case).await;
-        let name = case.name;
-        let right = case.right.is_met(&observed);
-        match &case.known {
-            None if right => {}
-            None => wrong.push(format!("{name}: {observed:?} instead of {:?}", case.right)),
-            Some((_, why)) if right => {
-                wrong.push(format!(
-                    "{name}: right by now, although {why}: take the mark away"
-                ));
-            }
-            Some((actual, _)) if actual.is_met(&observed) => {}
-            Some((actual, why)) => {
-                wrong.push(format!("{name}: {observed:?}, not even {actual:?} ({why})"));
-            }
-        }
+impl Row for Case {
+    type Verdict = Verdict;
+    type Observed = Observed;
+
+    fn name(&self) -> &str {
+        self.name
     }
-    assert!(
-        wrong.is_empty(),
-        "{} differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+
+    fn right(&self) -> &Verdict {
+        &self.right
+    }
+
+    fn known(&self) -> Option<&(Verdict, &'static str)> {
+        self.known.as_ref()
+    }
+
+    fn is_met(verdict: &Verdict, observed: &Observed) -> bool {
+        verdict.is_met(observed)
+    }
+
+    async fn observe(&self, perennial: &Perennial, recorder: &Recorder) -> Observed {
+        observe(perennial, recorder, self).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -3,11 +3,11 @@
 
 #![expect(clippy::too_many_lines, reason = "the functions are tables")]
 
-use super::{Http2, NAME, in_front_of, whole};
+use super::table::{Arrived, Row, arrived, judge};
+use super::{Http2, NAME, whole};
 use crate::support::h2_frames::{self as frames, Frames, Outcome};
 use crate::support::perennial::Perennial;
-use crate::support::place::Place;
-use crate::support::recorder::{Recorder, Seen};
+use crate::support::recorder::Recorder;
 
 type Field = (Vec<u8>, Vec<u8>);
 
@@ -166,23 +166,14 @@ async fn observe(perennial: &Perennial, recorder: &Recorder, case: &Case) -> Obs
     let mut http2 = Http2::open(perennial, &mut h2::client::Builder::new()).await;
     let next = whole(http2.get("/next")).await.expect("an answer");
     assert_eq!(next.assert_whole().text(), "ok", "behind {}", case.name);
+    let Arrived { seen, malformed } = arrived(recorder, |request| {
+        assert_eq!(request.head.all("host").len(), 1, "{}", case.name);
+    });
     let mut observed = Observed {
         outcome,
-        seen: Vec::new(),
-        malformed: Vec::new(),
+        seen,
+        malformed,
     };
-    for seen in recorder.take() {
-        match seen {
-            Seen::Request(request) => {
-                let (method, target) = request.asked();
-                assert_eq!(request.head.all("host").len(), 1, "{}", case.name);
-                let text = format!("{method} {target} {}", request.text());
-                observed.seen.push(text.trim_end().to_owned());
-            }
-            Seen::Malformed(why) => observed.malformed.push(why),
-            Seen::Aborted(_) => {}
-        }
-    }
     if observed.seen.pop().as_deref() != Some("GET /next") {
         observed
             .malformed
@@ -191,35 +182,29 @@ async fn observe(perennial: &Perennial, recorder: &Recorder, case: &Case) -> Obs
     observed
 }
 
-async fn judge(cases: Vec<Case>) {
-    let place = Place::new();
-    let recorder = Recorder::start(&place).await;
-    let perennial = in_front_of(place, &[&recorder.addr.to_string()]).await;
-    let mut wrong = Vec::new();
-    for case in cases {
-        let observed = observe(&perennial, &recorder, &case).await;
-        let name = case.name;
-        let right = case.right.is_met(&observed);
-        match &case.known {
-            None if right => {}
-            None => wrong.push(format!("{name}: {observed:?} instead of {:?}", case.right)),
-            Some((_, why)) if right => {
-                wrong.push(format!(
-                    "{name}: right by now, although {why}: take the mark away"
-                ));
-            }
-            Some((actual, _)) if actual.is_met(&observed) => {}
-            Some((actual, why)) => {
-                wrong.push(format!("{name}: {observed:?}, not even {actual:?} ({why})"));
-            }
-        }
+impl Row for Case {
+    type Verdict = Verdict;
+    type Observed = Observed;
+
+    fn name(&self) -> &str {
+        self.name
     }
-    assert!(
-        wrong.is_empty(),
-        "{} differ:\n{}",
-        wrong.len(),
-        wrong.join("\n")
-    );
+
+    fn right(&self) -> &Verdict {
+        &self.right
+    }
+
+    fn known(&self) -> Option<&(Verdict, &'static str)> {
+        self.known.as_ref()
+    }
+
+    fn is_met(verdict: &Verdict, observed: &Observed) -> bool {
+        verdict.is_met(observed)
+    }
+
+    async fn observe(&self, perennial: &Perennial, recorder: &Recorder) -> Observed {
+        observe(perennial, recorder, self).await
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -173,11 +173,7 @@ async fn each_part_of_an_upload_leaves_at_once() {
 async fn each_part_of_an_upload_leaves_at_once_over_http2() {
     let scene = scene().await;
     let mut http2 = scene.http2().await;
-    let request = http::Request::post(format!("https://{NAME}/")).body(());
-    let sent = http2
-        .sender
-        .send_request(request.expect("a request"), false);
-    let (response, mut body) = sent.expect("sent");
+    let (response, mut body) = http2.post();
     let mut peer = scene.upstream.accept().await;
     peer.head().await.expect("before there is a body");
     for number in 0..50 {

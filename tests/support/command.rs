@@ -1,7 +1,9 @@
 //! Other people's programs: run to their end, or found on this machine.
 
+use std::io::{BufRead, BufReader, Read};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::sync::{Arc, Mutex};
 
 /// What a program printed and how it ended.
 #[derive(Debug)]
@@ -25,6 +27,19 @@ impl Finished {
         serde_json::from_str(&self.stdout)
             .unwrap_or_else(|error| panic!("no JSON on stdout ({error}): {self:#?}"))
     }
+}
+
+/// What a program that still runs has printed.
+pub type Lines = Arc<Mutex<Vec<String>>>;
+
+/// Adds each line that comes out of a pipe, until its end.
+pub fn collect(pipe: impl Read + Send + 'static, lines: &Lines) {
+    let lines = Arc::clone(lines);
+    std::thread::spawn(move || {
+        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
+            lines.lock().unwrap().push(line);
+        }
+    });
 }
 
 /// Runs a program to its end without holding up the test's own servers.

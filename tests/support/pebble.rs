@@ -1,16 +1,15 @@
 //! Pebble, the test authority by the authors of Let's Encrypt, with its DNS server.
 
-use std::io::{BufRead, BufReader};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::{Arc, Mutex};
 
 use serde_json::json;
 
+use super::command::{self, Lines};
 use super::place::Place;
 use super::wait::{SOON, wait_until};
-use super::{certs, command, tls};
+use super::{certs, tls};
 
 /// The oldest with `set-renewal-info`.
 const OLDEST: (u32, u32) = (2, 8);
@@ -51,7 +50,7 @@ pub struct Pebble {
     /// Trust for Pebble's own HTTPS; another one than issues the certificates.
     pub ca_certificate: PathBuf,
     management: SocketAddr,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Lines,
     // Pebble first: the last thing it does is not a DNS question.
     _children: [Killed; 2],
 }
@@ -216,7 +215,7 @@ fn configure(
     place.write("pebble/config.json", config.to_string())
 }
 
-fn spawn(mut command: Command) -> (Child, Arc<Mutex<Vec<String>>>) {
+fn spawn(mut command: Command) -> (Child, Lines) {
     command
         .stdin(Stdio::null())
         .stdout(Stdio::piped())
@@ -225,13 +224,8 @@ fn spawn(mut command: Command) -> (Child, Arc<Mutex<Vec<String>>>) {
         .spawn()
         .unwrap_or_else(|error| panic!("{command:?}: {error}"));
     let pipe = child.stdout.take().expect("a pipe");
-    let log = Arc::new(Mutex::new(Vec::new()));
-    let lines = Arc::clone(&log);
-    std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            lines.lock().unwrap().push(line);
-        }
-    });
+    let log = Lines::default();
+    command::collect(pipe, &log);
     (child, log)
 }
 

@@ -1,14 +1,12 @@
 //! The program under test as a child process: started, signalled, killed, asked.
 
-use std::io::{BufRead, BufReader};
 use std::process::{Child, Command, ExitStatus, Stdio};
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::admin_api::client;
-use super::command::{self, Finished};
+use super::command::{self, Finished, Lines};
 use super::place::Place;
 use super::wait::{SOON, wait_until};
 
@@ -23,7 +21,7 @@ pub struct Perennial {
     environment: Vec<(String, String)>,
     log_level: Option<&'static str>,
     child: Option<Child>,
-    log: Arc<Mutex<Vec<String>>>,
+    log: Lines,
 }
 
 impl Perennial {
@@ -53,7 +51,7 @@ impl Perennial {
             environment: Vec::new(),
             log_level: Some("debug"),
             child: None,
-            log: Arc::default(),
+            log: Lines::default(),
         }
     }
 
@@ -110,17 +108,8 @@ impl Perennial {
         command.envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let mut child = command.stderr(Stdio::piped()).spawn().expect(PROGRAM);
-        self.collect(child.stderr.take().expect("a pipe"));
+        command::collect(child.stderr.take().expect("a pipe"), &self.log);
         self.child = Some(child);
-    }
-
-    fn collect(&self, pipe: impl std::io::Read + Send + 'static) {
-        let log = Arc::clone(&self.log);
-        std::thread::spawn(move || {
-            for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-                log.lock().unwrap().push(line);
-            }
-        });
     }
 
     pub async fn start_and_wait(&mut self) {

@@ -80,11 +80,7 @@ impl Options {
                 }
                 "--only" => {
                     let wanted = value();
-                    options.servers.retain(|kind| {
-                        wanted
-                            .split(',')
-                            .any(|text| text.eq_ignore_ascii_case(&format!("{kind:?}")))
-                    });
+                    options.servers.retain(|kind| kind.is_among(&wanted));
                 }
                 "--perennial" => options.perennial = value().into(),
                 "--swaps" => options.swaps = value().parse().unwrap_or_else(|_| usage()),

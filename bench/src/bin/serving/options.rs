@@ -47,11 +47,7 @@ impl Options {
                 }
                 "--only" => {
                     let wanted = value();
-                    options.servers.retain(|kind| {
-                        wanted
-                            .split(',')
-                            .any(|text| text.eq_ignore_ascii_case(&format!("{kind:?}")))
-                    });
+                    options.servers.retain(|kind| kind.is_among(&wanted));
                 }
                 "--rows" => options.rows = value().split(',').map(str::to_owned).collect(),
                 "--perennial" => options.perennial = value().into(),
