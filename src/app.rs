@@ -96,7 +96,6 @@ pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(
         state,
         trust,
         rescan: rescan.clone(),
-        threads,
         log,
     };
     let result = runtime.block_on(serve(start, candidates));
@@ -119,7 +118,6 @@ struct Start {
     state: StateDir,
     trust: Trust,
     rescan: Rescan,
-    threads: usize,
     log: LogControl,
 }
 
@@ -192,7 +190,6 @@ fn live(
             metrics.clone(),
             https_port.clone(),
         ),
-        threads: start.threads,
         tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
         table: reloader.table().clone(),
         metrics: metrics.clone(),

@@ -61,12 +61,15 @@ use std::time::Duration;
 use arc_swap::ArcSwap;
 use async_trait::async_trait;
 use boring::error::ErrorStack;
+use http::{HeaderName, Method};
+use pingora::http::ResponseHeader;
 use pingora::listeners::TlsAccept;
 use pingora::listeners::tls::TlsSettings;
 use pingora::prelude::{Session, background_service};
 use pingora::protocols::tls::TlsRef;
 use pingora::server::ShutdownWatch;
 use pingora::services::background::{BackgroundService, GenBackgroundService};
+use pingora::{ErrorType, OrErr};
 use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
@@ -84,7 +87,7 @@ use crate::listener::accept::HANDSHAKE_DEADLINE;
 use crate::listener::client_auth::ClientAuthTable;
 use crate::listener::tickets::SessionTickets;
 use crate::listener::tls::{self, SessionPolicy, Sessions};
-use crate::proxy;
+use crate::proxy::{self, Answer};
 use crate::store::StateDir;
 
 /// What is wrong with what a server was told.
@@ -349,7 +352,24 @@ impl HttpChallenges {
     /// [`ProxyHttp::request_filter`](pingora::proxy::ProxyHttp::request_filter), which returns what
     /// this returns: `true` means that the request is answered.
     pub async fn answer(&self, session: &mut Session) -> pingora::Result<bool> {
-        proxy::answer_challenge(session, &self.0).await
+        let request = session.req_header();
+        let path = request.uri.path();
+        let Some(answer) = proxy::challenge_answer(&request.method, path, &self.0) else {
+            return Ok(false);
+        };
+        let Answer { head, body } = answer;
+        let mut header = ResponseHeader::build(head.status, Some(head.fields.len()))?;
+        for field in head.fields.iter() {
+            let name = HeaderName::from_bytes(field.name);
+            let name = name.or_err(ErrorType::InternalError, "a field name of ours")?;
+            header.append_header(name, field.value)?;
+        }
+        let body = Some(body).filter(|_| request.method != Method::HEAD);
+        session
+            .write_response_header(Box::new(header), body.is_none())
+            .await?;
+        session.write_response_body(body, true).await?;
+        Ok(true)
     }
 }
 

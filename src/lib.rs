@@ -27,6 +27,8 @@ pub mod certificate;
 #[doc(hidden)]
 pub mod listener;
 #[doc(hidden)]
+pub mod message;
+#[doc(hidden)]
 pub mod proxy;
 
 #[doc(hidden)]

@@ -1,5 +1,4 @@
-//! The listeners that run: binding new ones, draining dropped ones. Each serves with a proxy of
-//! its own, so that one can drain while the others go on.
+//! The listeners that run: binding new ones, draining dropped ones while the others go on.
 
 use std::net::SocketAddr;
 use std::sync::Arc;
@@ -7,10 +6,7 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use boring::ssl::SslAcceptor;
-use pingora::apps::HttpServerApp;
-use pingora::proxy::HttpProxy;
 use tokio::net::TcpListener;
-use tokio::sync::watch;
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
@@ -20,14 +16,11 @@ use crate::certificate::table::TableReader;
 use crate::listener::accept::{Accepted, Protocol, Service, accept_loop};
 use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::{self, BindError};
-use crate::proxy::{Proxy, http_proxy};
-
-type HttpService = Service<HttpProxy<Proxy>>;
+use crate::proxy::Proxy;
 
 /// What every listener's service is made of.
 pub(super) struct Parts {
     pub proxy: Proxy,
-    pub threads: usize,
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
@@ -75,8 +68,8 @@ struct Paused {
 
 #[derive(Clone)]
 struct Serving {
-    service: Arc<HttpService>,
-    shutdown: Arc<watch::Sender<bool>>,
+    service: Arc<Service>,
+    drain: CancellationToken,
 }
 
 impl Socket {
@@ -116,18 +109,18 @@ impl Listeners {
     }
 
     pub fn serve(&mut self, socket: Socket) -> std::io::Result<()> {
-        let (sender, shutdown) = watch::channel(false);
+        let drain = CancellationToken::new();
         let service = Service {
-            app: Arc::new(http_proxy(self.parts.proxy.clone(), self.parts.threads)),
+            proxy: self.parts.proxy.clone(),
             tls: self.parts.tls.clone(),
             table: self.parts.table.clone(),
             metrics: self.parts.metrics.clone(),
             own: self.parts.own.clone(),
-            shutdown,
+            drain: drain.clone(),
         };
         let serving = Serving {
             service: Arc::new(service),
-            shutdown: Arc::new(sender),
+            drain,
         };
         let listener = Listener::start(socket, JoinSet::new(), serving)?;
         self.running.push(listener);
@@ -296,8 +289,7 @@ impl Paused {
     /// Closes the socket and the connections that wait for a request, and lets the others finish.
     async fn drain(mut self, grace_period: Duration) {
         drop(self.socket.take());
-        self.serving.shutdown.send_replace(true);
-        self.serving.service.app.http_cleanup().await;
+        self.serving.drain.cancel();
         let connections = &mut self.connections;
         let finish = async { while connections.join_next().await.is_some() {} };
         let address = self.endpoint.address;

@@ -1,26 +1,26 @@
 //! The accept loop: takes connections, does the handshake under a deadline, and hands them to the
-//! HTTP engine.
+//! proxy.
 
 use std::io;
 use std::net::SocketAddr;
+use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boring::ssl::{ErrorCode, SslAcceptor, SslRef};
-use pingora::apps::ServerApp;
-use pingora::protocols::tls::SslStream;
+use pingora::tls::tokio_ssl::SslStream;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::client_auth;
 use super::connection::{ConnectionInfo, TlsInfo};
 use super::self_check::OwnConnections;
-use super::stream::ClientStream;
+use super::stream::{ClientStream, ReadAhead};
 use super::tls::{self, Outcome};
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
+use crate::proxy::Proxy;
 
 /// How long a client may take for its TLS handshake, the wait for the first load included.
 pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
@@ -30,15 +30,15 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
 /// What every connection of a listener is served with.
-pub struct Service<A> {
-    pub app: Arc<A>,
+pub struct Service {
+    pub proxy: Proxy,
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
     /// Those of the self-check: they are no clients.
     pub own: OwnConnections,
-    /// Turns true when the listener drains.
-    pub shutdown: watch::Receiver<bool>,
+    /// Cancelled when the listener drains.
+    pub drain: CancellationToken,
 }
 
 /// What a listener speaks.
@@ -55,15 +55,12 @@ pub struct Accepted {
 }
 
 /// Accepts connections until `stop`.
-pub async fn accept_loop<A>(
+pub async fn accept_loop(
     mut accepted: Accepted,
     protocol: Protocol,
-    service: Arc<Service<A>>,
+    service: Arc<Service>,
     stop: CancellationToken,
-) -> Accepted
-where
-    A: ServerApp + Send + Sync + 'static,
-{
+) -> Accepted {
     let stopped = stop.cancelled();
     tokio::pin!(stopped);
     loop {
@@ -99,14 +96,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn serve<A>(
-    stream: TcpStream,
-    client: SocketAddr,
-    protocol: Protocol,
-    service: Arc<Service<A>>,
-) where
-    A: ServerApp + Send + Sync + 'static,
-{
+async fn serve(stream: TcpStream, client: SocketAddr, protocol: Protocol, service: Arc<Service>) {
     let _open = service.metrics.connection();
     // Fails only on a connection that is gone already.
     let _ = stream.set_nodelay(true);
@@ -118,18 +108,20 @@ async fn serve<A>(
         local: canonical(local),
         tls: None,
     };
-    let (stream, held) = match protocol {
-        Protocol::Http => ClientStream::plain(stream, info),
+    let stream = match protocol {
+        Protocol::Http => ClientStream::plain(stream),
         Protocol::Https => {
             let Some(stream) = handshake(stream, &info, &service).await else {
                 return;
             };
             info.tls = Some(describe(&stream));
-            ClientStream::tls(stream, info)
+            ClientStream::tls(stream)
         }
     };
-    let serve = service.app.process_new(Box::new(stream), &service.shutdown);
-    held.driving(serve).await;
+    service
+        .proxy
+        .serve(stream, info, service.drain.clone())
+        .await;
 }
 
 /// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.
@@ -137,7 +129,7 @@ fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
-fn describe(stream: &SslStream<TcpStream>) -> TlsInfo {
+fn describe(stream: &SslStream<ReadAhead>) -> TlsInfo {
     let ssl = stream.ssl();
     TlsInfo {
         server_name: ssl
@@ -151,11 +143,11 @@ fn describe(stream: &SslStream<TcpStream>) -> TlsInfo {
 }
 
 /// Does the handshake. `None`: it failed, or it was a challenge validation, which is over with it.
-async fn handshake<A>(
+async fn handshake(
     stream: TcpStream,
     info: &ConnectionInfo,
-    service: &Service<A>,
-) -> Option<SslStream<TcpStream>> {
+    service: &Service,
+) -> Option<SslStream<ReadAhead>> {
     let ssl = match tls::new_handshake(&service.tls, info.local.ip()) {
         Ok(ssl) => ssl,
         Err(error) => {
@@ -163,7 +155,7 @@ async fn handshake<A>(
             return None;
         }
     };
-    let mut stream = SslStream::new(ssl, stream).ok()?;
+    let mut stream = SslStream::new(ssl, ReadAhead::new(stream)).ok()?;
     let result = tokio::time::timeout(HANDSHAKE_DEADLINE, complete(&mut stream, service)).await;
     let outcome = tls::outcome(stream.ssl());
     let version = stream.ssl().version_str();
@@ -198,13 +190,13 @@ async fn handshake<A>(
 
 /// Drives the handshake, waiting for the first load where it asks for a certificate that may
 /// still come.
-async fn complete<A>(
-    stream: &mut SslStream<TcpStream>,
-    service: &Service<A>,
+async fn complete(
+    stream: &mut SslStream<ReadAhead>,
+    service: &Service,
 ) -> Result<(), boring::ssl::Error> {
     let mut parts = service.table.parts();
     loop {
-        match stream.accept().await {
+        match Pin::new(&mut *stream).accept().await {
             Err(error) if error.code() == ErrorCode::PENDING_CERTIFICATE => parts.next().await,
             result => return result,
         }

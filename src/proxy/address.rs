@@ -1,33 +1,27 @@
-//! One address to dial, with everything Pingora has to know about it made beforehand.
+//! One address to dial, with everything that has to be known about it made beforehand.
 
 use std::net::SocketAddr;
 use std::ops::Deref;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
-use pingora::upstreams::peer::{HttpPeer, PeerOptions};
+use pingora::upstreams::peer::HttpPeer;
 
-use super::read_timeout::ReadTimeout;
 use super::upstream_tls::TlsTransport;
 
 /// For TCP and TLS together. A host that is up answers within milliseconds, or, over the world,
 /// within a second and one lost packet.
 pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
-/// For each read while an answer is outstanding.
-const READ_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// For each write of a request.
-const WRITE_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How long an unused connection is kept.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How long others are preferred after a failed dial: a dead host costs each of its turns a dial
 /// timeout otherwise.
 const FAILURE_MEMORY: Duration = Duration::from_secs(10);
+
+/// A path that the kernel takes for a socket's: the array that it goes into has 108 bytes, the last
+/// of them NUL (unix(7)).
+const MAX_SOCKET_PATH: usize = 107;
 
 /// How to talk to an upstream.
 #[derive(Clone)]
@@ -38,11 +32,23 @@ pub enum Transport {
 
 /// One address of an upstream.
 pub struct Address {
+    /// No other has the same, now or later: kept connections are found by it.
+    id: u64,
     label: String,
-    peer: HttpPeer,
-    tls: Option<TlsTransport>,
+    endpoint: Endpoint,
     /// Milliseconds since [`START`]; 0 if it has not failed.
     failed_until: AtomicU64,
+}
+
+/// What is dialled.
+pub enum Endpoint {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    /// What Pingora has to know that does not change, and where it finds what does.
+    Tls {
+        peer: Box<HttpPeer>,
+        transport: TlsTransport,
+    },
 }
 
 /// The addresses of one upstream; never empty.
@@ -57,35 +63,45 @@ fn milliseconds_since_start() -> u64 {
 
 impl Address {
     pub fn tcp(address: SocketAddr, transport: &Transport) -> Address {
-        let peer = match transport {
-            Transport::Plain => HttpPeer::new(address, false, String::new()),
-            Transport::Tls(tls) => HttpPeer::new(address, true, tls.server_name()),
+        let endpoint = match transport {
+            Transport::Plain => Endpoint::Tcp(address),
+            Transport::Tls(transport) => {
+                let mut peer = Box::new(HttpPeer::new(address, true, transport.server_name()));
+                peer.options.connection_timeout = Some(DIAL_TIMEOUT);
+                peer.options.total_connection_timeout = Some(DIAL_TIMEOUT);
+                transport.prepare(&mut peer);
+                let transport = transport.clone();
+                Endpoint::Tls { peer, transport }
+            }
         };
-        let mut address = Address::new(address.to_string(), peer);
-        if let Transport::Tls(tls) = transport {
-            tls.prepare(&mut address.peer);
-            address.tls = Some(tls.clone());
-        }
-        address
+        Address::new(address.to_string(), endpoint)
     }
 
     /// The error names the path.
     pub fn unix(path: &Path) -> Result<Address, String> {
-        let unusable = |why: &str| format!("unix:{} is no socket path: {why}", path.display());
-        let text = path.to_str().ok_or_else(|| unusable("it is not UTF-8"))?;
-        HttpPeer::new_uds(text, false, String::new())
-            .map(|peer| Address::new(format!("unix:{text}"), peer))
-            .map_err(|_| unusable("it is longer than 107 bytes or has a NUL"))
+        let bytes = path.as_os_str().as_encoded_bytes();
+        if bytes.len() > MAX_SOCKET_PATH || bytes.contains(&0) {
+            return Err(format!(
+                "unix:{} is no socket path: it is longer than {MAX_SOCKET_PATH} bytes or has a NUL",
+                path.display()
+            ));
+        }
+        let label = format!("unix:{}", path.display());
+        Ok(Address::new(label, Endpoint::Unix(path.to_owned())))
     }
 
-    fn new(label: String, mut peer: HttpPeer) -> Address {
-        peer.options = options();
+    fn new(label: String, endpoint: Endpoint) -> Address {
+        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
         Address {
+            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
             label,
-            peer,
-            tls: None,
+            endpoint,
             failed_until: AtomicU64::new(0),
         }
+    }
+
+    pub fn id(&self) -> u64 {
+        self.id
     }
 
     /// For logs.
@@ -93,17 +109,16 @@ impl Address {
         &self.label
     }
 
-    /// For Pingora. An answer that comes when something happens, not when it is ready, has no
-    /// read timeout.
-    pub fn peer(&self, read_timeout: ReadTimeout) -> Box<HttpPeer> {
-        let mut peer = Box::new(self.peer.clone());
-        if read_timeout == ReadTimeout::None {
-            peer.options.read_timeout = None;
+    pub fn endpoint(&self) -> &Endpoint {
+        &self.endpoint
+    }
+
+    /// Changes whenever what connections to it are made under does: whom to trust, what to show.
+    pub fn version(&self) -> u64 {
+        match &self.endpoint {
+            Endpoint::Tls { transport, .. } => transport.version(),
+            Endpoint::Tcp(_) | Endpoint::Unix(_) => 0,
         }
-        if let Some(tls) = &self.tls {
-            tls.apply(&mut peer);
-        }
-        peer
     }
 
     pub fn failed_recently(&self) -> bool {
@@ -146,19 +161,6 @@ impl Deref for Addresses {
     }
 }
 
-/// Certificates are verified against the system's roots, which is Pingora's default: the file and
-/// directory that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else where the distribution has them.
-/// HTTP/1.1 is the default as well.
-fn options() -> PeerOptions {
-    let mut options = PeerOptions::new();
-    options.connection_timeout = Some(DIAL_TIMEOUT);
-    options.total_connection_timeout = Some(DIAL_TIMEOUT);
-    options.read_timeout = Some(READ_TIMEOUT);
-    options.write_timeout = Some(WRITE_TIMEOUT);
-    options.idle_timeout = Some(IDLE_TIMEOUT);
-    options
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -170,15 +172,18 @@ mod tests {
 
     #[test]
     fn certificates_are_verified() {
-        let peer = address().peer(ReadTimeout::Usual);
-        assert!(peer.is_tls() && peer.options.verify_cert && peer.options.verify_hostname);
+        let address = address();
+        let Endpoint::Tls { peer, .. } = address.endpoint() else {
+            panic!("not TLS");
+        };
+        assert!(peer.options.verify_cert && peer.options.verify_hostname);
         assert_eq!(peer.sni, "a.test");
-        assert_eq!(peer.options.read_timeout, Some(READ_TIMEOUT));
+        assert_eq!(peer.options.total_connection_timeout, Some(DIAL_TIMEOUT));
     }
 
     #[test]
-    fn events_may_take_their_time() {
-        assert_eq!(address().peer(ReadTimeout::None).options.read_timeout, None);
+    fn no_two_are_the_same() {
+        assert_ne!(address().id(), address().id());
     }
 
     #[test]

@@ -1,108 +1,80 @@
-//! The header of an upstream's response, made one for the client: what is about the upstream's
-//! connection stays there, and what says where the body ends says it once.
+//! The fields of a response on its way to the client: what is about the connection that it came on
+//! stays there, and where the body ends is said by whom it concerns.
 
-use http::header::{CONNECTION, CONTENT_LENGTH, HeaderName, HeaderValue, TRANSFER_ENCODING};
-use http::{HeaderMap, StatusCode};
-use pingora::Result;
-use pingora::http::ResponseHeader;
+use http::StatusCode;
 
-const KEEP_ALIVE: HeaderName = HeaderName::from_static("keep-alive");
-const PROXY_CONNECTION: HeaderName = HeaderName::from_static("proxy-connection");
+use crate::message::{Field, Fields, Known, ResponseHead, write_field};
 
-/// Makes the upstream's response the one for the client.
-pub fn rewrite(response: &mut ResponseHeader) -> Result<()> {
-    // What a switch of protocols says about the connection is for both.
-    if response.status != StatusCode::SWITCHING_PROTOCOLS {
-        remove_hop_by_hop(response);
+/// Adds the fields for a client of HTTP/1. Where the body ends and whether the connection does is
+/// not among them.
+pub fn write_fields(output: &mut Vec<u8>, head: &ResponseHead) {
+    for field in passed(&head.fields) {
+        write_field(output, field.name, field.value);
     }
-    match repeated_length(&response.headers) {
-        Some(length) => response.insert_header(CONTENT_LENGTH, length),
-        None => Ok(()),
+    // What a switch of protocols says about the connection is for both, and a 426 has to name what
+    // would do (RFC 9110 section 15.5.22).
+    let upgrade = [
+        StatusCode::SWITCHING_PROTOCOLS,
+        StatusCode::UPGRADE_REQUIRED,
+    ];
+    if upgrade.contains(&head.status) {
+        output.extend_from_slice(b"Connection: Upgrade\r\n");
+        for protocol in head.fields.all(Known::Upgrade) {
+            write_field(output, b"Upgrade", protocol);
+        }
     }
 }
 
-/// RFC 9110 section 7.6.1. Pingora writes a `Connection` of its own, and keeps `Upgrade` from
-/// clients of HTTP/2; a 426 must have it (section 15.5.22).
-fn remove_hop_by_hop(response: &mut ResponseHeader) {
-    for name in nominated(&response.headers) {
-        response.remove_header(&name);
-    }
-    response.remove_header(&KEEP_ALIVE);
-    response.remove_header(&PROXY_CONNECTION);
+/// The fields that are for the client, whatever it speaks (RFC 9110 section 7.6.1).
+pub fn passed(fields: &Fields) -> impl Iterator<Item = Field<'_>> {
+    let nominates = nominates(fields);
+    fields.iter().filter(move |field| {
+        let known = field.known.is_hop_by_hop() || field.known == Known::ContentLength;
+        let named = nominates && fields.lists(Known::Connection, field.name);
+        !known && !named
+    })
 }
 
-/// What `Connection` names, but never what says where the body ends.
-fn nominated(headers: &HeaderMap) -> Vec<HeaderName> {
-    headers
-        .get_all(CONNECTION)
-        .iter()
-        .flat_map(|value| value.as_bytes().split(|byte| *byte == b','))
-        .filter_map(|name| HeaderName::from_bytes(name.trim_ascii()).ok())
-        .filter(|name| ![CONTENT_LENGTH, TRANSFER_ENCODING, http::header::UPGRADE].contains(name))
-        .collect()
-}
-
-/// The one length of a message that gives it more than once (RFC 9110 section 8.6). Pingora has
-/// refused those whose lengths differ.
-fn repeated_length(headers: &HeaderMap) -> Option<HeaderValue> {
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let first = lengths.next()?;
-    let end = first.as_bytes().iter().position(|byte| *byte == b',');
-    if end.is_none() && lengths.next().is_none() {
-        return None;
-    }
-    let one = &first.as_bytes()[..end.unwrap_or(first.len())];
-    HeaderValue::from_bytes(one.trim_ascii()).ok()
+/// Whether `Connection` names any field. `close` and `keep-alive` are none.
+pub fn nominates(fields: &Fields) -> bool {
+    const OPTIONS: [&[u8]; 3] = [b"close", b"keep-alive", b"upgrade"];
+    fields.tokens(Known::Connection).any(|token| {
+        !OPTIONS
+            .iter()
+            .any(|option| token.eq_ignore_ascii_case(option))
+    })
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn rewritten(status: u16, fields: &[(&'static str, &str)]) -> ResponseHeader {
-        let mut response = ResponseHeader::build(status, None).unwrap();
+    fn written(status: u16, fields: &[(&str, &str)]) -> String {
+        let mut head = ResponseHead::new(StatusCode::from_u16(status).unwrap());
         for (name, value) in fields {
-            response.append_header(*name, *value).unwrap();
+            head.fields.push(name.as_bytes(), value.as_bytes());
         }
-        rewrite(&mut response).unwrap();
-        response
-    }
-
-    fn names(response: &ResponseHeader) -> Vec<&str> {
-        let mut names: Vec<&str> = response.headers.keys().map(HeaderName::as_str).collect();
-        names.sort_unstable();
-        names
+        let mut output = Vec::new();
+        write_fields(&mut output, &head);
+        String::from_utf8(output).unwrap()
     }
 
     #[test]
     fn what_is_about_the_connection_stays_there() {
         let fields = [
             ("Connection", "close, X-Hop"),
-            ("Connection", "content-length,,bad name"),
+            ("Connection", "upgrade,,bad name"),
             ("X-Hop", "1"),
             ("Keep-Alive", "timeout=5"),
             ("Proxy-Connection", "close"),
+            ("Transfer-Encoding", "chunked"),
             ("Content-Length", "5"),
             ("Upgrade", "websocket"),
+            ("X-END", "1"),
         ];
-        let response = rewritten(200, &fields);
-        assert_eq!(
-            names(&response),
-            ["connection", "content-length", "upgrade"]
-        );
-        assert!(names(&rewritten(101, &fields)).contains(&"x-hop"));
-    }
-
-    #[test]
-    fn the_length_is_given_once() {
-        for lengths in [&["5", "5"][..], &["5, 5"], &[" 5 ,5", "5"], &["5"]] {
-            let fields: Vec<_> = lengths
-                .iter()
-                .map(|value| ("Content-Length", *value))
-                .collect();
-            let response = rewritten(200, &fields);
-            let lengths: Vec<_> = response.headers.get_all("content-length").iter().collect();
-            assert_eq!(lengths, ["5"], "{fields:?}");
-        }
+        assert_eq!(written(200, &fields), "X-END: 1\r\n");
+        let upgrade = "X-END: 1\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n";
+        assert_eq!(written(426, &fields), upgrade);
+        assert_eq!(written(101, &fields), upgrade);
     }
 }

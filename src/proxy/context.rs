@@ -1,21 +1,27 @@
-//! What the proxy knows about one request, from its header to its line in the log.
+//! What the proxy knows about one request, from its head to its line in the log.
 
 use std::sync::Arc;
 use std::time::Instant;
 
 use http::StatusCode;
-use pingora::{Error, ErrorType};
 
-use super::failure::{Fault, reason, upstream_status};
-use super::read_timeout::ReadTimeout;
+use super::address::Address;
+use super::dial::DialError;
+use super::failure::{Failure, Fault};
 use super::routing::Site;
-use super::upstream::{Attempt, Pool, Tried};
+use super::upstream::{Attempt, Pool, Tried, Upstream};
 
 /// The state of one request.
 pub struct Context {
     pub started: Instant,
     pub site: Option<Arc<Site>>,
     pub forwarding: Option<Forwarding>,
+    /// What the client was sent; `None` until it was, or if it left before.
+    pub status: Option<StatusCode>,
+    /// Bytes of body that it was sent.
+    pub bytes: u64,
+    /// Whether the connection has changed its protocol.
+    pub switched: bool,
     /// What went wrong, in order; it need not have been the end of the request.
     pub failures: Vec<String>,
     /// Whose fault the end of the request was, if it failed.
@@ -27,9 +33,10 @@ pub struct Forwarding {
     site: Arc<Site>,
     route: usize,
     pub turn: usize,
-    pub read_timeout: ReadTimeout,
     pub attempt: Option<Attempt>,
-    pub tried: Tried,
+    /// Of what the connection was made under.
+    pub version: u64,
+    tried: Tried,
     /// What the last failed dial means for the client, should no other succeed.
     dial_status: Option<StatusCode>,
 }
@@ -40,6 +47,9 @@ impl Default for Context {
             started: Instant::now(),
             site: None,
             forwarding: None,
+            status: None,
+            bytes: 0,
+            switched: false,
             failures: Vec::new(),
             fault: None,
         }
@@ -63,23 +73,33 @@ impl Context {
         }
     }
 
+    /// Where the request is going. It has a route by then.
+    pub fn forwarding_mut(&mut self) -> Result<&mut Forwarding, Failure> {
+        self.forwarding.as_mut().ok_or_else(nowhere)
+    }
+
     /// Notes what ended the request. A dial that failed was noted at once.
-    pub fn note(&mut self, error: &Error, fault: Fault) {
+    pub fn note(&mut self, failure: &Failure) {
+        let fault = failure.fault();
         self.fault = Some(fault);
-        let reason = match error.etype() {
-            ErrorType::HTTPStatus(_) => error.context.as_ref().map(|text| text.to_string()),
-            _ => Some(self.blamed(fault, &reason(error))),
+        let reason = match failure {
+            Failure::NoUpstream { reason, .. } => reason.clone(),
+            failure => self.blamed(fault, &failure.to_string()),
         };
-        let news = reason.filter(|reason| !reason.is_empty() && !self.failures.contains(reason));
-        self.failures.extend(news);
+        if !reason.is_empty() && !self.failures.contains(&reason) {
+            self.failures.push(reason);
+        }
     }
 
     /// Notes a dial that failed; its upstream will not be tried again for this request.
-    pub fn note_dial(&mut self, error: &Error) {
-        let reason = self.blamed(Fault::Upstream, &reason(error));
+    pub fn note_dial(&mut self, error: &DialError) {
+        let reason = self.blamed(Fault::Upstream, &error.to_string());
         self.failures.push(reason);
         if let Some(forwarding) = &mut self.forwarding {
-            forwarding.dial_status = Some(upstream_status(error.etype()));
+            forwarding.dial_status = Some(match error.timed_out {
+                true => StatusCode::GATEWAY_TIMEOUT,
+                false => StatusCode::BAD_GATEWAY,
+            });
             let tried = forwarding.attempt.as_ref().map(Attempt::as_tried);
             forwarding.tried.extend(tried);
         }
@@ -89,20 +109,19 @@ impl Context {
         match fault {
             Fault::Client => format!("client: {reason}"),
             Fault::Upstream => format!("{}: {reason}", self.upstream_label()),
-            Fault::Proxy => reason.to_owned(),
         }
     }
 }
 
 impl Forwarding {
-    pub fn new(site: Arc<Site>, route: usize, read_timeout: ReadTimeout) -> Forwarding {
+    pub fn new(site: Arc<Site>, route: usize) -> Forwarding {
         let turn = site.routes[route].pool.take_turn();
         Forwarding {
             site,
             route,
             turn,
-            read_timeout,
             attempt: None,
+            version: 0,
             tried: Tried::new(),
             dial_status: None,
         }
@@ -114,14 +133,49 @@ impl Forwarding {
 
     /// Chooses the next address. The error carries the status for the client: that of the last
     /// failed dial, or 503 if there was nothing to dial.
-    pub async fn advance(&mut self) -> Result<&Attempt, Box<Error>> {
+    pub async fn advance(&mut self) -> Result<(), Failure> {
         match self.pool().choose(self.turn, &self.tried).await {
-            Ok(attempt) => Ok(self.attempt.insert(attempt)),
-            Err(reason) => {
-                let status = self.dial_status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE);
-                let kind = ErrorType::HTTPStatus(status.as_u16());
-                Err(Error::explain(kind, reason).into_up())
+            Ok(attempt) => {
+                self.attempt = Some(attempt);
+                Ok(())
             }
+            Err(reason) => Err(Failure::NoUpstream {
+                status: self.dial_status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+                reason,
+            }),
         }
+    }
+
+    /// The address that was chosen last.
+    pub fn address(&self) -> Result<&Address, Failure> {
+        match &self.attempt {
+            Some(attempt) => Ok(attempt.address()),
+            None => Err(nowhere()),
+        }
+    }
+
+    /// Notes what a connection to the address would be made under now.
+    pub fn note_version(&mut self) {
+        if let Some(attempt) = &self.attempt {
+            self.version = attempt.address().version();
+        }
+    }
+
+    /// The dial succeeded. The upstream, if it counted as unhealthy until now.
+    pub fn dialled(&self) -> Option<&Upstream> {
+        self.pool().dialled(self.attempt.as_ref()?)
+    }
+
+    /// The dial failed. The upstream, if it counted as healthy until now.
+    pub fn dial_failed(&self) -> Option<&Upstream> {
+        self.pool().dial_failed(self.attempt.as_ref()?)
+    }
+}
+
+/// A request without a route has no upstream. It is answered before anybody looks for one.
+fn nowhere() -> Failure {
+    Failure::NoUpstream {
+        status: StatusCode::INTERNAL_SERVER_ERROR,
+        reason: "a request without a route reached the upstreams".to_owned(),
     }
 }

@@ -5,13 +5,12 @@ use std::sync::Arc;
 
 use http::header::HeaderValue;
 use http::{Method, StatusCode};
-use pingora::http::RequestHeader;
-use pingora::protocols::http::authority::{RawTargetAuthority, raw_target_authority};
 
 use super::host::{HostError, RequestHost};
 use super::routing::{Routing, Site};
 use crate::certificate::name::Name;
 use crate::config::ClientAuth;
+use crate::message::{Known, RequestHead};
 
 /// Where RFC 8555 section 8.3 has the CA look.
 const CHALLENGE_PREFIX: &[u8] = b"/.well-known/acme-challenge/";
@@ -85,7 +84,7 @@ impl Refusal {
 }
 
 /// Decides. The order matters: a CA that validates a name must be answered whatever the host is.
-pub fn decide(request: &RequestHeader, surroundings: &Surroundings<'_>) -> Decision {
+pub fn decide(request: &RequestHead, surroundings: &Surroundings<'_>) -> Decision {
     match unrouted(request, surroundings) {
         Ok(action) => Decision { site: None, action },
         Err(target) => routed(request, target, surroundings).unwrap_or_else(Decision::from),
@@ -103,7 +102,7 @@ impl From<Refusal> for Decision {
 
 /// What is answered for any host; else the target, for [`routed`].
 fn unrouted<'r>(
-    request: &'r RequestHeader,
+    request: &'r RequestHead,
     surroundings: &Surroundings<'_>,
 ) -> Result<Action, &'r [u8]> {
     // TRACE would show a script the cookies that it must not read, and CONNECT wants a tunnel.
@@ -113,7 +112,7 @@ fn unrouted<'r>(
     if !has_target(request) {
         return Ok(Action::Refuse(Refusal::Target));
     }
-    let target = origin_form(request);
+    let target = origin_form(request.target());
     match challenge_token(&request.method, path_of(target)).and_then(surroundings.key_authorization)
     {
         Some(key_authorization) => Ok(Action::KeyAuthorization(key_authorization)),
@@ -122,7 +121,7 @@ fn unrouted<'r>(
 }
 
 fn routed(
-    request: &RequestHeader,
+    request: &RequestHead,
     target: &[u8],
     surroundings: &Surroundings<'_>,
 ) -> Result<Decision, Refusal> {
@@ -183,34 +182,47 @@ fn redirect(host: &RequestHost, target: &[u8], https_port: u16) -> Result<Action
         .map_err(|_| Refusal::Target)
 }
 
-/// `:authority` in HTTP/2, `Host` in HTTP/1. Pingora has made sure that they agree where there are
-/// both, also with an absolute-form target.
-pub fn authority(request: &RequestHeader) -> Option<&[u8]> {
-    match request.uri.authority() {
-        Some(authority) => Some(authority.as_str().as_bytes()),
-        None => Some(request.headers.get(http::header::HOST)?.as_bytes()),
-    }
+/// The host that is asked for, as the client wrote it; `:authority` in HTTP/2 (see
+/// [`RequestHead::from_http2`]). An absolute target has to name the same one (RFC 9112 section 3.2.2
+/// lets it win, but somebody before us may have looked at the other), and so must all that say it.
+pub fn authority(request: &RequestHead) -> Option<&[u8]> {
+    let mut hosts = request.fields.all(Known::Host);
+    let host = hosts.next()?;
+    let agrees = match absolute_form(request.target()) {
+        Some((authority, _)) => authority.eq_ignore_ascii_case(host),
+        None => true,
+    };
+    (agrees && hosts.next().is_none()).then_some(host)
 }
 
 /// Whether the target has one of the forms of RFC 9112 section 3.2.
-fn has_target(request: &RequestHeader) -> bool {
-    let target = request.raw_path();
-    match raw_target_authority(target) {
-        RawTargetAuthority::Absolute { .. } => true,
-        _ if target == b"*" => request.method == Method::OPTIONS,
-        _ => target.starts_with(b"/"),
+fn has_target(request: &RequestHead) -> bool {
+    let target = request.target();
+    match target {
+        b"*" => request.method == Method::OPTIONS,
+        [b'/', ..] => true,
+        _ => absolute_form(target).is_some(),
     }
 }
 
-/// Path and query, `/` at least, also of an absolute-form target (RFC 9112 section 3.2.2).
-pub fn origin_form(request: &RequestHeader) -> &[u8] {
-    let target = request.raw_path();
-    match raw_target_authority(target) {
-        RawTargetAuthority::Absolute {
-            path_and_query: [], ..
-        } => b"/",
-        RawTargetAuthority::Absolute { path_and_query, .. } => path_and_query,
-        _ => target,
+/// Authority, and path and query, of an absolute-form target (RFC 9112 section 3.2.2).
+fn absolute_form(target: &[u8]) -> Option<(&[u8], &[u8])> {
+    const SCHEMES: [&[u8]; 2] = [b"http://", b"https://"];
+    let rest = SCHEMES.iter().find_map(|scheme| {
+        let (start, rest) = target.split_at_checked(scheme.len())?;
+        start.eq_ignore_ascii_case(scheme).then_some(rest)
+    })?;
+    let end = rest.iter().position(|byte| matches!(byte, b'/' | b'?'));
+    Some(rest.split_at(end.unwrap_or(rest.len())))
+}
+
+/// Path and query of a target, also of an absolute one. Where that has no path it is empty or
+/// begins with the query.
+pub fn origin_form(target: &[u8]) -> &[u8] {
+    match absolute_form(target) {
+        Some((_, [])) => b"/",
+        Some((_, path_and_query)) => path_and_query,
+        None => target,
     }
 }
 
@@ -232,6 +244,7 @@ mod tests {
     use super::super::routing::tests::{routing, site};
     use super::*;
     use crate::config::{TlsMode, Upstream};
+    use crate::message::Limits;
 
     fn sites() -> Routing {
         let upstream = &[Upstream::Respond("hello".into())];
@@ -243,16 +256,23 @@ mod tests {
         ])
     }
 
-    fn request(method: &str, target: &str, host: Option<&str>) -> RequestHeader {
-        let mut request = RequestHeader::build(method, target.as_bytes(), None).unwrap();
-        if let Some(host) = host {
-            request.insert_header("Host", host).unwrap();
-        }
+    fn request(method: &str, target: &str, host: Option<&str>) -> RequestHead {
+        const LIMITS: Limits = Limits {
+            bytes: 4096,
+            fields: 10,
+        };
+        let host = host.map(|host| format!("Host: {host}\r\n"));
+        let text = format!(
+            "{method} {target} HTTP/1.1\r\n{}\r\n",
+            host.unwrap_or_default()
+        );
+        let mut request = RequestHead::default();
+        request.parse(text.as_bytes(), &LIMITS).unwrap();
         request
     }
 
     /// A short text of the decision, for tables.
-    fn decided(request: &RequestHeader, tls: Option<Handshake<'_>>, https_port: u16) -> String {
+    fn decided(request: &RequestHead, tls: Option<Handshake<'_>>, https_port: u16) -> String {
         let decision = decide(
             request,
             &Surroundings {
@@ -402,8 +422,8 @@ mod tests {
 
     #[test]
     fn the_authority_of_http2_is_the_host() {
-        let mut request = request("GET", "/", None);
-        request.set_uri("https://plain.test/x".parse().unwrap());
+        let request = http::Request::get("https://plain.test/x").body(()).unwrap();
+        let request = RequestHead::from_http2(&request.into_parts().0, true).unwrap();
         assert_eq!(decided(&request, None, 443), "plain.test 0");
     }
 

@@ -1,70 +1,97 @@
-//! What an error of Pingora's means: the status for the client, whose fault it is, and the reason
-//! in words for the log.
+//! What went wrong with a request: whose fault it is, the status for the client, and the reason in
+//! words for the log.
+
+use std::io;
 
 use http::StatusCode;
-use pingora::{Error, ErrorSource, ErrorType};
+use pingora::{Error, ErrorType};
+
+use crate::message::{BodyError, HeadError};
 
 /// Who failed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
     Client,
     Upstream,
-    /// Ours.
-    Proxy,
 }
 
-/// The meaning of an error that ended a request.
-#[derive(Debug, PartialEq, Eq)]
-pub struct Failure {
-    /// `None`: the client is gone and nobody is left to answer.
-    pub status: Option<StatusCode>,
-    pub fault: Fault,
+/// What ended a request.
+#[derive(Debug, thiserror::Error)]
+pub enum Failure {
+    #[error(transparent)]
+    Client(#[from] ClientError),
+    #[error(transparent)]
+    Upstream(#[from] UpstreamError),
+    /// Nobody to ask. `status`: what the last failed dial means, or 503 if there was none.
+    #[error("{reason}")]
+    NoUpstream { status: StatusCode, reason: String },
+}
+
+/// What is wrong with the client's side of an exchange.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    #[error("connection closed")]
+    Gone,
+    #[error("reading failed: {0}")]
+    Read(#[source] io::Error),
+    #[error("writing failed: {0}")]
+    Write(#[source] io::Error),
+    #[error("malformed message: {0}")]
+    Body(#[from] BodyError),
+    #[error("no body in time")]
+    BodyTimeout,
+    #[error("no progress in time")]
+    WriteTimeout,
+    #[error("HTTP/2 failed: {0}")]
+    Http2(#[from] h2::Error),
+}
+
+/// What is wrong with the upstream's.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    #[error("connection closed")]
+    Closed,
+    #[error("reading failed: {0}")]
+    Read(#[source] io::Error),
+    #[error("writing failed: {0}")]
+    Write(#[source] io::Error),
+    #[error("malformed message: {0}")]
+    Head(#[from] HeadError),
+    #[error("malformed message: {0}")]
+    Body(#[from] BodyError),
+    #[error("a switch of protocols that nobody asked for")]
+    Switch,
+    #[error("too many interim responses")]
+    Interim,
+    #[error("no answer in time")]
+    Silent,
 }
 
 impl Failure {
-    pub fn of(error: &Error) -> Failure {
-        let (status, fault) = match (error.etype(), error.esource()) {
-            (ErrorType::HTTPStatus(code), _) => (
-                Some(StatusCode::from_u16(*code).unwrap_or(StatusCode::BAD_GATEWAY)),
-                Fault::Upstream,
-            ),
-            (kind, ErrorSource::Upstream) => (Some(upstream_status(kind)), Fault::Upstream),
-            (kind, ErrorSource::Downstream) => (client_status(kind), Fault::Client),
-            (_, ErrorSource::Internal | ErrorSource::Unset) => {
-                (Some(StatusCode::INTERNAL_SERVER_ERROR), Fault::Proxy)
-            }
-        };
-        Failure { status, fault }
+    /// `None`: the client is gone and nobody is left to answer.
+    pub fn status(&self) -> Option<StatusCode> {
+        match self {
+            Failure::Client(ClientError::Body(_)) => Some(StatusCode::BAD_REQUEST),
+            Failure::Client(ClientError::BodyTimeout) => Some(StatusCode::REQUEST_TIMEOUT),
+            Failure::Client(_) => None,
+            Failure::Upstream(UpstreamError::Silent) => Some(StatusCode::GATEWAY_TIMEOUT),
+            Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
+            Failure::NoUpstream { status, .. } => Some(*status),
+        }
+    }
+
+    pub fn fault(&self) -> Fault {
+        match self {
+            Failure::Client(_) => Fault::Client,
+            Failure::Upstream(_) | Failure::NoUpstream { .. } => Fault::Upstream,
+        }
     }
 }
 
-/// 504 if there was no answer in time, 502 if there was none that could be used.
-pub fn upstream_status(kind: &ErrorType) -> StatusCode {
-    match kind {
-        ErrorType::ConnectTimedout
-        | ErrorType::TLSHandshakeTimedout
-        | ErrorType::ReadTimedout
-        | ErrorType::WriteTimedout => StatusCode::GATEWAY_TIMEOUT,
-        _ => StatusCode::BAD_GATEWAY,
-    }
-}
-
-fn client_status(kind: &ErrorType) -> Option<StatusCode> {
-    match kind {
-        ErrorType::ReadTimedout => Some(StatusCode::REQUEST_TIMEOUT),
-        ErrorType::ReadError
-        | ErrorType::WriteError
-        | ErrorType::WriteTimedout
-        | ErrorType::ConnectionClosed
-        | ErrorType::H2Error
-        | ErrorType::InvalidH2 => None,
-        _ => Some(StatusCode::BAD_REQUEST),
-    }
-}
-
-/// The kind of the error and its root cause, for the log alone: it may name paths and addresses.
-pub fn reason(error: &Error) -> String {
-    let kind = in_words(error.etype());
+/// The kind of an error of Pingora's and its root cause, for the log alone: it may name paths and
+/// addresses.
+pub fn in_words(error: &Error) -> String {
+    let kind = kind(error.etype());
     match root(error) {
         Some(root) if !root.is_empty() => format!("{kind}: {root}"),
         _ => kind.to_owned(),
@@ -84,7 +111,7 @@ fn root(error: &Error) -> Option<String> {
     }
 }
 
-fn in_words(kind: &ErrorType) -> &'static str {
+fn kind(kind: &ErrorType) -> &'static str {
     match kind {
         ErrorType::ConnectTimedout => "no connection in time",
         ErrorType::ConnectRefused => "connection refused",
@@ -93,15 +120,7 @@ fn in_words(kind: &ErrorType) -> &'static str {
         ErrorType::TLSHandshakeFailure | ErrorType::HandshakeError => "TLS handshake failed",
         ErrorType::TLSHandshakeTimedout => "no TLS handshake in time",
         ErrorType::InvalidCert => "certificate refused",
-        ErrorType::InvalidHTTPHeader | ErrorType::H1Error => "malformed message",
-        ErrorType::H2Error | ErrorType::InvalidH2 | ErrorType::H2Downgrade => "HTTP/2 failed",
-        ErrorType::ReadTimedout => "no answer in time",
-        ErrorType::WriteTimedout => "no progress in time",
-        ErrorType::ReadError => "reading failed",
-        ErrorType::WriteError => "writing failed",
-        ErrorType::ConnectionClosed => "connection closed",
-        ErrorType::InternalError => "internal error",
-        _ => "failed",
+        _ => "cannot connect",
     }
 }
 
@@ -109,73 +128,29 @@ fn in_words(kind: &ErrorType) -> &'static str {
 mod tests {
     use super::*;
 
-    fn of(kind: ErrorType, source: ErrorSource) -> (Option<u16>, Fault) {
-        let failure = Failure::of(&Error::create(kind, source, None, None));
-        (failure.status.map(|status| status.as_u16()), failure.fault)
-    }
-
     #[test]
     fn the_status_says_who_failed_and_how() {
-        use ErrorSource::{Downstream, Internal, Unset, Upstream};
-        for (kind, source, status, fault) in [
+        let unavailable = Failure::NoUpstream {
+            status: StatusCode::SERVICE_UNAVAILABLE,
+            reason: String::new(),
+        };
+        for (failure, status, fault) in [
+            (UpstreamError::Closed.into(), Some(502), Fault::Upstream),
+            (UpstreamError::Switch.into(), Some(502), Fault::Upstream),
+            (UpstreamError::Silent.into(), Some(504), Fault::Upstream),
+            (unavailable, Some(503), Fault::Upstream),
+            (ClientError::BodyTimeout.into(), Some(408), Fault::Client),
             (
-                ErrorType::ConnectRefused,
-                Upstream,
-                Some(502),
-                Fault::Upstream,
-            ),
-            (
-                ErrorType::ConnectTimedout,
-                Upstream,
-                Some(504),
-                Fault::Upstream,
-            ),
-            (
-                ErrorType::ReadTimedout,
-                Upstream,
-                Some(504),
-                Fault::Upstream,
-            ),
-            (
-                ErrorType::ConnectionClosed,
-                Upstream,
-                Some(502),
-                Fault::Upstream,
-            ),
-            (
-                ErrorType::InvalidHTTPHeader,
-                Upstream,
-                Some(502),
-                Fault::Upstream,
-            ),
-            (
-                ErrorType::HTTPStatus(503),
-                Unset,
-                Some(503),
-                Fault::Upstream,
-            ),
-            (
-                ErrorType::ReadTimedout,
-                Downstream,
-                Some(408),
-                Fault::Client,
-            ),
-            (ErrorType::ConnectionClosed, Downstream, None, Fault::Client),
-            (ErrorType::WriteTimedout, Downstream, None, Fault::Client),
-            (
-                ErrorType::InvalidHTTPHeader,
-                Downstream,
+                ClientError::Body(BodyError::ChunkSize).into(),
                 Some(400),
                 Fault::Client,
             ),
-            (ErrorType::InternalError, Internal, Some(500), Fault::Proxy),
-        ] {
-            let expected = (status, fault);
-            assert_eq!(
-                of(kind.clone(), source.clone()),
-                expected,
-                "{kind:?} {source:?}"
-            );
+            (ClientError::Gone.into(), None, Fault::Client),
+            (ClientError::WriteTimeout.into(), None, Fault::Client),
+        ] as [(Failure, _, _); 8]
+        {
+            let found = failure.status().map(|status| status.as_u16());
+            assert_eq!((found, failure.fault()), (status, fault), "{failure:?}");
         }
     }
 
@@ -185,12 +160,12 @@ mod tests {
         let inner = Error::because(ErrorType::ConnectRefused, "inner", io);
         let outer = inner.more_context("Fail to connect to addr: 192.0.2.1:80");
         assert_eq!(
-            reason(&outer),
+            in_words(&outer),
             "connection refused: Connection refused (os error 111)"
         );
         assert_eq!(
-            reason(&Error::new(ErrorType::ReadTimedout)),
-            "no answer in time"
+            in_words(&Error::new(ErrorType::ConnectTimedout)),
+            "no connection in time"
         );
     }
 }

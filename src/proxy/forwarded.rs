@@ -1,172 +1,201 @@
-//! The headers that tell an upstream who asked. What the client says about that is removed, never
-//! passed on: nobody has vouched for it.
+//! A request as the upstream gets it: an HTTP/1.1 head that says who asked, without what the client
+//! says about that, which nobody has vouched for, and without what is about the client's connection.
 
+use std::io::Write;
 use std::net::IpAddr;
 
-use http::header::{COOKIE, HOST, HeaderName, HeaderValue};
-use pingora::Result;
-use pingora::http::RequestHeader;
+use http::{Method, Version};
 
+use super::answered::nominates;
 use super::decision::origin_form;
-
-const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
-const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
-const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+use crate::message::{Field, Framing, Known, RequestHead, write_field};
 
 /// Who asked, and how.
-pub struct Origin<'a> {
-    /// `None` when the connection's address is unknown.
-    pub client: Option<IpAddr>,
+pub struct Origin {
+    pub client: IpAddr,
     /// Over TLS.
     pub secure: bool,
-    /// As the client wrote it, with the port if there is one.
-    pub host: &'a [u8],
 }
 
-/// Makes the client's request the one for the upstream.
-pub fn rewrite(request: &mut RequestHeader, origin: &Origin<'_>) -> Result<()> {
-    remove_claims(request);
-    if let Some(client) = origin.client {
-        request.insert_header(FORWARDED_FOR, client.to_string())?;
+/// Whether the request wants to become a WebSocket (RFC 6455 section 4.1). No other protocol is
+/// offered to upstreams: whoever is asked may ignore `Upgrade` (RFC 9110 section 7.8).
+pub fn wants_upgrade(request: &RequestHead) -> bool {
+    request.version == Version::HTTP_11
+        && request.method == Method::GET
+        && request.framing.is_empty()
+        && request.fields.has(Known::Upgrade)
+        && request.fields.lists(Known::Connection, b"upgrade")
+        && request
+            .fields
+            .all(Known::Upgrade)
+            .all(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+}
+
+/// Adds the head for the upstream.
+pub fn write(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin, upgrade: bool) {
+    write_line(output, request);
+    write_passed(output, request);
+    if request.framing == Framing::Chunked {
+        output.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
-    let proto = if origin.secure { "https" } else { "http" };
-    request.insert_header(FORWARDED_PROTO, HeaderValue::from_static(proto))?;
-    request.insert_header(FORWARDED_HOST, origin.host)?;
-    join_cookies(request)?;
-    use_origin_form(request, origin.host)
-}
-
-fn remove_claims(request: &mut RequestHeader) {
-    let claims: Vec<HeaderName> = request
-        .headers
-        .keys()
-        .filter(|name| is_claim(name.as_str()))
-        .cloned()
-        .collect();
-    for name in &claims {
-        request.remove_header(name);
+    if upgrade {
+        output.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
     }
+    write_origin(output, request, origin);
+    output.extend_from_slice(b"\r\n");
 }
 
-/// Whether a header says who the client is. CGI, and what descends from it, does not tell `_` from
-/// `-`.
-fn is_claim(name: &str) -> bool {
-    const EXACT: [&[u8]; 3] = [b"forwarded", b"x-real-ip", b"x-forwarded"];
-    const PREFIX: &[u8] = b"x-forwarded-";
-    let same = |given: &[u8], wanted: &[u8]| {
-        given.len() == wanted.len()
-            && given
-                .iter()
-                .zip(wanted)
-                .all(|(&given, &wanted)| given == wanted || (given == b'_' && wanted == b'-'))
+/// `GET http://host/path` is for proxies: an upstream is asked for `/path`.
+fn write_line(output: &mut Vec<u8>, request: &RequestHead) {
+    let target = origin_form(request.target());
+    output.reserve(1024);
+    output.extend_from_slice(request.method.as_str().as_bytes());
+    output.push(b' ');
+    if target.first() == Some(&b'?') {
+        output.push(b'/');
+    }
+    output.extend_from_slice(target);
+    output.extend_from_slice(b" HTTP/1.1\r\n");
+}
+
+fn write_passed(output: &mut Vec<u8>, request: &RequestHead) {
+    let fields = &request.fields;
+    let nominates = nominates(fields);
+    let nominated = |field: &Field<'_>| {
+        nominates && field.known != Known::Host && fields.lists(Known::Connection, field.name)
     };
-    let name = name.as_bytes();
-    EXACT.iter().any(|wanted| same(name, wanted))
-        || name
-            .get(..PREFIX.len())
-            .is_some_and(|start| same(start, PREFIX))
+    let mut cookies_written = false;
+    for field in fields.iter() {
+        match field.known {
+            Known::Claim => {}
+            // In one form, whatever the client made of it.
+            Known::ContentLength => {
+                if let Framing::Length(length) = request.framing {
+                    write_field(output, field.name, length.to_string().as_bytes());
+                }
+            }
+            // It did not exist then (RFC 9110 section 10.1.1).
+            Known::Expect if request.version == Version::HTTP_10 => {}
+            known if known.is_hop_by_hop() => {}
+            _ if nominated(&field) => {}
+            Known::Cookie => {
+                if !std::mem::replace(&mut cookies_written, true) {
+                    write_cookies(output, request, field.name);
+                }
+            }
+            _ => write_field(output, field.name, field.value),
+        }
+    }
 }
 
 /// HTTP/2 clients may split cookies, HTTP/1.1 servers know one header (RFC 9113 section 8.2.3).
-fn join_cookies(request: &mut RequestHeader) -> Result<()> {
-    let mut cookies = request.headers.get_all(COOKIE).iter();
-    if cookies.by_ref().nth(1).is_none() {
-        return Ok(());
+fn write_cookies(output: &mut Vec<u8>, request: &RequestHead, name: &[u8]) {
+    output.extend_from_slice(name);
+    output.extend_from_slice(b": ");
+    for (number, cookie) in request.fields.all(Known::Cookie).enumerate() {
+        if number > 0 {
+            output.extend_from_slice(b"; ");
+        }
+        output.extend_from_slice(cookie);
     }
-    let cookies: Vec<&[u8]> = request
-        .headers
-        .get_all(COOKIE)
-        .iter()
-        .map(HeaderValue::as_bytes)
-        .collect();
-    let joined = cookies.join(&b"; "[..]);
-    request.insert_header(COOKIE, joined)
+    output.extend_from_slice(b"\r\n");
 }
 
-/// `GET http://host/path` is for proxies: an upstream is asked for `/path` of `Host: host`.
-fn use_origin_form(request: &mut RequestHeader, host: &[u8]) -> Result<()> {
-    let target = origin_form(request);
-    if target.len() == request.raw_path().len() {
-        return Ok(());
-    }
-    let target = match target {
-        [b'/', ..] => target.to_vec(),
-        query => [b"/", query].concat(),
-    };
-    request.set_raw_path(&target)?;
-    request.insert_header(HOST, host)
+fn write_origin(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin) {
+    // A vector takes everything.
+    let _ = write!(output, "X-Forwarded-For: {}\r\n", origin.client);
+    let proto = if origin.secure { "https" } else { "http" };
+    write_field(output, b"X-Forwarded-Proto", proto.as_bytes());
+    let host = request.fields.get(Known::Host).unwrap_or_default();
+    write_field(output, b"X-Forwarded-Host", host);
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::message::{HeadEnd, Limits};
 
-    const CLIENT: IpAddr = IpAddr::V4(std::net::Ipv4Addr::new(192, 0, 2, 7));
+    const LIMITS: Limits = Limits {
+        bytes: 4096,
+        fields: 50,
+    };
 
-    fn request(target: &str, headers: &[(&'static str, &str)]) -> RequestHeader {
-        let mut request = RequestHeader::build("GET", target.as_bytes(), None).unwrap();
-        for (name, value) in headers {
-            request.append_header(*name, *value).unwrap();
-        }
-        let origin = Origin {
-            client: Some(CLIENT),
-            secure: true,
-            host: b"example.com:8443",
-        };
-        rewrite(&mut request, &origin).unwrap();
+    fn parsed(target: &str, fields: &str) -> RequestHead {
+        let text = format!("GET {target} HTTP/1.1\r\nHost: example.com:8443\r\n{fields}\r\n");
+        let mut request = RequestHead::default();
+        let length = HeadEnd::default().find(text.as_bytes(), &LIMITS).unwrap();
+        request
+            .parse(&text.as_bytes()[..length.unwrap()], &LIMITS)
+            .unwrap();
         request
     }
 
-    fn values<'r>(request: &'r RequestHeader, name: &str) -> Vec<&'r str> {
-        let values = request.headers.get_all(name).iter();
-        values.map(|value| value.to_str().unwrap()).collect()
+    fn written(target: &str, fields: &str) -> String {
+        let request = parsed(target, fields);
+        let origin = Origin {
+            client: "192.0.2.7".parse().unwrap(),
+            secure: true,
+        };
+        let mut output = Vec::new();
+        write(&mut output, &request, &origin, wants_upgrade(&request));
+        String::from_utf8(output).unwrap()
     }
+
+    const ORIGIN: &str = "X-Forwarded-For: 192.0.2.7\r\nX-Forwarded-Proto: https\r\n\
+                          X-Forwarded-Host: example.com:8443\r\n\r\n";
 
     #[test]
     fn the_upstream_learns_who_asked() {
-        let request = request("/", &[("Host", "example.com:8443")]);
-        assert_eq!(values(&request, "x-forwarded-for"), ["192.0.2.7"]);
-        assert_eq!(values(&request, "x-forwarded-proto"), ["https"]);
-        assert_eq!(values(&request, "x-forwarded-host"), ["example.com:8443"]);
-        assert_eq!(values(&request, "host"), ["example.com:8443"]);
+        let head = "GET /a?b HTTP/1.1\r\nHost: example.com:8443\r\nX-CaSe: d\r\n";
+        assert_eq!(written("/a?b", "X-CaSe: d\r\n"), format!("{head}{ORIGIN}"));
     }
 
     #[test]
     fn claims_are_not_believed() {
-        let request = request(
+        let head = written(
             "/",
-            &[
-                ("X-Forwarded-For", "203.0.113.1"),
-                ("X-Forwarded-For", "203.0.113.2"),
-                ("x_forwarded_for", "203.0.113.3"),
-                ("X-Forwarded-Proto", "http"),
-                ("X-Forwarded-Port", "80"),
-                ("X-Forwarded-Prefix", "/admin"),
-                ("Forwarded", "for=203.0.113.1"),
-                ("X-Real-IP", "203.0.113.1"),
-                ("X-Forward", "stays"),
-                ("X-Other", "stays"),
-            ],
+            "X-Forwarded-For: 203.0.113.1\r\nX-Forwarded-For: 203.0.113.2\r\n\
+             x_forwarded_for: 203.0.113.3\r\nX-Forwarded-Port: 80\r\n\
+             Forwarded: for=203.0.113.1\r\nX-Real-IP: 203.0.113.1\r\nX-Forward: stays\r\n",
         );
-        assert_eq!(values(&request, "x-forwarded-for"), ["192.0.2.7"]);
-        assert_eq!(values(&request, "x-forwarded-proto"), ["https"]);
-        for gone in [
-            "x_forwarded_for",
-            "x-forwarded-port",
-            "x-forwarded-prefix",
-            "forwarded",
-            "x-real-ip",
-        ] {
-            assert!(values(&request, gone).is_empty(), "{gone}");
-        }
-        assert_eq!(values(&request, "x-forward"), ["stays"]);
-        assert_eq!(values(&request, "x-other"), ["stays"]);
+        assert!(
+            !head.contains("203.0.113") && !head.contains("Port"),
+            "{head}"
+        );
+        assert!(head.contains("X-Forward: stays\r\n"), "{head}");
+        assert!(head.ends_with(ORIGIN), "{head}");
+    }
+
+    #[test]
+    fn what_is_about_the_connection_stays_here() {
+        let head = written(
+            "/",
+            "Connection: keep-alive, X-Hop, Host, X-Forwarded-For\r\nX-Hop: 1\r\nKeep-Alive: 5\r\n\
+             TE: trailers\r\nUpgrade: h2c\r\nHTTP2-Settings: a\r\nProxy-Connection: close\r\n",
+        );
+        let expected = format!("GET / HTTP/1.1\r\nHost: example.com:8443\r\n{ORIGIN}");
+        assert_eq!(head, expected);
+    }
+
+    #[test]
+    fn web_sockets_alone_are_offered() {
+        let upgrade = |protocol: &str, more: &str| {
+            let fields = format!("Connection: Upgrade\r\nUpgrade: {protocol}\r\n{more}");
+            written("/", &fields).contains("Connection: Upgrade\r\nUpgrade: websocket\r\n")
+        };
+        assert!(upgrade("WebSocket", ""));
+        assert!(!upgrade("h2c", ""));
+        assert!(!upgrade("websocket, h2c", ""));
+        assert!(!upgrade("websocket", "Content-Length: 5\r\n"));
+        let unasked = written("/", "Upgrade: websocket\r\n");
+        assert!(!unasked.contains("websocket"), "{unasked}");
     }
 
     #[test]
     fn split_cookies_are_joined() {
-        let request = request("/", &[("Cookie", "a=1"), ("Cookie", "b=2")]);
-        assert_eq!(values(&request, "cookie"), ["a=1; b=2"]);
+        let head = written("/", "Cookie: a=1\r\nX: y\r\nCookie: b=2\r\n");
+        assert!(head.contains("Cookie: a=1; b=2\r\nX: y\r\n"), "{head}");
+        assert_eq!(head.matches("Cookie").count(), 1);
     }
 
     #[test]
@@ -178,8 +207,9 @@ mod tests {
             ("/a?b", "/a?b"),
             ("*", "*"),
         ] {
-            let request = request(target, &[]);
-            assert_eq!(request.raw_path(), expected.as_bytes(), "{target}");
+            let head = written(target, "");
+            let line = format!("GET {expected} HTTP/1.1\r\n");
+            assert!(head.starts_with(&line), "{target}: {head}");
         }
     }
 }

@@ -3,112 +3,70 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::StatusCode;
-use http::header::{
-    ALLOW, CACHE_CONTROL, CONTENT_LENGTH, CONTENT_TYPE, EXPECT, HeaderName, HeaderValue, LOCATION,
-};
-use pingora::Result;
-use pingora::http::ResponseHeader;
-use pingora::proxy::Session;
+use http::{HeaderValue, StatusCode};
 
 use super::decision::Refusal;
+use crate::clock;
+use crate::message::ResponseHead;
 
 /// RFC 9110 section 15.5.6 wants a 405 to name what would be allowed.
-const ALLOWED_METHODS: &str = "GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
+const ALLOWED_METHODS: &[u8] = b"GET, HEAD, POST, PUT, PATCH, DELETE, OPTIONS";
 
 /// A whole response.
 #[derive(Debug)]
 pub struct Answer {
-    status: StatusCode,
-    header: Option<(HeaderName, HeaderValue)>,
-    body: Bytes,
+    pub head: ResponseHead,
+    pub body: Bytes,
 }
 
 impl Answer {
+    fn new(status: StatusCode, body: Bytes) -> Answer {
+        let mut head = ResponseHead::new(status);
+        let fields = &mut head.fields;
+        let date = httpdate::fmt_http_date(clock::now().into());
+        fields.push(b"Date", date.as_bytes());
+        fields.push(b"Content-Type", b"text/plain; charset=utf-8");
+        fields.push(b"Content-Length", body.len().to_string().as_bytes());
+        if status.is_client_error() || status.is_server_error() {
+            fields.push(b"Cache-Control", b"no-store");
+        }
+        Answer { head, body }
+    }
+
     /// The text of a `respond:` upstream.
     pub fn fixed(text: &Bytes) -> Answer {
-        Answer {
-            status: StatusCode::OK,
-            header: None,
-            body: text.clone(),
-        }
+        Answer::new(StatusCode::OK, text.clone())
     }
 
     /// RFC 8555 section 8.3. The next one for the same token may be another.
     pub fn key_authorization(text: Arc<str>) -> Answer {
-        Answer {
-            status: StatusCode::OK,
-            header: Some((CACHE_CONTROL, HeaderValue::from_static("no-store"))),
-            body: Bytes::copy_from_slice(text.as_bytes()),
-        }
+        let body = Bytes::copy_from_slice(text.as_bytes());
+        let mut answer = Answer::new(StatusCode::OK, body);
+        answer.head.fields.push(b"Cache-Control", b"no-store");
+        answer
     }
 
     /// 308: also for what is not GET, and for good.
-    pub fn redirect(location: HeaderValue) -> Answer {
-        Answer {
-            status: StatusCode::PERMANENT_REDIRECT,
-            header: Some((LOCATION, location)),
-            body: Bytes::from_static(b"this site is served over https\n"),
-        }
+    pub fn redirect(location: &HeaderValue) -> Answer {
+        let body = Bytes::from_static(b"this site is served over https\n");
+        let mut answer = Answer::new(StatusCode::PERMANENT_REDIRECT, body);
+        answer.head.fields.push(b"Location", location.as_bytes());
+        answer
     }
 
     pub fn refusal(refusal: Refusal) -> Answer {
         let body = Bytes::from(format!("{refusal}\n"));
-        let header = match refusal {
-            Refusal::Method => Some((ALLOW, HeaderValue::from_static(ALLOWED_METHODS))),
-            _ => None,
-        };
-        Answer {
-            status: refusal.status(),
-            header,
-            body,
+        let mut answer = Answer::new(refusal.status(), body);
+        if refusal == Refusal::Method {
+            answer.head.fields.push(b"Allow", ALLOWED_METHODS);
         }
+        answer
     }
 
     /// The body says no more than the status does.
     pub fn failure(status: StatusCode) -> Answer {
         let reason = status.canonical_reason().unwrap_or("error");
-        Answer {
-            status,
-            header: None,
-            body: Bytes::from(format!("{} {reason}\n", status.as_u16())),
-        }
-    }
-
-    fn response_header(&self) -> Result<ResponseHeader> {
-        let mut header = ResponseHeader::build(self.status, Some(6))?;
-        header.insert_header(
-            CONTENT_TYPE,
-            HeaderValue::from_static("text/plain; charset=utf-8"),
-        )?;
-        header.insert_header(CONTENT_LENGTH, HeaderValue::from(self.body.len()))?;
-        if self.status.is_client_error() || self.status.is_server_error() {
-            header.insert_header(CACHE_CONTROL, HeaderValue::from_static("no-store"))?;
-        }
-        if let Some((name, value)) = &self.header {
-            header.insert_header(name.clone(), value.clone())?;
-        }
-        Ok(header)
-    }
-
-    /// Sends it; to HEAD without its body. The connection stays usable, unless the client waits
-    /// for a word before it sends its body (RFC 9110 section 10.1.1): then it would be unclear
-    /// what comes next.
-    pub async fn send(self, session: &mut Session) -> Result<()> {
-        let header = self.response_header()?;
-        let body_may_not_come = session.req_header().headers.contains_key(EXPECT);
-        session.set_close_on_response_before_downstream_finish(body_may_not_come);
-        let body = match session.req_header().method {
-            http::Method::HEAD => None,
-            _ => Some(self.body).filter(|body| !body.is_empty()),
-        };
-        let sent = async {
-            session
-                .write_response_header(Box::new(header), body.is_none())
-                .await?;
-            session.write_response_body(body, true).await
-        };
-        sent.await.map_err(|error| error.into_down())
+        Answer::new(status, format!("{} {reason}\n", status.as_u16()).into())
     }
 }
 
@@ -116,11 +74,10 @@ impl Answer {
 mod tests {
     use super::*;
 
-    fn header<'a>(header: &'a ResponseHeader, name: &str) -> Option<&'a str> {
-        header
-            .headers
-            .get(name)
-            .map(|value| value.to_str().unwrap())
+    fn header<'a>(answer: &'a Answer, name: &str) -> Option<&'a str> {
+        let mut fields = answer.head.fields.iter();
+        let field = fields.find(|field| field.name.eq_ignore_ascii_case(name.as_bytes()))?;
+        Some(std::str::from_utf8(field.value).unwrap())
     }
 
     #[test]
@@ -129,33 +86,29 @@ mod tests {
             Answer::failure(StatusCode::BAD_GATEWAY),
             Answer::refusal(Refusal::UnknownHost),
         ] {
-            let response = answer.response_header().unwrap();
-            assert_eq!(
-                header(&response, "content-type"),
-                Some("text/plain; charset=utf-8")
-            );
-            assert_eq!(header(&response, "cache-control"), Some("no-store"));
+            let plain = "text/plain; charset=utf-8";
+            assert_eq!(header(&answer, "content-type"), Some(plain));
+            assert_eq!(header(&answer, "cache-control"), Some("no-store"));
             let length = answer.body.len().to_string();
-            assert_eq!(header(&response, "content-length"), Some(&*length));
-            assert_eq!(header(&response, "server"), None);
+            assert_eq!(header(&answer, "content-length"), Some(&*length));
+            assert_eq!(header(&answer, "server"), None);
             assert!(answer.body.len() < 80 && answer.body.ends_with(b"\n"));
         }
     }
 
     #[test]
     fn a_refused_method_names_the_others() {
-        let response = Answer::refusal(Refusal::Method).response_header().unwrap();
-        assert_eq!(response.status, 405);
-        assert_eq!(header(&response, "allow"), Some(ALLOWED_METHODS));
+        let answer = Answer::refusal(Refusal::Method);
+        assert_eq!(answer.head.status, 405);
+        let allowed = std::str::from_utf8(ALLOWED_METHODS).unwrap();
+        assert_eq!(header(&answer, "allow"), Some(allowed));
     }
 
     #[test]
     fn redirects_may_be_stored() {
-        let response = Answer::redirect(HeaderValue::from_static("https://a.test/"))
-            .response_header()
-            .unwrap();
-        assert_eq!(response.status, 308);
-        assert_eq!(header(&response, "location"), Some("https://a.test/"));
-        assert_eq!(header(&response, "cache-control"), None);
+        let answer = Answer::redirect(&HeaderValue::from_static("https://a.test/"));
+        assert_eq!(answer.head.status, 308);
+        assert_eq!(header(&answer, "location"), Some("https://a.test/"));
+        assert_eq!(header(&answer, "cache-control"), None);
     }
 }

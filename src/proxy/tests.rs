@@ -1,5 +1,5 @@
-//! The proxy over real sockets: a plain listener that hands connections to Pingora as the real one
-//! does, and upstreams that answer with what they were asked.
+//! The proxy over real sockets: a plain listener that hands connections to it as the real one does,
+//! and upstreams that answer with what they were asked.
 
 use std::net::SocketAddr;
 use std::sync::atomic::AtomicU16;
@@ -7,14 +7,8 @@ use std::sync::{Arc, LazyLock, Mutex};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
-use pingora::apps::ServerApp;
-use pingora::http::ResponseHeader;
-use pingora::protocols::GetProxyDigest;
-use pingora::protocols::l4::stream::Stream;
-use pingora::protocols::raw_connect::ProxyDigest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::watch;
 
 use super::routing::tests::{routing, site};
 use super::*;
@@ -32,6 +26,10 @@ impl Front {
     }
 
     async fn with_challenges(sites: &[config::Site], challenges: Challenges) -> Front {
+        Front::listen(sites, challenges, Speaks::Http1).await
+    }
+
+    async fn listen(sites: &[config::Site], challenges: Challenges, speaks: Speaks) -> Front {
         let metrics = Arc::new(Metrics::new());
         let proxy = Proxy::new(
             Arc::new(ArcSwap::from_pointee(routing(sites))),
@@ -39,18 +37,11 @@ impl Front {
             Arc::clone(&metrics),
             Arc::new(AtomicU16::new(8443)),
         );
-        let mut app = http_proxy(proxy, 1);
-        // The real listener speaks HTTP/2 over TLS alone.
-        app.server_options.as_mut().unwrap().h2c = true;
-        let app = Arc::new(app);
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
-            // The sender lives as long as the listener: it is the shutdown that never comes.
-            let (_shutdown, watch) = watch::channel(false);
             while let Ok((stream, client)) = listener.accept().await {
-                let (app, watch) = (Arc::clone(&app), watch.clone());
-                tokio::spawn(serve(app, stream, client, watch));
+                tokio::spawn(serve(proxy.clone(), stream, client, speaks));
             }
         });
         Front { address, metrics }
@@ -82,24 +73,24 @@ impl Front {
     }
 }
 
-async fn serve(
-    app: Arc<pingora::proxy::HttpProxy<Proxy>>,
-    stream: TcpStream,
-    client: SocketAddr,
-    shutdown: watch::Receiver<bool>,
-) {
+/// The real listener speaks HTTP/2 over TLS alone.
+#[derive(Clone, Copy)]
+enum Speaks {
+    Http1,
+    Http2,
+}
+
+async fn serve(proxy: Proxy, stream: TcpStream, client: SocketAddr, speaks: Speaks) {
     let local = stream.local_addr().unwrap();
     let info = ConnectionInfo {
         client,
         local,
         tls: None,
     };
-    let mut stream = Stream::from(stream);
-    let response = Box::new(ResponseHeader::build(200, None).unwrap());
-    stream.set_proxy_digest(ProxyDigest::new(response, Some(Box::new(info))));
-    let mut next: Option<pingora::protocols::Stream> = Some(Box::new(stream));
-    while let Some(stream) = next {
-        next = app.process_new(stream, &shutdown).await;
+    let (stream, drain) = (ClientStream::plain(stream), CancellationToken::new());
+    match speaks {
+        Speaks::Http1 => proxy.serve_http1(stream, info, drain).await,
+        Speaks::Http2 => proxy.serve_http2(stream, info, drain).await,
     }
 }
 
@@ -284,7 +275,7 @@ async fn own_answers_keep_the_connection() {
     assert_eq!(responses.matches("hello").count(), 1, "{responses}");
     assert!(responses.contains("Content-Length: 5\r\n"), "{responses}");
     assert!(
-        responses.contains("location: https://tls.test:8443/p?q\r\n"),
+        responses.contains("Location: https://tls.test:8443/p?q\r\n"),
         "{responses}"
     );
     assert!(responses.contains("known-token.thumbprint"), "{responses}");
@@ -307,7 +298,7 @@ async fn connect_is_refused_with_an_answer_of_ours() {
         .exchange("CONNECT a.test:80 HTTP/1.1\r\nHost: a.test:80\r\nConnection: close\r\n\r\n")
         .await;
     assert!(response.starts_with("HTTP/1.1 405 "), "{response}");
-    assert!(response.contains("allow: GET"), "{response}");
+    assert!(response.contains("Allow: GET"), "{response}");
     assert!(!response.contains("Pingora"), "{response}");
 }
 
@@ -521,15 +512,15 @@ async fn each_request_is_logged_once_and_each_failure_with_its_reason() {
 async fn http2_is_served_as_well() {
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let (alive, dead) = (echo("one").await, nobody().await);
-    let front = Front::start(&[
+    let sites = [
         site(
             &["a.test"],
             TlsMode::Off,
             &[("/dead", &[tcp(dead)]), ("/*", &[tcp(alive)])],
         ),
         site(&["tls.test"], TlsMode::Auto, &[("/*", &[tcp(alive)])]),
-    ])
-    .await;
+    ];
+    let front = Front::listen(&sites, Challenges::default(), Speaks::Http2).await;
     let client = reqwest::Client::builder()
         .http2_prior_knowledge()
         .redirect(reqwest::redirect::Policy::none())

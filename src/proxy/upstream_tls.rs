@@ -9,7 +9,7 @@ use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
 use boring::x509::X509;
-use pingora::protocols::Digest;
+use pingora::protocols::tls::SslDigest;
 use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::CertKey;
 use pingora::{Error, ErrorType, Result};
@@ -55,8 +55,6 @@ pub struct UpstreamTrust {
     pub settings: UpstreamTls,
     ca: Arc<ArcSwapOption<UpstreamCa>>,
     identity: Arc<ArcSwapOption<UpstreamIdentity>>,
-    /// Keeps connections of differing settings apart.
-    group: u64,
 }
 
 impl UpstreamTrust {
@@ -65,36 +63,39 @@ impl UpstreamTrust {
         ca: Arc<ArcSwapOption<UpstreamCa>>,
         identity: Arc<ArcSwapOption<UpstreamIdentity>>,
     ) -> UpstreamTrust {
-        let mut hasher = DefaultHasher::new();
-        settings.hash(&mut hasher);
         UpstreamTrust {
             settings,
             ca,
             identity,
-            group: hasher.finish(),
         }
     }
 
-    /// Fills in what is in service now. Kept connections that were made under anything else are
-    /// left alone for new requests: the group is another one.
+    /// Fills in what is in service now.
     pub fn apply(&self, peer: &mut HttpPeer) {
-        let mut versions = (self.group, None, None);
         if self.settings.ca.is_some() {
-            let ca = self.ca.load();
-            versions.1 = ca.as_ref().map(|ca| ca.version);
             // Without a bundle that could be read nobody is trusted, the system's CAs least of all.
-            peer.options.ca = Some(match &*ca {
+            peer.options.ca = Some(match &*self.ca.load() {
                 Some(ca) => ca.certificates.clone(),
                 None => Arc::default(),
             });
         }
         if let Some(identity) = &*self.identity.load() {
-            versions.2 = Some(identity.version);
             peer.client_cert_key = Some(identity.certificate.clone());
         }
+    }
+
+    /// Changes with what [`UpstreamTrust::apply`] fills in: kept connections that were made under
+    /// anything else are left alone.
+    pub fn version(&self) -> u64 {
+        let ca = self.ca.load().as_ref().map(|ca| ca.version);
+        let identity = self
+            .identity
+            .load()
+            .as_ref()
+            .map(|identity| identity.version);
         let mut hasher = DefaultHasher::new();
-        versions.hash(&mut hasher);
-        peer.group_key = hasher.finish();
+        (ca, identity).hash(&mut hasher);
+        hasher.finish()
     }
 }
 
@@ -187,12 +188,16 @@ impl TlsTransport {
             trust.apply(peer);
         }
     }
+
+    /// Changes with what [`TlsTransport::apply`] fills in.
+    pub fn version(&self) -> u64 {
+        self.trust.as_ref().map_or(0, |trust| trust.version())
+    }
 }
 
 /// Refuses a connection whose certificate is not for the address that was dialled. Nothing has
 /// been sent on it yet.
-pub fn verify_address(digest: Option<&Digest>) -> Result<()> {
-    let tls = digest.and_then(|digest| digest.ssl_digest.as_ref());
+pub fn verify_address(tls: Option<&SslDigest>) -> Result<()> {
     match tls.and_then(|tls| tls.extension.get::<WrongAddress>()) {
         None => Ok(()),
         Some(wrong) => {
@@ -261,21 +266,17 @@ mod tests {
     #[test]
     fn connections_are_kept_for_what_they_were_made_under() {
         let trust = trust(Some("ca.pem"), true);
-        let mut groups = vec![peer("a.test", None).group_key];
-        groups.push(peer("a.test", Some(&trust)).group_key);
+        let mut versions = vec![trust.version()];
         for version in [1, 2] {
             trust
                 .ca
                 .store(Some(Arc::new(UpstreamCa::new(bundle(), version))));
-            groups.push(peer("a.test", Some(&trust)).group_key);
-            assert_eq!(
-                peer("a.test", Some(&trust)).group_key,
-                groups[groups.len() - 1]
-            );
+            versions.push(trust.version());
+            assert_eq!(trust.version(), versions[versions.len() - 1]);
         }
-        let count = groups.len();
-        groups.sort_unstable();
-        groups.dedup();
-        assert_eq!(groups.len(), count);
+        let count = versions.len();
+        versions.sort_unstable();
+        versions.dedup();
+        assert_eq!(versions.len(), count);
     }
 }

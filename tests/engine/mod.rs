@@ -1,8 +1,5 @@
 //! What any HTTP engine between listener and upstream must do, judged from outside: the program is
 //! spawned, upstreams are scripted byte by byte, clients speak raw HTTP/1.1 or HTTP/2.
-//!
-//! Where the engine that is in use falls short, the test says so with its reason (`known`), and
-//! fails as soon as it does not any more.
 
 mod bodies;
 mod clients;

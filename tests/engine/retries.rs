@@ -16,22 +16,11 @@ async fn pooled(scene: &Scene) -> Peer {
 }
 
 /// A request that came on a connection from the pool, and is still to be answered.
-///
-/// Known: asked at once, Pingora's pool may find a connection still watched, and closes it for
-/// another ("failed to acquire reusable stream").
 async fn reused(scene: &Scene, version: Version, ask: Ask) -> (Peer, Asked, Message) {
-    for _ in 0..50 {
-        let mut old = pooled(scene).await;
-        let asked = scene.ask(version, ask.clone());
-        if let Ok(request) = old.request().await {
-            return (old, asked, request);
-        }
-        let (mut peer, _) = scene.upstream.request().await;
-        let last = "HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: 0\r\n\r\n";
-        peer.send(last).await.expect("sent");
-        answered(asked).await;
-    }
-    panic!("no connection was reused");
+    let mut old = pooled(scene).await;
+    let asked = scene.ask(version, ask);
+    let request = old.request().await.expect("on the connection before");
+    (old, asked, request)
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -16,26 +16,14 @@ pub trait Row {
 
     fn name(&self) -> &str;
     fn right(&self) -> &Self::Verdict;
-    /// What happens instead, and why.
-    fn known(&self) -> Option<&(Self::Verdict, &'static str)>;
     fn is_met(verdict: &Self::Verdict, observed: &Self::Observed) -> bool;
     async fn observe(&self, perennial: &Perennial, recorder: &Recorder) -> Self::Observed;
 
-    /// What is wrong, if anything is. A mark that is not needed any more is wrong too.
+    /// What is wrong, if anything is.
     fn complaint(&self, observed: &Self::Observed) -> Option<String> {
         let (name, right) = (self.name(), self.right());
         let is_right = Self::is_met(right, observed);
-        match self.known() {
-            None if is_right => None,
-            None => Some(format!("{name}: {observed:?} instead of {right:?}")),
-            Some((_, why)) if is_right => Some(format!(
-                "{name}: right by now, although {why}: take the mark away"
-            )),
-            Some((actual, _)) if Self::is_met(actual, observed) => None,
-            Some((actual, why)) => {
-                Some(format!("{name}: {observed:?}, not even {actual:?} ({why})"))
-            }
-        }
+        (!is_right).then(|| format!("{name}: {observed:?} instead of {right:?}"))
     }
 }
 

@@ -194,8 +194,8 @@ async fn what_follows_a_refused_upgrade_is_a_request() {
     );
 }
 
-/// Known: Pingora forwards the handshake of WebSockets alone. Another protocol's request arrives
-/// as a plain one, which RFC 9110 section 7.8 allows: whoever is asked may ignore `Upgrade`.
+/// The handshake of WebSockets alone goes on. Another protocol's request arrives as a plain one, which
+/// RFC 9110 section 7.8 allows: whoever is asked may ignore `Upgrade`.
 #[tokio::test(flavor = "multi_thread")]
 async fn other_protocols_are_not_offered_to_the_upstream() {
     let scene = scene().await;

@@ -1,0 +1,77 @@
+//! One request of a client, of whatever version of HTTP, as what passes it on sees it: a body to be
+//! read, and a response to be written. What is about the client's connection is the business of who
+//! implements this.
+
+use std::task::{Context, Poll};
+
+use bytes::BytesMut;
+use tokio::time::Instant;
+
+use super::failure::ClientError;
+use crate::message::{Fields, Framing, ResponseHead};
+
+/// The client's side of one exchange.
+pub trait Client {
+    /// Gives the next piece of the request's body to `take`; `Some` with the trailers, if there are
+    /// any, once there is no more, and again whenever it is asked after that.
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Poll<Result<Option<Trailers>, ClientError>>;
+
+    /// Whether the request has been read to its end.
+    fn body_is_read(&self) -> bool;
+
+    /// Throws away what has come of a body that nobody wants, so that the connection may go on
+    /// where that is little enough.
+    fn forgo_body(&mut self);
+
+    /// Waits for the client to leave. Only once the body is read.
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ClientError>;
+
+    /// Sends a response of class 1xx, 101 excepted, if the client understands it.
+    fn send_interim(&mut self, head: &ResponseHead) -> Result<(), ClientError>;
+
+    /// Begins the final response, or switches protocols. Nothing follows if `framing` is empty. What
+    /// the fields say about the connection and the length does not go on: `framing` does, and
+    /// without a body the length that one would have.
+    fn send_head(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), ClientError>;
+
+    /// Waits until some of `wanted` bytes of body may be sent; how many.
+    fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<usize, ClientError>>;
+
+    /// Sends so many bytes from the front of `input`, no more than there was room for. `last`:
+    /// nothing follows.
+    fn send_data(
+        &mut self,
+        input: &mut BytesMut,
+        length: usize,
+        last: bool,
+    ) -> Result<(), ClientError>;
+
+    /// Ends a body whose last data was not known to be the last.
+    fn send_end(&mut self, trailers: Option<&Fields>) -> Result<(), ClientError>;
+
+    /// Writes what is ready, as far as the client takes it.
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>>;
+
+    /// Says that nothing more will be sent, after a switch of protocols.
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>>;
+
+    /// Grows whenever the client has taken something.
+    fn progress(&self) -> u64;
+
+    /// Waits for a time.
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()>;
+
+    /// Lets the client see that the response is not whole.
+    fn cut_off(&mut self);
+}
+
+/// What came behind a body; mostly nothing.
+pub type Trailers = Option<Box<Fields>>;

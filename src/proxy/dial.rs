@@ -1,0 +1,100 @@
+//! New connections to upstreams. Plain ones are made here; TLS is Pingora's.
+
+use std::io;
+use std::net::SocketAddr;
+use std::path::Path;
+use std::sync::LazyLock;
+
+use pingora::connectors::TransportConnector;
+use pingora::upstreams::peer::HttpPeer;
+use tokio::net::{TcpStream, UnixStream};
+
+use super::address::{Address, DIAL_TIMEOUT, Endpoint};
+use super::connection::{Connection, Socket};
+use super::failure;
+use super::upstream_tls::{TlsTransport, verify_address};
+
+/// A connection that could not be made.
+#[derive(Debug, thiserror::Error)]
+#[error("{reason}")]
+pub struct DialError {
+    /// Whether it took too long.
+    pub timed_out: bool,
+    reason: String,
+}
+
+impl DialError {
+    fn timeout() -> DialError {
+        DialError {
+            timed_out: true,
+            reason: format!("no connection in time: {DIAL_TIMEOUT:?}"),
+        }
+    }
+}
+
+impl From<io::Error> for DialError {
+    fn from(error: io::Error) -> DialError {
+        use io::ErrorKind::{ConnectionRefused, HostUnreachable, NetworkUnreachable, TimedOut};
+        let kind = match error.kind() {
+            ConnectionRefused => "connection refused",
+            HostUnreachable | NetworkUnreachable => "no route",
+            TimedOut => "no connection in time",
+            _ => "cannot connect",
+        };
+        DialError {
+            timed_out: error.kind() == TimedOut,
+            reason: format!("{kind}: {error}"),
+        }
+    }
+}
+
+/// Connects, within [`DIAL_TIMEOUT`].
+pub async fn dial(address: &Address) -> Result<Connection, DialError> {
+    let socket = match address.endpoint() {
+        Endpoint::Tcp(address) => in_time(tcp(*address)).await?,
+        Endpoint::Unix(path) => in_time(unix(path)).await?,
+        // Boxed: it is large, and most requests need none.
+        Endpoint::Tls { peer, transport } => Box::pin(tls(peer, transport)).await?,
+    };
+    Ok(Connection::new(socket))
+}
+
+async fn in_time(dial: impl Future<Output = io::Result<Socket>>) -> Result<Socket, DialError> {
+    match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+        Ok(dialled) => Ok(dialled?),
+        Err(_) => Err(DialError::timeout()),
+    }
+}
+
+async fn tcp(address: SocketAddr) -> io::Result<Socket> {
+    let stream = TcpStream::connect(address).await?;
+    stream.set_nodelay(true)?;
+    Ok(Socket::Tcp(stream))
+}
+
+async fn unix(path: &Path) -> io::Result<Socket> {
+    Ok(Socket::Unix(UnixStream::connect(path).await?))
+}
+
+/// Certificates are verified against the system's roots, unless the transport says otherwise: the
+/// file and directory that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else where the distribution has
+/// them.
+async fn tls(peer: &HttpPeer, transport: &TlsTransport) -> Result<Socket, DialError> {
+    // It reads the system's roots, which takes its time: only where there is such an upstream.
+    static CONNECTOR: LazyLock<TransportConnector> =
+        LazyLock::new(|| TransportConnector::new(None));
+    let mut peer = peer.clone();
+    transport.apply(&mut peer);
+    let stream = CONNECTOR.new_stream(&peer).await.map_err(|error| {
+        use pingora::ErrorType::{ConnectTimedout, TLSHandshakeTimedout};
+        DialError {
+            timed_out: matches!(error.etype(), ConnectTimedout | TLSHandshakeTimedout),
+            reason: failure::in_words(&error),
+        }
+    })?;
+    verify_address(stream.get_ssl_digest().as_deref()).map_err(|error| DialError {
+        timed_out: false,
+        reason: failure::in_words(&error),
+    })?;
+    Ok(Socket::Tls(stream))
+}

@@ -1,0 +1,454 @@
+//! A client's connection that speaks HTTP/1.1 or HTTP/1.0 (RFC 9112): one request after the other,
+//! each answered before the next is looked at.
+
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::task::{Context, Poll, ready};
+use std::time::Duration;
+
+use bytes::{Buf, BytesMut};
+use http::{StatusCode, Version};
+use tokio::io::AsyncWrite;
+use tokio::time::Instant;
+use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+
+use super::answered;
+use super::client::{Client, Trailers};
+use super::failure::ClientError;
+use super::watchdog::Watchdog;
+use crate::listener::stream::ClientStream;
+use crate::message::{
+    BodyReader, Fields, Framing, HeadEnd, HeadError, Known, Limits, RequestHead, ResponseHead,
+    Step, write_chunk, write_field, write_last_chunk,
+};
+
+/// What servers take from clients: nginx 32 KiB, Apache 100 fields.
+const REQUEST_LIMITS: Limits = Limits {
+    bytes: 32 * 1024,
+    fields: 100,
+};
+
+/// How long a connection waits for the next request.
+const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// How long the head of a request may take from its first byte to its last, however slowly it
+/// comes.
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long the rest of a body that nobody wants is read, to keep the connection.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// How much of it: more is dearer than another connection.
+const DRAIN_BYTES: u64 = 64 * 1024;
+
+/// What is asked for at first: most requests.
+const FIRST_READ: usize = 2 * 1024;
+
+/// What is asked for while a body flows.
+const LARGE_READ: usize = 32 * 1024;
+
+/// How much is read of what a client sends before it has its answer.
+const PIPELINE_BYTES: usize = 16 * 1024;
+
+/// How much of a response may wait for the client to take it: four TLS records.
+const DOWNLOAD_BUFFER: usize = 64 * 1024;
+
+/// A client's connection.
+pub struct Http1 {
+    stream: ClientStream,
+    /// Read and not used yet.
+    input: BytesMut,
+    /// To be written.
+    output: Vec<u8>,
+    written: usize,
+    total_written: u64,
+    body: BodyReader,
+    exchange: Exchange,
+    draining: Pin<Box<WaitForCancellationFutureOwned>>,
+    drain: CancellationToken,
+    watchdog: Watchdog,
+    /// The client must not take what it got for a whole response.
+    cut_off: bool,
+    /// What it sends is no request: nobody knows how much of that is still to come.
+    is_malformed: bool,
+}
+
+/// What has to be known about the request under way.
+#[derive(Default)]
+struct Exchange {
+    version: Version,
+    /// Whether another request may follow.
+    goes_on: bool,
+    /// Whether the rest of a body that nobody wants is read, so that one may.
+    drains: bool,
+    expects_continue: bool,
+    wants_trailers: bool,
+    /// How the body of the response is framed.
+    chunked: bool,
+    /// Whether the connection has changed its protocol.
+    switched: bool,
+}
+
+/// What came instead of a request, or with it.
+pub enum Incoming {
+    Request,
+    Malformed(HeadError),
+    /// It began, and did not go on.
+    TooSlow,
+    End,
+}
+
+impl Http1 {
+    pub fn new(stream: ClientStream, drain: CancellationToken) -> Http1 {
+        Http1 {
+            stream,
+            input: BytesMut::new(),
+            output: Vec::new(),
+            written: 0,
+            total_written: 0,
+            body: BodyReader::new(Framing::None),
+            exchange: Exchange::default(),
+            draining: Box::pin(drain.clone().cancelled_owned()),
+            drain,
+            watchdog: Watchdog::default(),
+            cut_off: false,
+            is_malformed: false,
+        }
+    }
+
+    /// Waits for the next request.
+    pub async fn next(&mut self, head: &mut RequestHead) -> Incoming {
+        let mut end = HeadEnd::default();
+        let mut deadline = Instant::now() + KEEPALIVE_TIMEOUT;
+        let mut begun = false;
+        loop {
+            // RFC 9112 section 2.2: an empty line before a request is none.
+            if end_is_new(&end) && self.input.starts_with(b"\r\n") {
+                self.input.advance(2);
+            }
+            match end.find(&self.input, &REQUEST_LIMITS) {
+                Ok(Some(length)) => return self.begin(head, length),
+                Ok(None) => {}
+                Err(error) => return self.malformed(error),
+            }
+            if !begun && !self.input.is_empty() {
+                begun = true;
+                deadline = Instant::now() + HEAD_TIMEOUT;
+            }
+            match poll_fn(|cx| self.poll_more(cx, head, deadline)).await {
+                More::Some => {}
+                More::End => return Incoming::End,
+                More::TooLate if begun => return self.too_slow(),
+                More::TooLate => return Incoming::End,
+            }
+        }
+    }
+
+    fn poll_more(
+        &mut self,
+        cx: &mut Context<'_>,
+        head: &mut RequestHead,
+        deadline: Instant,
+    ) -> Poll<More> {
+        let idle = self.input.is_empty();
+        if self.stream.poll_readable(cx).is_ready() {
+            self.input.reserve(FIRST_READ);
+            match self.stream.poll_fill(cx, &mut self.input) {
+                Poll::Ready(Ok(1..)) => return Poll::Ready(More::Some),
+                Poll::Ready(_) => return Poll::Ready(More::End),
+                Poll::Pending => {}
+            }
+        }
+        if idle {
+            self.release();
+            head.release();
+            if self.draining.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(More::End);
+            }
+        }
+        self.watchdog.poll(cx, deadline).map(|()| More::TooLate)
+    }
+
+    /// A connection that waits has no memory for what may come.
+    fn release(&mut self) {
+        self.input = BytesMut::new();
+        self.output = Vec::new();
+    }
+
+    fn begin(&mut self, head: &mut RequestHead, length: usize) -> Incoming {
+        if let Err(error) = head.parse(&self.input[..length], &REQUEST_LIMITS) {
+            return self.malformed(error);
+        }
+        self.input.advance(length);
+        self.body = BodyReader::new(head.framing);
+        self.exchange = Exchange {
+            version: head.version,
+            goes_on: head.keeps_alive(),
+            expects_continue: head.fields.has(Known::Expect),
+            wants_trailers: head.fields.lists(Known::Te, b"trailers"),
+            ..Exchange::default()
+        };
+        Incoming::Request
+    }
+
+    /// Nobody knows where the next request begins.
+    fn malformed(&mut self, error: HeadError) -> Incoming {
+        self.exchange = Exchange::default();
+        self.is_malformed = true;
+        Incoming::Malformed(error)
+    }
+
+    fn too_slow(&mut self) -> Incoming {
+        self.malformed(HeadError::RequestLine);
+        Incoming::TooSlow
+    }
+
+    /// Ends an exchange. Whether another may follow.
+    pub async fn finish(&mut self) -> bool {
+        if !self.exchange.goes_on || self.cut_off {
+            return false;
+        }
+        if self.body.is_done() {
+            return true;
+        }
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        poll_fn(|cx| match self.poll_forgo(cx) {
+            Poll::Ready(done) => Poll::Ready(done),
+            Poll::Pending => self.watchdog.poll(cx, deadline).map(|()| false),
+        })
+        .await
+    }
+
+    fn poll_forgo(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
+        loop {
+            match ready!(self.poll_body(cx, &mut |_| {})) {
+                Ok(None) => {}
+                Ok(Some(_)) => return Poll::Ready(true),
+                Err(_) => return Poll::Ready(false),
+            }
+        }
+    }
+
+    /// Closes. A client that is still sending is listened to for a while.
+    pub async fn close(self) {
+        if !self.cut_off {
+            let sending = !self.body.is_done() || !self.input.is_empty();
+            let linger = sending || self.is_malformed;
+            self.stream.close(linger).await;
+        }
+    }
+
+    /// Adds what has come to the input.
+    fn poll_fill(&mut self, cx: &mut Context<'_>, more: usize) -> Poll<Result<(), ClientError>> {
+        if self.input.capacity() - self.input.len() < FIRST_READ / 2 {
+            self.input.reserve(more);
+        }
+        match ready!(self.stream.poll_fill(cx, &mut self.input)) {
+            Ok(0) => Poll::Ready(Err(ClientError::Gone)),
+            Ok(_) => Poll::Ready(Ok(())),
+            Err(error) => Poll::Ready(Err(ClientError::Read(error))),
+        }
+    }
+
+    fn poll_write(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
+        while self.written < self.output.len() {
+            let rest = &self.output[self.written..];
+            let written = ready!(Pin::new(&mut self.stream).poll_write(cx, rest));
+            match written.map_err(ClientError::Write)? {
+                0 => return Poll::Ready(Err(ClientError::Gone)),
+                written => {
+                    self.written += written;
+                    self.total_written += written as u64;
+                }
+            }
+        }
+        self.written = 0;
+        self.output.clear();
+        Poll::Ready(Ok(()))
+    }
+
+    fn unwritten(&self) -> usize {
+        self.output.len() - self.written
+    }
+
+    /// What says where the response ends, and whether the connection does, too.
+    fn write_framing(&mut self, head: &ResponseHead, framing: Framing) {
+        let old = self.exchange.version == Version::HTTP_10;
+        self.exchange.chunked = !old && matches!(framing, Framing::Chunked | Framing::UntilClose);
+        match framing {
+            Framing::Length(length) => write_length(&mut self.output, length),
+            Framing::None if has_length(head) => {
+                if let Ok(Some(length)) = head.length() {
+                    write_length(&mut self.output, length);
+                }
+            }
+            Framing::None => {}
+            Framing::Chunked | Framing::UntilClose if old => self.exchange.goes_on = false,
+            Framing::Chunked | Framing::UntilClose => {
+                self.output
+                    .extend_from_slice(b"Transfer-Encoding: chunked\r\n");
+            }
+        }
+        match (self.exchange.goes_on, old) {
+            (false, _) => self.output.extend_from_slice(b"Connection: close\r\n"),
+            (true, true) => self.output.extend_from_slice(b"Connection: keep-alive\r\n"),
+            (true, false) => {}
+        }
+    }
+}
+
+fn end_is_new(end: &HeadEnd) -> bool {
+    *end == HeadEnd::default()
+}
+
+/// Whether a response without a body may say how long it would be (RFC 9110 section 8.6).
+fn has_length(head: &ResponseHead) -> bool {
+    !head.status.is_informational() && head.status != StatusCode::NO_CONTENT
+}
+
+fn write_length(output: &mut Vec<u8>, length: u64) {
+    write_field(output, b"Content-Length", length.to_string().as_bytes());
+}
+
+/// What came of waiting for more of a head.
+enum More {
+    Some,
+    End,
+    TooLate,
+}
+
+impl Client for Http1 {
+    fn poll_body(
+        &mut self,
+        cx: &mut Context<'_>,
+        take: &mut dyn FnMut(&[u8]),
+    ) -> Poll<Result<Option<Trailers>, ClientError>> {
+        loop {
+            match self.body.step(&mut self.input)? {
+                Step::Data(length) => {
+                    take(&self.input[..length]);
+                    self.input.advance(length);
+                    self.body.took(length);
+                    return Poll::Ready(Ok(None));
+                }
+                Step::End => return Poll::Ready(Ok(Some(self.body.take_trailers()))),
+                Step::More => match ready!(self.poll_fill(cx, LARGE_READ)) {
+                    Ok(()) => {}
+                    Err(ClientError::Gone) if self.exchange.switched => {
+                        return Poll::Ready(Ok(Some(None)));
+                    }
+                    Err(error) => return Poll::Ready(Err(error)),
+                },
+            }
+        }
+    }
+
+    fn body_is_read(&self) -> bool {
+        self.body.is_done()
+    }
+
+    fn forgo_body(&mut self) {
+        while let Ok(Step::Data(length)) = self.body.step(&mut self.input) {
+            self.input.advance(length);
+            self.body.took(length);
+        }
+        let little = self.body.left().is_some_and(|left| left <= DRAIN_BYTES);
+        // Whoever waits for a word before the body may send it or not: it would be unclear what
+        // comes next (RFC 9110 section 10.1.1).
+        self.exchange.drains = little && !self.exchange.expects_continue;
+    }
+
+    fn poll_gone(&mut self, cx: &mut Context<'_>) -> Poll<ClientError> {
+        while self.input.len() < PIPELINE_BYTES {
+            ready!(self.stream.poll_readable(cx));
+            if let Err(error) = ready!(self.poll_fill(cx, FIRST_READ)) {
+                return Poll::Ready(error);
+            }
+        }
+        Poll::Pending
+    }
+
+    fn send_interim(&mut self, head: &ResponseHead) -> Result<(), ClientError> {
+        // RFC 9110 section 15.2: HTTP/1.0 knows none.
+        if self.exchange.version == Version::HTTP_11 {
+            head.write_line(&mut self.output);
+            answered::write_fields(&mut self.output, head);
+            self.output.extend_from_slice(b"\r\n");
+        }
+        Ok(())
+    }
+
+    fn send_head(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), ClientError> {
+        head.write_line(&mut self.output);
+        answered::write_fields(&mut self.output, head);
+        if head.status == StatusCode::SWITCHING_PROTOCOLS {
+            self.exchange.switched = true;
+            self.exchange.goes_on = false;
+            self.body = BodyReader::new(Framing::UntilClose);
+        } else {
+            // An answer that does not wait for the end of its request may be all there is to say.
+            let ended = self.body.is_done() || self.exchange.drains;
+            self.exchange.goes_on &= ended && !self.drain.is_cancelled();
+            self.write_framing(head, framing);
+        }
+        self.output.extend_from_slice(b"\r\n");
+        Ok(())
+    }
+
+    fn poll_room(
+        &mut self,
+        cx: &mut Context<'_>,
+        wanted: usize,
+    ) -> Poll<Result<usize, ClientError>> {
+        if self.unwritten() >= DOWNLOAD_BUFFER {
+            ready!(self.poll_write(cx))?;
+        }
+        Poll::Ready(Ok(wanted))
+    }
+
+    fn send_data(
+        &mut self,
+        input: &mut BytesMut,
+        length: usize,
+        last: bool,
+    ) -> Result<(), ClientError> {
+        match self.exchange.chunked {
+            true => write_chunk(&mut self.output, &input[..length]),
+            false => self.output.extend_from_slice(&input[..length]),
+        }
+        input.advance(length);
+        if last {
+            self.send_end(None)?;
+        }
+        Ok(())
+    }
+
+    fn send_end(&mut self, trailers: Option<&Fields>) -> Result<(), ClientError> {
+        if self.exchange.chunked {
+            let trailers = trailers.filter(|_| self.exchange.wants_trailers);
+            write_last_chunk(&mut self.output, trailers);
+        }
+        Ok(())
+    }
+
+    fn poll_flush(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
+        self.poll_write(cx)
+    }
+
+    fn poll_shutdown(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), ClientError>> {
+        let shutdown = Pin::new(&mut self.stream).poll_shutdown(cx);
+        shutdown.map_err(ClientError::Write)
+    }
+
+    fn progress(&self) -> u64 {
+        self.total_written
+    }
+
+    fn poll_deadline(&mut self, cx: &mut Context<'_>, deadline: Instant) -> Poll<()> {
+        self.watchdog.poll(cx, deadline)
+    }
+
+    fn cut_off(&mut self) {
+        self.cut_off = true;
+    }
+}
