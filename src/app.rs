@@ -26,6 +26,7 @@ use crate::listener::accept::Protocol;
 use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
 use crate::listener::tls;
+use crate::listener::workers::Workers;
 use crate::proxy::{Proxy, Routing};
 use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
@@ -70,10 +71,10 @@ pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(
     let config = Arc::new(config);
     let bound = Bound::bind(&config)?;
     let state = StateDir::open(&config.server.state_dir)?;
-    let threads = worker_threads(config.server.threads);
+    // For everything but connections of clients.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(threads)
-        .thread_name("worker")
+        .worker_threads(BACKGROUND_THREADS)
+        .thread_name("background")
         .enable_all()
         .build()?;
     let (reloader, reloading) = Reloader::start(sources(&config, &state))?;
@@ -182,14 +183,16 @@ fn live(
         bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
     ));
     let own = OwnConnections::default();
+    let proxy = Proxy::new(
+        routing.clone(),
+        challenges.clone(),
+        metrics.clone(),
+        https_port.clone(),
+    );
+    let threads = worker_threads(config.server.threads);
     let mut listeners = Listeners::new(Parts {
         own: own.clone(),
-        proxy: Proxy::new(
-            routing.clone(),
-            challenges.clone(),
-            metrics.clone(),
-            https_port.clone(),
-        ),
+        workers: Workers::start(threads, &proxy)?,
         tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
         table: reloader.table().clone(),
         metrics: metrics.clone(),
@@ -331,6 +334,9 @@ impl Signals {
         }
     }
 }
+
+/// One more than is needed, should one task keep a thread for a while.
+const BACKGROUND_THREADS: usize = 2;
 
 fn worker_threads(configured: usize) -> usize {
     match configured {

@@ -16,11 +16,11 @@ use crate::certificate::table::TableReader;
 use crate::listener::accept::{Accepted, Protocol, Service, accept_loop};
 use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::{self, BindError};
-use crate::proxy::Proxy;
+use crate::listener::workers::Workers;
 
 /// What every listener's service is made of.
 pub(super) struct Parts {
-    pub proxy: Proxy,
+    pub workers: Workers,
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
@@ -111,7 +111,7 @@ impl Listeners {
     pub fn serve(&mut self, socket: Socket) -> std::io::Result<()> {
         let drain = CancellationToken::new();
         let service = Service {
-            proxy: self.parts.proxy.clone(),
+            workers: self.parts.workers.clone(),
             tls: self.parts.tls.clone(),
             table: self.parts.table.clone(),
             metrics: self.parts.metrics.clone(),

@@ -18,6 +18,7 @@ use super::connection::{ConnectionInfo, TlsInfo};
 use super::self_check::OwnConnections;
 use super::stream::{ClientStream, ReadAhead};
 use super::tls::{self, Outcome};
+use super::workers::Workers;
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
 use crate::proxy::Proxy;
@@ -29,9 +30,13 @@ pub const HANDSHAKE_DEADLINE: Duration = Duration::from_secs(10);
 /// no memory): trying again at once would only burn the processor.
 const ACCEPT_BACKOFF: Duration = Duration::from_millis(100);
 
+/// How often connections that have ended are forgotten: each is some kilobytes until then, and
+/// being told of each one's end would wake this task for nothing else.
+const REAP_INTERVAL: Duration = Duration::from_secs(1);
+
 /// What every connection of a listener is served with.
 pub struct Service {
-    pub proxy: Proxy,
+    pub workers: Workers,
     pub tls: SslAcceptor,
     pub table: TableReader,
     pub metrics: Arc<Metrics>,
@@ -63,20 +68,28 @@ pub async fn accept_loop(
 ) -> Accepted {
     let stopped = stop.cancelled();
     tokio::pin!(stopped);
+    let mut reap = tokio::time::interval(REAP_INTERVAL);
     loop {
         let connections = &mut accepted.connections;
         let connection = tokio::select! {
             connection = accepted.listener.accept() => connection,
-            Some(_) = connections.join_next(), if !connections.is_empty() => {
-                while connections.try_join_next().is_some() {}
+            _ = reap.tick(), if !connections.is_empty() => {
+                reap_ended(connections);
                 continue;
             }
             () = &mut stopped => return accepted,
         };
         match connection {
             Ok((stream, client)) => {
-                let connection = serve(stream, client, protocol, service.clone());
-                connections.spawn(connection);
+                // It is another runtime's from now on. Neither fails: there is a worker at least, and
+                // a socket is let go by forgetting it.
+                let (Ok(stream), Some(seat)) = (stream.into_std(), service.workers.seat()) else {
+                    continue;
+                };
+                let service = service.clone();
+                seat.serve(connections, move |proxy| {
+                    serve(stream, client, protocol, service, proxy)
+                });
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
@@ -85,6 +98,11 @@ pub async fn accept_loop(
             }
         }
     }
+}
+
+/// Forgets those that are over.
+fn reap_ended(connections: &mut JoinSet<()>) {
+    while connections.try_join_next().is_some() {}
 }
 
 fn concerns_one_connection(error: &io::Error) -> bool {
@@ -96,37 +114,39 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
-async fn serve(stream: TcpStream, client: SocketAddr, protocol: Protocol, service: Arc<Service>) {
+async fn serve(
+    stream: std::net::TcpStream,
+    client: SocketAddr,
+    protocol: Protocol,
+    service: Arc<Service>,
+    proxy: Proxy,
+) {
     let _open = service.metrics.connection();
+    let stream = match TcpStream::from_std(stream) {
+        Ok(stream) => stream,
+        Err(error) => {
+            tracing::error!(%error, "cannot serve a connection");
+            return;
+        }
+    };
     // Fails only on a connection that is gone already.
     let _ = stream.set_nodelay(true);
     let Ok(local) = stream.local_addr() else {
         return;
     };
-    let mut info = ConnectionInfo {
-        client: canonical(client),
-        local: canonical(local),
-        tls: None,
-    };
+    let mut info = ConnectionInfo::new(client, local);
     let stream = match protocol {
         Protocol::Http => ClientStream::plain(stream),
         Protocol::Https => {
-            let Some(stream) = handshake(stream, &info, &service).await else {
+            // Boxed: it is over soon, and the connection's memory need not have room for it.
+            let Some(stream) = Box::pin(handshake(stream, &info, &service)).await else {
                 return;
             };
             info.tls = Some(describe(&stream));
             ClientStream::tls(stream)
         }
     };
-    service
-        .proxy
-        .serve(stream, info, service.drain.clone())
-        .await;
-}
-
-/// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.
-fn canonical(address: SocketAddr) -> SocketAddr {
-    SocketAddr::new(address.ip().to_canonical(), address.port())
+    proxy.serve(stream, info, service.drain.clone()).await;
 }
 
 fn describe(stream: &SslStream<ReadAhead>) -> TlsInfo {

@@ -12,10 +12,30 @@ use crate::config::ClientAuth;
 pub struct ConnectionInfo {
     /// The client's address; an IPv4-mapped IPv6 address is given as IPv4.
     pub client: SocketAddr,
+    /// Its IP address as text: every request needs it.
+    pub client_ip: Box<str>,
     /// The address it connected to.
     pub local: SocketAddr,
     /// `None` on a plain HTTP listener.
     pub tls: Option<TlsInfo>,
+}
+
+impl ConnectionInfo {
+    /// Before a handshake, if there will be one.
+    pub fn new(client: SocketAddr, local: SocketAddr) -> ConnectionInfo {
+        let client = canonical(client);
+        ConnectionInfo {
+            client,
+            client_ip: client.ip().to_string().into(),
+            local: canonical(local),
+            tls: None,
+        }
+    }
+}
+
+/// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.
+fn canonical(address: SocketAddr) -> SocketAddr {
+    SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 
 /// What the TLS handshake settled.

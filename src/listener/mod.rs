@@ -9,5 +9,6 @@ pub mod sockets;
 pub mod stream;
 pub mod tickets;
 pub mod tls;
+pub mod workers;
 
 pub use connection::{ConnectionInfo, TlsInfo};

@@ -148,7 +148,7 @@ impl BodyReader {
             return Ok(false);
         };
         let mut trailers = Box::new(Fields::default());
-        trailers.text_mut().extend_from_slice(&received[..length]);
+        trailers.restart(&received[..length]);
         parse_fields(&mut trailers, 0, &TRAILER_LIMITS, Reading::Strict)
             .map_err(BodyError::Trailers)?;
         received.advance(length);

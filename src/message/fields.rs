@@ -1,6 +1,9 @@
 //! Header and trailer fields (RFC 9110 section 5), kept as one text with the places of names and
 //! values in it.
 
+/// Room is made for so many at once: browsers send as many.
+const USUAL_FIELDS: usize = 16;
+
 /// The fields of a head or of a trailer section, in order.
 #[derive(Clone, Debug, Default)]
 pub struct Fields {
@@ -198,9 +201,12 @@ impl Fields {
         }
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Begins anew with a text whose fields are still to be found.
+    pub(super) fn restart(&mut self, text: &[u8]) {
         self.text.clear();
+        self.text.extend_from_slice(text);
         self.lines.clear();
+        self.lines.reserve(USUAL_FIELDS);
     }
 
     pub(super) fn text(&self) -> &[u8] {

@@ -57,6 +57,7 @@ impl RequestHead {
             version: Version::HTTP_2,
             ..RequestHead::default()
         };
+        head.fields.restart(b"");
         let target = parts.uri.path_and_query().map_or("/", |path| path.as_str());
         if !is_target(target.as_bytes()) {
             return None;

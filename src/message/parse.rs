@@ -104,8 +104,7 @@ impl HeadEnd {
 impl RequestHead {
     /// Reads `text`, a head that [`HeadEnd::find`] has found, in place of what was here.
     pub fn parse(&mut self, text: &[u8], limits: &Limits) -> Result<(), HeadError> {
-        self.fields.clear();
-        self.fields.text_mut().extend_from_slice(text);
+        self.fields.restart(text);
         let end = memchr(b'\n', text).ok_or(HeadError::RequestLine)?;
         let line = text[..end]
             .strip_suffix(b"\r")
@@ -137,8 +136,7 @@ impl RequestHead {
 impl ResponseHead {
     /// Reads `text`, a head that [`HeadEnd::find_in_response`] has found, in place of what was here.
     pub fn parse(&mut self, text: &[u8], limits: &Limits) -> Result<(), HeadError> {
-        self.fields.clear();
-        self.fields.text_mut().extend_from_slice(text);
+        self.fields.restart(text);
         let end = memchr(b'\n', text).ok_or(HeadError::StatusLine)?;
         let line = text[..end].strip_suffix(b"\r").unwrap_or(&text[..end]);
         self.parse_line(line)?;

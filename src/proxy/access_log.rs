@@ -57,7 +57,7 @@ fn record_access(
     let user_agent = request.fields.get(Known::UserAgent);
     tracing::info!(
         target: TARGET,
-        client = tracing::field::display(connection.client.ip()),
+        client = tracing::field::display(&connection.client_ip),
         method = request.method.as_str(),
         host = &*text(authority(request).unwrap_or_default()),
         path = &*text(path_of(origin_form(request.target()))),

@@ -70,7 +70,7 @@ impl<C: Client> Exchange<'_, C> {
     /// Sends an answer of ours.
     async fn answer(&mut self, answer: Answer, context: &mut Context) {
         self.client.forgo_body();
-        let sent = send_answer(self.client, answer, &self.request.method).await;
+        let sent = Box::pin(send_answer(self.client, answer, &self.request.method)).await;
         match sent {
             Ok((status, bytes)) => {
                 context.status = Some(status);
@@ -92,7 +92,7 @@ impl<C: Client> Exchange<'_, C> {
             return self.answer(answer, context).await;
         }
         if let Err(failure) = self.attempts(context).await {
-            self.give_up(failure, context).await;
+            Box::pin(self.give_up(failure, context)).await;
         }
     }
 
@@ -135,7 +135,9 @@ impl<C: Client> Exchange<'_, C> {
         if !fresh && let Some(kept) = self.proxy.kept.take(address) {
             return Ok(Some((kept, true)));
         }
-        match dial::dial(address).await {
+        // Boxed, like all that most requests do without: what is not is a part of every connection's
+        // memory.
+        match Box::pin(dial::dial(address)).await {
             Ok(connection) => {
                 self.note_dialled(context);
                 Ok(Some((connection, false)))
@@ -174,7 +176,7 @@ impl<C: Client> Exchange<'_, C> {
         let replay = relay.take_replay();
         match result {
             Ok(()) if context.status == Some(StatusCode::SWITCHING_PROTOCOLS) => {
-                self.tunnel(&mut upstream, context).await?;
+                Box::pin(self.tunnel(&mut upstream, context)).await?;
             }
             Ok(()) if reusable => self.keep(upstream, context),
             Ok(()) => {}
@@ -200,7 +202,7 @@ impl<C: Client> Exchange<'_, C> {
 
     fn write_head(&self, upstream: &mut Connection, upgrade: bool) {
         let origin = Origin {
-            client: self.connection.client.ip().to_canonical(),
+            client: &self.connection.client_ip,
             secure: self.connection.tls.is_some(),
         };
         forwarded::write(&mut upstream.output, self.request, &origin, upgrade);

@@ -1,9 +1,6 @@
 //! A request as the upstream gets it: an HTTP/1.1 head that says who asked, without what the client
 //! says about that, which nobody has vouched for, and without what is about the client's connection.
 
-use std::io::Write;
-use std::net::IpAddr;
-
 use http::{Method, Version};
 
 use super::answered::nominates;
@@ -11,8 +8,9 @@ use super::decision::origin_form;
 use crate::message::{Field, Framing, Known, RequestHead, write_field};
 
 /// Who asked, and how.
-pub struct Origin {
-    pub client: IpAddr,
+pub struct Origin<'o> {
+    /// The client's IP address.
+    pub client: &'o str,
     /// Over TLS.
     pub secure: bool,
 }
@@ -32,7 +30,7 @@ pub fn wants_upgrade(request: &RequestHead) -> bool {
 }
 
 /// Adds the head for the upstream.
-pub fn write(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin, upgrade: bool) {
+pub fn write(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin<'_>, upgrade: bool) {
     write_line(output, request);
     write_passed(output, request);
     if request.framing == Framing::Chunked {
@@ -101,9 +99,8 @@ fn write_cookies(output: &mut Vec<u8>, request: &RequestHead, name: &[u8]) {
     output.extend_from_slice(b"\r\n");
 }
 
-fn write_origin(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin) {
-    // A vector takes everything.
-    let _ = write!(output, "X-Forwarded-For: {}\r\n", origin.client);
+fn write_origin(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin<'_>) {
+    write_field(output, b"X-Forwarded-For", origin.client.as_bytes());
     let proto = if origin.secure { "https" } else { "http" };
     write_field(output, b"X-Forwarded-Proto", proto.as_bytes());
     let host = request.fields.get(Known::Host).unwrap_or_default();
@@ -133,7 +130,7 @@ mod tests {
     fn written(target: &str, fields: &str) -> String {
         let request = parsed(target, fields);
         let origin = Origin {
-            client: "192.0.2.7".parse().unwrap(),
+            client: "192.0.2.7",
             secure: true,
         };
         let mut output = Vec::new();

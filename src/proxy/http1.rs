@@ -44,6 +44,9 @@ const DRAIN_BYTES: u64 = 64 * 1024;
 /// What is asked for at first: most requests.
 const FIRST_READ: usize = 2 * 1024;
 
+/// Room is made for so much at once: a head, and a body that is sent with it.
+const USUAL_RESPONSE: usize = 1024;
+
 /// What is asked for while a body flows.
 const LARGE_READ: usize = 32 * 1024;
 
@@ -379,6 +382,7 @@ impl Client for Http1 {
     }
 
     fn send_head(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), ClientError> {
+        self.output.reserve(USUAL_RESPONSE);
         head.write_line(&mut self.output);
         answered::write_fields(&mut self.output, head);
         if head.status == StatusCode::SWITCHING_PROTOCOLS {

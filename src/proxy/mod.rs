@@ -88,6 +88,14 @@ impl Proxy {
         }
     }
 
+    /// The same proxy for another thread: each keeps connections to upstreams of its own.
+    pub fn for_worker(&self) -> Proxy {
+        Proxy {
+            kept: Kept::default(),
+            ..self.clone()
+        }
+    }
+
     /// Serves a connection until it ends. After `drain` it ends as soon as nothing is under way.
     pub async fn serve(
         &self,
@@ -96,7 +104,8 @@ impl Proxy {
         drain: CancellationToken,
     ) {
         if stream.is_http2() {
-            self.serve_http2(stream, connection, drain).await;
+            // Boxed: it is larger by far, and would be a part of every connection's memory.
+            Box::pin(self.serve_http2(stream, connection, drain)).await;
         } else {
             self.serve_http1(stream, connection, drain).await;
         }

@@ -213,6 +213,10 @@ impl<'r, C: Client> Relay<'r, C> {
                     match body? {
                         Poll::Ready(None) => self.moved = true,
                         Poll::Ready(Some(trailers)) => {
+                            if trailers.is_some() {
+                                // They are given once.
+                                self.replay = Replay::Lost;
+                            }
                             if self.request.framing == Framing::Chunked {
                                 write_last_chunk(&mut self.upstream.output, trailers.as_deref());
                             }

@@ -82,11 +82,7 @@ enum Speaks {
 
 async fn serve(proxy: Proxy, stream: TcpStream, client: SocketAddr, speaks: Speaks) {
     let local = stream.local_addr().unwrap();
-    let info = ConnectionInfo {
-        client,
-        local,
-        tls: None,
-    };
+    let info = ConnectionInfo::new(client, local);
     let (stream, drain) = (ClientStream::plain(stream), CancellationToken::new());
     match speaks {
         Speaks::Http1 => proxy.serve_http1(stream, info, drain).await,

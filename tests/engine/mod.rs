@@ -61,11 +61,13 @@ pub async fn scene() -> Scene {
     Scene::new(perennial, upstream)
 }
 
-/// The program with a site for [`NAME`].
+/// The program with a site for [`NAME`]. One thread serves it: each keeps connections to upstreams
+/// of its own, and the tests want to know which one comes next.
 pub async fn in_front_of(place: Place, upstreams: &[&str]) -> Perennial {
     let tls = FileTls::new(&place, &[NAME]);
     let site = site(NAME, "files", upstreams);
-    let mut perennial = Perennial::run(place, &format!("{}{site}", tls.pair.table())).await;
+    let rest = format!("threads = 1\n{}{site}", tls.pair.table());
+    let mut perennial = Perennial::run(place, &rest).await;
     perennial.wait_ready().await;
     perennial
 }

@@ -1,0 +1,106 @@
+//! The threads that serve connections, each with a runtime of its own. A connection stays where it
+//! began, and so does everything that belongs to it: its timers, its tasks, the connections to
+//! upstreams that it uses. No request is handed from one core to another, and no lock is waited for.
+
+use std::io;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
+
+use tokio::runtime::{Builder, Handle};
+use tokio::task::JoinSet;
+use tokio_util::sync::{CancellationToken, DropGuard};
+
+use crate::proxy::Proxy;
+
+/// All of them. They end when the last clone is dropped, with what they serve.
+#[derive(Clone)]
+pub struct Workers(Arc<Shared>);
+
+struct Shared {
+    workers: Vec<Worker>,
+    _running: DropGuard,
+}
+
+struct Worker {
+    runtime: Handle,
+    proxy: Proxy,
+    open: Arc<AtomicUsize>,
+}
+
+/// A place for one connection, which counts as open until this is dropped.
+pub struct Seat {
+    runtime: Handle,
+    /// For this worker's connections alone.
+    pub proxy: Proxy,
+    open: Open,
+}
+
+/// Counts an open connection.
+struct Open(Arc<AtomicUsize>);
+
+impl Drop for Open {
+    fn drop(&mut self) {
+        self.0.fetch_sub(1, Ordering::Relaxed);
+    }
+}
+
+impl Workers {
+    /// Starts so many threads, one at least.
+    pub fn start(count: usize, proxy: &Proxy) -> io::Result<Workers> {
+        let stop = CancellationToken::new();
+        let workers = (0..count.max(1)).map(|_| Worker::start(proxy.for_worker(), stop.clone()));
+        Ok(Workers(Arc::new(Shared {
+            workers: workers.collect::<io::Result<_>>()?,
+            _running: stop.drop_guard(),
+        })))
+    }
+
+    /// A seat at the worker with the fewest connections: they live long, so that chance would put
+    /// too many on one core.
+    pub fn seat(&self) -> Option<Seat> {
+        let workers = self.0.workers.iter();
+        let worker = workers.min_by_key(|worker| worker.open.load(Ordering::Relaxed))?;
+        worker.open.fetch_add(1, Ordering::Relaxed);
+        Some(Seat {
+            runtime: worker.runtime.clone(),
+            proxy: worker.proxy.clone(),
+            open: Open(worker.open.clone()),
+        })
+    }
+}
+
+impl Worker {
+    fn start(proxy: Proxy, stop: CancellationToken) -> io::Result<Worker> {
+        let runtime = Builder::new_current_thread().enable_all().build()?;
+        let handle = runtime.handle().clone();
+        thread::Builder::new()
+            .name("worker".to_owned())
+            .spawn(move || runtime.block_on(stop.cancelled()))?;
+        Ok(Worker {
+            runtime: handle,
+            proxy,
+            open: Arc::default(),
+        })
+    }
+}
+
+impl Seat {
+    /// Serves a connection there, as one of `connections`.
+    pub fn serve<F>(self, connections: &mut JoinSet<()>, serve: impl FnOnce(Proxy) -> F)
+    where
+        F: Future<Output = ()> + Send + 'static,
+    {
+        let Seat {
+            runtime,
+            proxy,
+            open,
+        } = self;
+        let serve = serve(proxy);
+        let counted = async move {
+            let _open = open;
+            serve.await;
+        };
+        connections.spawn_on(counted, &runtime);
+    }
+}
