@@ -8,7 +8,7 @@
 //! The modules stand in the order of the data: text becomes a [`config::Config`], the [`acme`]
 //! worker and the [`local_ca`] write certificates into the [`store`], the [`certificate`] reloader
 //! reads whatever changed on disk and publishes it, the [`listener`] serves it to handshakes, the
-//! [`proxy`] passes requests on, and [`admin`] shows all of it.
+//! [`proxy`] passes requests on, which it reads as [`message`] does, and [`admin`] shows all of it.
 
 #[doc(hidden)]
 pub mod clock;

@@ -43,8 +43,7 @@ impl Connection {
         }
     }
 
-    /// Reads more. `Ok(0)`: nothing will come any more. At most `room` bytes are asked for beyond
-    /// what a head takes, so that nothing piles up here.
+    /// Reads more. `Ok(0)`: nothing will come any more.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.input.capacity() - self.input.len() < FIRST_READ / 2 {
             let more = match self.input.capacity() {

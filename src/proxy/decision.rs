@@ -125,7 +125,7 @@ fn routed(
     target: &[u8],
     surroundings: &Surroundings<'_>,
 ) -> Result<Decision, Refusal> {
-    let host = RequestHost::parse(authority(request).ok_or(HostError::Missing)?)?;
+    let host = RequestHost::parse(authority(request)?)?;
     let site = surroundings
         .routing
         .site(&host)
@@ -185,14 +185,17 @@ fn redirect(host: &RequestHost, target: &[u8], https_port: u16) -> Result<Action
 /// The host that is asked for, as the client wrote it; `:authority` in HTTP/2 (see
 /// [`RequestHead::from_http2`]). An absolute target has to name the same one (RFC 9112 section 3.2.2
 /// lets it win, but somebody before us may have looked at the other), and so must all that say it.
-pub fn authority(request: &RequestHead) -> Option<&[u8]> {
+pub fn authority(request: &RequestHead) -> Result<&[u8], HostError> {
     let mut hosts = request.fields.all(Known::Host);
-    let host = hosts.next()?;
+    let host = hosts.next().ok_or(HostError::Missing)?;
     let agrees = match absolute_form(request.target()) {
         Some((authority, _)) => authority.eq_ignore_ascii_case(host),
         None => true,
     };
-    (agrees && hosts.next().is_none()).then_some(host)
+    match agrees && hosts.next().is_none() {
+        true => Ok(host),
+        false => Err(HostError::Malformed),
+    }
 }
 
 /// Whether the target has one of the forms of RFC 9112 section 3.2.

@@ -180,7 +180,9 @@ impl<C: Client> Exchange<'_, C> {
             }
             Ok(()) if reusable => self.keep(upstream, context),
             Ok(()) => {}
-            Err(Failure::Upstream(_)) if may_repeat && ignored && replay.is_whole() => {
+            Err(Failure::Upstream(error))
+                if error.is_closed() && may_repeat && ignored && replay.is_whole() =>
+            {
                 return Ok(Attempt::Again(replay));
             }
             Err(failure) => return Err(failure),

@@ -67,6 +67,14 @@ pub enum UpstreamError {
     Silent,
 }
 
+impl UpstreamError {
+    /// Whether the connection turned out to be over.
+    pub fn is_closed(&self) -> bool {
+        use UpstreamError::{Closed, Read, Write};
+        matches!(self, Closed | Read(_) | Write(_))
+    }
+}
+
 impl Failure {
     /// `None`: the client is gone and nobody is left to answer.
     pub fn status(&self) -> Option<StatusCode> {

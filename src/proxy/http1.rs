@@ -132,7 +132,10 @@ impl Http1 {
             match end.find(&self.input, &REQUEST_LIMITS) {
                 Ok(Some(length)) => return self.begin(head, length),
                 Ok(None) => {}
-                Err(error) => return self.malformed(error),
+                Err(error) => {
+                    self.give_up_reading();
+                    return Incoming::Malformed(error);
+                }
             }
             if !begun && !self.input.is_empty() {
                 begun = true;
@@ -141,7 +144,10 @@ impl Http1 {
             match poll_fn(|cx| self.poll_more(cx, head, deadline)).await {
                 More::Some => {}
                 More::End => return Incoming::End,
-                More::TooLate if begun => return self.too_slow(),
+                More::TooLate if begun => {
+                    self.give_up_reading();
+                    return Incoming::TooSlow;
+                }
                 More::TooLate => return Incoming::End,
             }
         }
@@ -180,7 +186,8 @@ impl Http1 {
 
     fn begin(&mut self, head: &mut RequestHead, length: usize) -> Incoming {
         if let Err(error) = head.parse(&self.input[..length], &REQUEST_LIMITS) {
-            return self.malformed(error);
+            self.give_up_reading();
+            return Incoming::Malformed(error);
         }
         self.input.advance(length);
         self.body = BodyReader::new(head.framing);
@@ -195,15 +202,9 @@ impl Http1 {
     }
 
     /// Nobody knows where the next request begins.
-    fn malformed(&mut self, error: HeadError) -> Incoming {
+    fn give_up_reading(&mut self) {
         self.exchange = Exchange::default();
         self.is_malformed = true;
-        Incoming::Malformed(error)
-    }
-
-    fn too_slow(&mut self) -> Incoming {
-        self.malformed(HeadError::RequestLine);
-        Incoming::TooSlow
     }
 
     /// Ends an exchange. Whether another may follow.

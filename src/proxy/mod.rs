@@ -120,7 +120,7 @@ impl Proxy {
         let mut client = Http1::new(stream, drain);
         let mut request = RequestHead::default();
         loop {
-            match client.next(&mut request).await {
+            let (status, reason) = match client.next(&mut request).await {
                 Incoming::Request => {
                     let exchange = Exchange {
                         proxy: self,
@@ -129,29 +129,18 @@ impl Proxy {
                         client: &mut client,
                     };
                     exchange.run().await;
-                    if !client.finish().await {
-                        break;
+                    match client.finish().await {
+                        true => continue,
+                        false => break,
                     }
                 }
-                Incoming::Malformed(error) => {
-                    let reason = error.to_string();
-                    self.refuse(&mut client, &connection, status_of(error), &reason)
-                        .await;
-                    break;
-                }
-                Incoming::TooSlow => {
-                    let status = StatusCode::REQUEST_TIMEOUT;
-                    self.refuse(
-                        &mut client,
-                        &connection,
-                        status,
-                        "its head did not come in time",
-                    )
-                    .await;
-                    break;
-                }
+                Incoming::Malformed(error) => (status_of(error), error.to_string()),
+                Incoming::TooSlow => (StatusCode::REQUEST_TIMEOUT, "it came too slowly".into()),
                 Incoming::End => break,
-            }
+            };
+            let refuse = self.refuse(&mut client, &connection, status, &reason);
+            Box::pin(refuse).await;
+            break;
         }
         client.close().await;
     }
