@@ -22,7 +22,7 @@ use crate::admin::server::AdminListener;
 use crate::certificate::reloader::{Change, Reloader};
 use crate::config::watch::{Candidate, Refusal};
 use crate::config::{AdminListen, Config, LogLevel};
-use crate::proxy::Routing;
+use crate::proxy::{Routing, access_log};
 use crate::store::StateDir;
 
 /// The port of redirects where nothing is served over TLS.
@@ -33,6 +33,8 @@ pub struct LogControl {
     pub set: Box<dyn Fn(LogLevel) + Send + Sync>,
     /// What was said when the process was started, and so wins over the configuration.
     pub fixed_by: Option<&'static str>,
+    /// Writes what is left of the access log when this is dropped.
+    pub access_log: Option<access_log::Writing>,
 }
 
 /// Everything that a configuration changes.

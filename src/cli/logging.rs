@@ -6,6 +6,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::app::LogControl;
 use crate::config::LogLevel;
+use crate::proxy::access_log;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct LogArgs {
@@ -56,7 +57,24 @@ pub(super) fn start(args: &LogArgs, configured: LogLevel) -> LogControl {
             Box::new(move |level| report(handle.reload(filter(level))))
         }
     };
-    LogControl { set, fixed_by }
+    LogControl {
+        set,
+        fixed_by,
+        access_log: access_log(args.log_format),
+    }
+}
+
+/// The access log is written past the subscriber, which is made for a few events and not for one a
+/// request; but colours, for a terminal, are its own. Where it cannot be, it is not.
+fn access_log(format: LogFormat) -> Option<access_log::Writing> {
+    let format = match format {
+        LogFormat::Human if std::io::stderr().is_terminal() => return None,
+        LogFormat::Human => access_log::Format::Human,
+        LogFormat::Json => access_log::Format::Json,
+    };
+    access_log::to_stderr(format)
+        .inspect_err(|error| tracing::warn!(%error, "the access log has no thread of its own"))
+        .ok()
 }
 
 fn filter(level: LogLevel) -> EnvFilter {

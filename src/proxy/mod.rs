@@ -4,7 +4,7 @@
 //! A connection is [`http1`] or [`http2`]; either gives its requests to an [`exchange`], which
 //! decides, chooses an upstream and has a [`relay`] pass both bodies on.
 
-mod access_log;
+pub mod access_log;
 mod address;
 mod answered;
 mod client;
