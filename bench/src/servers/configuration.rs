@@ -136,8 +136,9 @@ fn caddy(setup: &Setup<'_>, service: Service, address: SocketAddr) -> String {
             format!(r#""handler": "reverse_proxy", "upstreams": [{{"dial": "{upstream}"}}]"#)
         }
     };
+    let admin = admin_of(address);
     format!(
-        r#"{{"admin": {{"listen": "{}"}},
+        r#"{{"admin": {{"listen": "{admin}", "origins": ["{admin}"]}},
 "apps": {{
  "tls": {{"certificates": {{"load_folders": [{:?}]}}}},
  "http": {{"servers": {{"s": {{
@@ -146,7 +147,6 @@ fn caddy(setup: &Setup<'_>, service: Service, address: SocketAddr) -> String {
   "routes": [{{"handle": [{{{handler}}}]}}]
  }}}}}}
 }}}}"#,
-        admin_of(address),
         setup.directory.join("crt"),
     )
 }
