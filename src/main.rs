@@ -7,5 +7,8 @@ use std::process::ExitCode;
 static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
 
 fn main() -> ExitCode {
+    // Of a huge page mostly a corner is used: that is twice the memory of a small process. mimalloc
+    // is built not to ask for any (`no_thp`), but many systems give them unasked.
+    let _ = rustix::thread::disable_transparent_huge_pages(true);
     perennial::cli::main()
 }

@@ -1,5 +1,5 @@
 //! certbot and lego, the programs themselves, with a certificate authority: what they renew is
-//! served, and nobody told Perennial.
+//! served within a second, and nobody told Perennial.
 
 use std::time::{Duration, Instant};
 
@@ -12,6 +12,13 @@ use crate::support::handshakes::Handshakes;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
+
+/// What is promised, from the end of the client to the first handshake.
+const PROMISE: Duration = Duration::from_secs(1);
+
+/// A machine that is busy with other tests may miss it once, and then [`LIMIT`] holds; that which
+/// waits for something misses it each time.
+const TRIES: usize = 3;
 
 struct Case {
     kind: Kind,
@@ -64,31 +71,54 @@ impl Case {
     /// The program was there before the first certificate was, and even before its folder.
     async fn issue_then_renew(&self, client: &AcmeClient, perennial: &Perennial) {
         client.issue().await;
-        let first = on_disk(client);
-        self.assert_served_soon(perennial, &first).await;
+        let mut serials = vec![on_disk(client)];
+        self.time_until_served(perennial, &serials[0]).await;
 
-        self.found_by.settle(&client.folder()).await;
         let handshakes = Handshakes::start(perennial.place.https, NAME);
-        let key = std::fs::read(client.pair().key).expect("a key");
-        client.renew().await;
-        let second = on_disk(client);
-        assert_ne!(first, second, "it was renewed");
-        self.assert_served_soon(perennial, &second).await;
-        handshakes.stop(&[&first, &second]).await;
-        let kept = std::fs::read(client.pair().key).expect("a key") == key;
-        assert_eq!(kept, self.reuse_key, "the key stayed the same");
+        self.renew_until_prompt(client, perennial, &mut serials)
+            .await;
+        let serials: Vec<&str> = serials.iter().map(String::as_str).collect();
+        handshakes.stop(&serials).await;
         let served = served(perennial.place.https, Some(NAME)).await;
         let served = served.expect("a handshake");
         assert!(served.issuer.contains("Pebble"), "{served:?}");
         assert_eq!(served.chain_len, 2, "leaf and intermediate");
     }
 
-    async fn assert_served_soon(&self, perennial: &Perennial, serial: &str) {
+    /// Renews until a renewal was served within what is promised.
+    async fn renew_until_prompt(
+        &self,
+        client: &AcmeClient,
+        perennial: &Perennial,
+        serials: &mut Vec<String>,
+    ) {
+        let mut times = Vec::new();
+        while times.len() < TRIES {
+            self.found_by.settle(&client.folder()).await;
+            let key = std::fs::read(client.pair().key).expect("a key");
+            client.renew().await;
+            let new = on_disk(client);
+            assert!(!serials.contains(&new), "it was renewed");
+            let took = self.time_until_served(perennial, &new).await;
+            serials.push(new);
+            let kept = std::fs::read(client.pair().key).expect("a key") == key;
+            assert_eq!(kept, self.reuse_key, "the key stayed the same");
+            if took < PROMISE {
+                return;
+            }
+            times.push(took);
+        }
+        panic!("each renewal was served late: {times:?}");
+    }
+
+    /// From the end of the client to the first handshake with what it got.
+    async fn time_until_served(&self, perennial: &Perennial, serial: &str) -> Duration {
         let written = Instant::now();
         wait_served(perennial, serial, Duration::from_secs(60)).await;
         let took = written.elapsed();
         eprintln!("{:?}: served {took:?} after it ended", self.kind);
         assert!(took < LIMIT, "served {took:?} after {:?} ended", self.kind);
+        took
     }
 }
 

@@ -130,11 +130,14 @@ impl Running {
                 self.wait_until_reloaded();
                 run(Command::new("kill").args(["-USR2", &self.server.0.id().to_string()]));
             }
-            Kind::Caddy => run(Command::new("caddy")
-                .args(["reload", "--force", "--config"])
-                .arg(self.directory.join("configuration"))
-                .args(["--adapter", "caddyfile", "--address"])
-                .arg(admin_of(self.address).to_string())),
+            Kind::Caddy => {
+                combine(&self.certificates, &self.directory, number);
+                run(Command::new("caddy")
+                    .args(["reload", "--force", "--config"])
+                    .arg(self.directory.join("configuration"))
+                    .arg("--address")
+                    .arg(admin_of(self.address).to_string()));
+            }
         }
     }
 
@@ -223,12 +226,7 @@ fn command(setup: &Setup<'_>, file: &Path) -> Command {
                 command.env("GOMAXPROCS", setup.cores.len().to_string());
             }
             command
-                .args([
-                    "run",
-                    "--adapter",
-                    configuration::caddy_adapter(setup.service),
-                ])
-                .arg("--config")
+                .args(["run", "--config"])
                 .arg(file)
                 .env("XDG_DATA_HOME", directory)
                 .env("XDG_CONFIG_HOME", directory)

@@ -78,6 +78,7 @@ fn check(certified: &CertifiedKey, certificate: &Material, key: &Material) {
     let leaf = certificate
         .certificates
         .iter()
+        .map(|one| one.der())
         .find(|der| sha256(der) == certified.fingerprint().0)
         .expect("the leaf is one of the certificates");
     // The library may be stricter than our parser with what is not part of a handshake.

@@ -2,6 +2,7 @@
 //! BoringSSL verifies clients against. Knows formats, not files.
 
 use std::ptr;
+use std::sync::Arc;
 
 use boring::error::ErrorStack;
 use boring::pkey::{PKey, Private};
@@ -10,11 +11,12 @@ use boring::x509::store::{X509Store, X509StoreBuilder};
 use boring::x509::verify::X509VerifyFlags;
 use boring_sys as ffi;
 use foreign_types::ForeignTypeRef;
-use rustls_pki_types::pem::{self, SectionKind};
 use time::OffsetDateTime;
-use x509_parser::prelude::{CertificateRevocationList, FromDer, X509Certificate};
+use x509_parser::prelude::{CertificateRevocationList, FromDer};
 
 use super::material::Material;
+use super::pem;
+use super::x509::Certificate;
 
 /// A bundle of authorities; never empty.
 #[derive(Clone)]
@@ -31,7 +33,7 @@ impl Bundle {
         if material.certificates.is_empty() {
             return Err("holds no certificate".to_owned());
         }
-        let ends = material.certificates.iter().filter_map(|der| end_of(der));
+        let ends = material.certificates.iter().filter_map(|one| end_of(one));
         Ok(Bundle {
             not_after: ends.max(),
             certificates: parse_certificates(&material.certificates)?,
@@ -85,16 +87,10 @@ fn ders(bytes: &[u8]) -> Result<Vec<Vec<u8>>, String> {
         return Ok(vec![bytes.to_vec()]);
     }
     let mut lists = Vec::new();
-    let mut rest = bytes;
-    loop {
-        match pem::from_buf(&mut rest) {
-            Ok(None) => break,
-            Ok(Some((SectionKind::Crl, der))) => lists.push(der),
-            Ok(Some(_)) => {}
-            Err(pem::Error::MissingSectionEnd { .. }) => {
-                return Err("is cut off: its last PEM block has no end".to_owned());
-            }
-            Err(error) => return Err(format!("has a damaged PEM block: {error}")),
+    for block in pem::blocks(bytes) {
+        let block = block.map_err(|error| error.to_string())?;
+        if block.label == b"X509 CRL" {
+            lists.push(block.decode().map_err(|error| error.to_string())?);
         }
     }
     match lists.is_empty() {
@@ -149,11 +145,8 @@ impl Identity {
     }
 }
 
-fn ordered(certificates: &[X509], ders: &[Vec<u8>], leaf: usize) -> Vec<X509> {
-    let is_root = |index: &usize| {
-        X509Certificate::from_der(&ders[*index])
-            .is_ok_and(|(_, certificate)| certificate.issuer() == certificate.subject())
-    };
+fn ordered(certificates: &[X509], chain: &[Arc<Certificate>], leaf: usize) -> Vec<X509> {
+    let is_root = |index: &usize| chain[*index].is_self_issued();
     let rest = (0..certificates.len()).filter(|index| *index != leaf && !is_root(index));
     std::iter::once(leaf)
         .chain(rest)
@@ -161,20 +154,18 @@ fn ordered(certificates: &[X509], ders: &[Vec<u8>], leaf: usize) -> Vec<X509> {
         .collect()
 }
 
-fn parse_certificates(ders: &[Vec<u8>]) -> Result<Vec<X509>, String> {
-    let parse = |(index, der): (usize, &Vec<u8>)| {
-        X509::from_der(der).map_err(|error| {
+fn parse_certificates(certificates: &[Arc<Certificate>]) -> Result<Vec<X509>, String> {
+    let parse = |(index, certificate): (usize, &Arc<Certificate>)| {
+        X509::from_der(certificate.der()).map_err(|error| {
             let position = index + 1;
             format!("certificate {position} in it is refused by the TLS library: {error}")
         })
     };
-    ders.iter().enumerate().map(parse).collect()
+    certificates.iter().enumerate().map(parse).collect()
 }
 
-fn end_of(der: &[u8]) -> Option<OffsetDateTime> {
-    let (_, certificate) = X509Certificate::from_der(der).ok()?;
-    let end = certificate.validity().not_after.timestamp();
-    OffsetDateTime::from_unix_timestamp(end).ok()
+fn end_of(certificate: &Certificate) -> Option<OffsetDateTime> {
+    certificate.validity.map(|(_, end)| end)
 }
 
 /// A store that verifies clients' certificates. With revocation lists, every certificate on the

@@ -2,17 +2,16 @@
 //! exists can be served.
 
 use std::fmt;
+use std::sync::Arc;
 
 use boring::sha::sha256;
 use boring::ssl::SslCredential;
-use boring::x509::X509;
 use time::OffsetDateTime;
-use x509_parser::extensions::GeneralName;
-use x509_parser::prelude::{FromDer, X509Certificate};
 
 use super::credential::{self, CredentialError};
 use super::material::{Material, PrivateKey, first_reason};
 use super::name::Name;
+use super::x509::{Certificate, hex};
 
 /// A chain whose leaf matches its key, ready for handshakes. Immutable.
 pub struct CertifiedKey {
@@ -57,8 +56,6 @@ pub enum CertifiedKeyError {
     NoNames,
     #[error("the certificate's validity is not a point in time")]
     Validity,
-    #[error("the certificate cannot be parsed: {0}")]
-    Parse(String),
     #[error("the TLS library refuses it: {}", reason(.0))]
     Credential(#[source] CredentialError),
 }
@@ -74,39 +71,33 @@ impl CertifiedKey {
     /// Finds, among the certificates and keys of one or two files, the leaf and the key that fit
     /// each other, orders the rest of the chain behind the leaf, and leaves a root out.
     pub fn assemble(
-        certificates: &[Vec<u8>],
+        certificates: &[Arc<Certificate>],
         keys: &[PrivateKey],
     ) -> Result<CertifiedKey, CertifiedKeyError> {
-        if certificates.is_empty() {
+        let Some(first) = certificates.first() else {
             return Err(CertifiedKeyError::NoCertificate);
-        }
+        };
         if keys.is_empty() {
             return Err(CertifiedKeyError::NoKey);
         }
-        let parsed = certificates
-            .iter()
-            .map(|der| match X509Certificate::from_der(der) {
-                Ok((_, certificate)) => Ok(certificate),
-                Err(error) => Err(CertifiedKeyError::Parse(error.to_string())),
-            })
-            .collect::<Result<Vec<_>, _>>()?;
-        let Some((leaf, key)) = matching(&parsed, keys) else {
-            let names = join(&names_of(&parsed[0]));
+        let Some((leaf, key)) = matching(certificates, keys) else {
+            let names = join(&first.names);
             return Err(CertifiedKeyError::KeyMismatch { names });
         };
-        let order = chain_order(&parsed, leaf);
-        let chain: Vec<&[u8]> = order.iter().map(|&i| certificates[i].as_slice()).collect();
-        // Our parser takes some damage for what it is not, and the clients' would not.
-        for der in &chain {
-            X509::from_der(der)
-                .map_err(|error| CertifiedKeyError::Credential(CredentialError::Chain(error)))?;
+        let order = chain_order(certificates, leaf);
+        let chain = || order.iter().map(|&i| &*certificates[i]);
+        for certificate in chain() {
+            certificate.accepted_by_clients().map_err(|error| {
+                CertifiedKeyError::Credential(CredentialError::Chain(error.clone()))
+            })?;
         }
+        let ders: Vec<&[u8]> = chain().map(Certificate::der).collect();
         let credential =
-            credential::x509(&chain, &key.key).map_err(CertifiedKeyError::Credential)?;
+            credential::x509(&ders, &key.key).map_err(CertifiedKeyError::Credential)?;
         let reordered = order.windows(2).any(|pair| pair[0] > pair[1]) || leaf != 0;
-        let certified = CertifiedKey::describe(&parsed[leaf], &certificates[leaf], credential)?;
+        let certified = CertifiedKey::describe(&certificates[leaf], credential)?;
         Ok(CertifiedKey {
-            chain_length: u8::try_from(chain.len()).unwrap_or(u8::MAX),
+            chain_length: u8::try_from(order.len()).unwrap_or(u8::MAX),
             reordered,
             ..certified
         })
@@ -122,30 +113,25 @@ impl CertifiedKey {
     }
 
     fn describe(
-        leaf: &X509Certificate<'_>,
-        der: &[u8],
+        leaf: &Certificate,
         credential: SslCredential,
     ) -> Result<CertifiedKey, CertifiedKeyError> {
-        let names = names_of(leaf);
-        if names.is_empty() {
+        if leaf.names.is_empty() {
             return Err(CertifiedKeyError::NoNames);
         }
-        let instant = |t: &x509_parser::time::ASN1Time| {
-            OffsetDateTime::from_unix_timestamp(t.timestamp())
-                .map_err(|_| CertifiedKeyError::Validity)
-        };
+        let (not_before, not_after) = leaf.validity.ok_or(CertifiedKeyError::Validity)?;
         Ok(CertifiedKey {
             credential,
-            names: names.into(),
-            not_before: instant(&leaf.validity().not_before)?,
-            not_after: instant(&leaf.validity().not_after)?,
-            serial: hex(leaf.tbs_certificate.raw_serial()).into(),
-            fingerprint: Fingerprint(sha256(der)),
-            issuer: leaf.issuer().to_string().into(),
-            algorithm: algorithm_of(leaf),
+            names: leaf.names.clone(),
+            not_before,
+            not_after,
+            serial: leaf.serial.clone(),
+            fingerprint: Fingerprint(sha256(leaf.der())),
+            issuer: leaf.issuer_name.clone(),
+            algorithm: leaf.algorithm,
             chain_length: 1,
             reordered: false,
-            self_signed: leaf.issuer().as_raw() == leaf.subject().as_raw(),
+            self_signed: leaf.is_self_issued(),
         })
     }
 
@@ -238,30 +224,28 @@ impl fmt::Debug for Fingerprint {
 
 /// The first certificate, in file order, to which one of the keys belongs.
 fn matching<'k>(
-    certificates: &[X509Certificate<'_>],
+    certificates: &[Arc<Certificate>],
     keys: &'k [PrivateKey],
 ) -> Option<(usize, &'k PrivateKey)> {
     certificates
         .iter()
         .enumerate()
         .find_map(|(i, certificate)| {
-            let public_key = sha256(certificate.public_key().raw);
-            let key = keys.iter().find(|key| key.public_key == public_key)?;
-            Some((i, key))
+            let fits = |key: &&PrivateKey| key.public_key == certificate.public_key;
+            Some((i, keys.iter().find(fits)?))
         })
 }
 
 /// The leaf, then each certificate's issuer, as far as they are there. A self-signed root is left
 /// out (clients have it or will not believe it), except when it is the leaf itself.
-fn chain_order(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> {
+fn chain_order(certificates: &[Arc<Certificate>], leaf: usize) -> Vec<usize> {
     let mut order = vec![leaf];
     let mut current = leaf;
     loop {
-        let wanted = certificates[current].issuer().as_raw();
         let next = certificates.iter().enumerate().position(|(i, candidate)| {
             !order.contains(&i)
-                && candidate.subject().as_raw() == wanted
-                && candidate.issuer().as_raw() != wanted
+                && certificates[current].is_issued_by(candidate)
+                && !candidate.is_self_issued()
         });
         match next {
             Some(i) => {
@@ -273,65 +257,9 @@ fn chain_order(certificates: &[X509Certificate<'_>], leaf: usize) -> Vec<usize> 
     }
 }
 
-/// The names that a certificate is good for.
-pub(super) fn names_of(certificate: &X509Certificate<'_>) -> Vec<Name> {
-    let mut names: Vec<Name> = Vec::new();
-    if let Ok(Some(extension)) = certificate.subject_alternative_name() {
-        for general in &extension.value.general_names {
-            let name = match general {
-                GeneralName::DNSName(dns) => dns.parse().ok(),
-                GeneralName::IPAddress(octets) => ip_of(octets),
-                _ => None,
-            };
-            names.extend(name.filter(|name| !names.contains(name)));
-        }
-    }
-    if names.is_empty() {
-        let common_name = certificate.subject().iter_common_name().next();
-        names.extend(
-            common_name
-                .and_then(|cn| cn.as_str().ok())
-                .and_then(|cn| cn.parse().ok()),
-        );
-    }
-    names
-}
-
-fn ip_of(octets: &[u8]) -> Option<Name> {
-    let ip: std::net::IpAddr = match octets.len() {
-        4 => <[u8; 4]>::try_from(octets).ok()?.into(),
-        16 => <[u8; 16]>::try_from(octets).ok()?.into(),
-        _ => return None,
-    };
-    Some(Name::Ip(ip.to_canonical()))
-}
-
-fn algorithm_of(certificate: &X509Certificate<'_>) -> KeyAlgorithm {
-    use x509_parser::oid_registry as oid;
-    let algorithm = &certificate.public_key().algorithm.algorithm;
-    if *algorithm == oid::OID_PKCS1_RSAENCRYPTION {
-        KeyAlgorithm::Rsa
-    } else if *algorithm == oid::OID_SIG_ED25519 {
-        KeyAlgorithm::Ed25519
-    } else {
-        KeyAlgorithm::Ecdsa
-    }
-}
-
 fn join(names: &[Name]) -> String {
     let texts: Vec<String> = names.iter().map(Name::to_string).collect();
     texts.join(", ")
-}
-
-pub(crate) fn hex(bytes: &[u8]) -> String {
-    use fmt::Write;
-    bytes
-        .iter()
-        .fold(String::with_capacity(2 * bytes.len()), |mut text, byte| {
-            // Writing to a String cannot fail.
-            let _ = write!(text, "{byte:02x}");
-            text
-        })
 }
 
 #[cfg(test)]
@@ -346,10 +274,10 @@ mod tests {
         const BMP_STRING: u8 = 0x1e;
         const NAME: &[u8] = b"rcgen self signed cert";
         let pair = Request::new(&["a.test"], clock::now()).issue();
-        let mut certificate = Material::parse(pair.certificate.as_bytes(), None).unwrap();
+        let certificate = Material::parse(pair.certificate.as_bytes(), None).unwrap();
         let key = Material::parse(pair.key.as_bytes(), None).unwrap();
         assert!(CertifiedKey::from_materials(&certificate, &key).is_ok());
-        let der = &mut certificate.certificates[0];
+        let mut der = certificate.certificates[0].der().to_vec();
         let at = der
             .windows(NAME.len())
             .position(|text| text == NAME)
@@ -357,7 +285,8 @@ mod tests {
         // Not every pair of these bytes is a character.
         der[at..at + 2].copy_from_slice(b"\xd8\x00");
         assert_eq!(std::mem::replace(&mut der[at - 2], BMP_STRING), UTF8_STRING);
-        let error = CertifiedKey::from_materials(&certificate, &key).unwrap_err();
+        let damaged = Material::parse(&der, None).unwrap();
+        let error = CertifiedKey::from_materials(&damaged, &key).unwrap_err();
         assert!(error.to_string().contains("refuses"), "{error}");
     }
 }

@@ -2,24 +2,27 @@
 //! which certificate. Pairs are found by content; file names mean nothing.
 //!
 //! A look has three steps, so that the reading in the middle can be done in parallel and in parts:
-//! [`survey`](Folder::survey) asks the file system what changed, [`FileReading::read`] reads it,
+//! [`survey`](Folder::survey) asks the file system what is new or changed, [`FileReading::read`] reads it,
 //! and [`take_in`](Folder::take_in) notes what it is. Then [`due`](Folder::due) says which pairs
 //! have to be examined.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
-use std::ops::Bound;
+use std::ffi::OsStr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 
 use super::certified_key::CertifiedKey;
+use super::file_path::{FilePath, Inside};
 use super::inventory::EntryId;
 use super::material::{Leaf, Material, MaterialError, PublicKeyHash};
 use super::observe::{self, Digest, Observation, ReadError, Stamp};
 use super::parallel;
 use super::table::SourceKind;
 use super::unit::{Content, Finding, Sight, Task, Unit, Verdict};
+use super::units::Units;
+use super::walk::{Walk, is_hidden};
 
 /// How deep a drop folder is searched: the folder itself, and two levels below it.
 const DEPTH: usize = 3;
@@ -27,22 +30,20 @@ const DEPTH: usize = 3;
 /// All that is known of one drop folder.
 pub struct Folder {
     root: Arc<Path>,
-    files: BTreeMap<Arc<Path>, Box<FileFacts>>,
+    /// Boxed: a third of a large map's nodes is room to grow.
+    files: BTreeMap<FilePath, Box<FileFacts>>,
     holders: HashMap<PublicKeyHash, Holders>,
-    /// By certificate file. Boxed, like the facts: a third of a large map's nodes is room to grow.
-    units: BTreeMap<Arc<Path>, Box<Unit>>,
+    units: Units,
     directories: BTreeSet<PathBuf>,
     links: BTreeSet<PathBuf>,
     /// Files that may have changed again without a sign.
-    young: BTreeSet<Arc<Path>>,
-    /// Units that have to be examined again soon.
-    soon: BTreeSet<Arc<Path>>,
-    /// Units whose candidate was not taken.
-    failing: BTreeSet<Arc<Path>>,
+    young: BTreeSet<FilePath>,
     /// Certificate files whose pairing or content may have changed since they were last due.
-    affected: BTreeSet<Arc<Path>>,
+    affected: BTreeSet<FilePath>,
+    /// Those of them for which no key was found; they are affected again when one comes.
+    keyless: BTreeSet<FilePath>,
     /// What the running look has read of settled files, so that it need not be read twice.
-    fresh: HashMap<Arc<Path>, Arc<Content>>,
+    fresh: HashMap<FilePath, Arc<Content>>,
     shape_changed: bool,
 }
 
@@ -55,19 +56,15 @@ struct Holders {
 
 /// A sorted set of mostly one path.
 #[derive(Debug, Default)]
-struct Paths(Vec<Arc<Path>>);
+struct Paths(Vec<FilePath>);
 
 impl Paths {
-    fn find(&self, path: &Path) -> Result<usize, usize> {
-        self.0.binary_search_by(|one| (**one).cmp(path))
+    fn get(&self, path: &FilePath) -> Option<&FilePath> {
+        self.0.binary_search(path).ok().map(|at| &self.0[at])
     }
 
-    fn get(&self, path: &Path) -> Option<&Arc<Path>> {
-        self.find(path).ok().map(|at| &self.0[at])
-    }
-
-    fn insert(&mut self, path: Arc<Path>) {
-        if let Err(at) = self.find(&path) {
+    fn insert(&mut self, path: FilePath) {
+        if let Err(at) = self.0.binary_search(&path) {
             if self.0.is_empty() {
                 self.0.reserve_exact(1);
             }
@@ -75,8 +72,8 @@ impl Paths {
         }
     }
 
-    fn remove(&mut self, path: &Path) {
-        if let Ok(at) = self.find(path) {
+    fn remove(&mut self, path: &FilePath) {
+        if let Ok(at) = self.0.binary_search(path) {
             self.0.remove(at);
         }
     }
@@ -96,14 +93,16 @@ struct FileFacts {
 /// A file that has to be read.
 #[derive(Clone, Debug)]
 pub struct ToRead {
-    pub path: Arc<Path>,
-    stamp: Stamp,
+    pub path: FilePath,
+    /// What its metadata says, if it was asked.
+    stamp: Option<Stamp>,
 }
 
 /// A file that was read.
 pub struct FileReading {
-    path: Arc<Path>,
-    facts: FileFacts,
+    path: FilePath,
+    /// `None`: there is no such file.
+    facts: Option<FileFacts>,
     young: bool,
     content: Option<Arc<Content>>,
 }
@@ -114,13 +113,12 @@ impl Folder {
             root: root.into(),
             files: BTreeMap::new(),
             holders: HashMap::new(),
-            units: BTreeMap::new(),
+            units: Units::default(),
             directories: BTreeSet::new(),
             links: BTreeSet::new(),
             young: BTreeSet::new(),
-            soon: BTreeSet::new(),
-            failing: BTreeSet::new(),
             affected: BTreeSet::new(),
+            keyless: BTreeSet::new(),
             fresh: HashMap::new(),
             shape_changed: true,
         }
@@ -153,15 +151,12 @@ impl Folder {
 
     /// Whether another look is due soon although nothing says that anything changed.
     pub fn needs_recheck(&self) -> bool {
-        !self.young.is_empty() || !self.soon.is_empty()
+        !self.young.is_empty() || !self.units.soon().is_empty()
     }
 
     /// When time alone makes a candidate good.
     pub fn retry_at(&self) -> Option<OffsetDateTime> {
-        let failing = self.failing.iter();
-        failing
-            .filter_map(|path| self.units.get(path)?.retry_at())
-            .min()
+        self.units.retry_at()
     }
 
     /// Looks at the metadata of the whole folder; see [`survey`](Self::survey).
@@ -172,36 +167,37 @@ impl Folder {
         self.directories = std::mem::take(&mut walk.directories);
         self.links = std::mem::take(&mut walk.links);
         walk.sort();
+        // Both in the same order.
+        let mut found = walk.files.iter().peekable();
         let known = self.files.keys();
-        let missing = known
-            .filter(|path| !walk.has_found(path))
-            .cloned()
-            .collect();
+        let missing = known.filter(|path| {
+            while found
+                .next_if(|found| found.as_os_str() < path.as_os_str())
+                .is_some()
+            {}
+            found
+                .peek()
+                .is_none_or(|found| found.as_os_str() != path.as_os_str())
+        });
+        let missing = missing.cloned().collect();
         self.remove_all(missing);
-        self.affected.extend(self.failing.iter().cloned());
-        self.changed(walk.found)
+        self.affected.extend(self.units.failing().iter().cloned());
+        self.sift(walk.files)
     }
 
     /// Looks at the metadata of some paths, each a file or a directory that something happened to,
     /// and of the files that are in doubt. Returns the files that have to be read.
     pub fn survey(&mut self, paths: &BTreeSet<PathBuf>) -> Vec<ToRead> {
-        let mut found = Vec::new();
+        let mut found: Vec<PathBuf> = self.young.iter().map(|path| path.to_path_buf()).collect();
         for path in paths {
             found.extend(self.survey_path(path));
         }
-        let young: Vec<Arc<Path>> = self.young.iter().cloned().collect();
-        for path in young {
-            match observe::stat(&path) {
-                Some(stamp) => found.push((path.to_path_buf(), stamp)),
-                None => self.remove(&path),
-            }
-        }
-        found.sort_unstable_by(|a, b| a.0.cmp(&b.0));
-        found.dedup_by(|a, b| a.0 == b.0);
-        self.changed(found)
+        found.sort_unstable_by(|a, b| a.as_os_str().cmp(b.as_os_str()));
+        found.dedup();
+        self.sift(found)
     }
 
-    fn survey_path(&mut self, path: &Path) -> Vec<(PathBuf, Stamp)> {
+    fn survey_path(&mut self, path: &Path) -> Vec<PathBuf> {
         // Something happened on the way here: another folder may stand at its end, or there is
         // more of the way to watch.
         let on_the_way = self.root.starts_with(path);
@@ -229,40 +225,51 @@ impl Folder {
             self.shape_changed = true;
             self.links.insert(link);
         }
-        walk.sort();
-        let below = (Bound::Included(path), Bound::Unbounded);
+        let found: BTreeSet<&OsStr> = walk.files.iter().map(|path| path.as_os_str()).collect();
+        let inside = self.files.range::<OsStr, _>(Inside::of(path));
+        let itself = self.files.get_key_value(path.as_os_str());
+        let known = itself.into_iter().chain(inside).map(|(known, _)| known);
+        let missing = known.filter(|known| !found.contains(known.as_os_str()));
+        let missing = missing.cloned().collect();
         // A unit can fail without a file: its link leads nowhere.
-        let failing = self.failing.range::<Path, _>(below);
-        let failing = failing.take_while(|known| known.starts_with(path));
-        self.affected.extend(failing.cloned());
-        let missing = self
-            .files
-            .range::<Path, _>(below)
-            .map(|(known, _)| known)
-            .take_while(|known| known.starts_with(path))
-            .filter(|known| !walk.has_found(known))
-            .cloned()
-            .collect();
+        let failing = self.units.failing();
+        let inside = failing.range::<OsStr, _>(Inside::of(path));
+        let itself = failing.get(path.as_os_str());
+        self.affected
+            .extend(itself.into_iter().chain(inside).cloned());
         self.remove_all(missing);
-        walk.found
+        walk.files
     }
 
-    /// Those of the files whose metadata differs from what is known, or which are young.
-    fn changed(&self, found: Vec<(PathBuf, Stamp)>) -> Vec<ToRead> {
-        found
-            .into_iter()
-            .filter_map(|(path, stamp)| {
-                let known = self.files.get_key_value(path.as_path());
-                if let Some((path, facts)) = known
-                    && facts.stamp == stamp
-                    && !self.young.contains(path)
-                {
-                    return None;
-                }
-                let path = known.map_or_else(|| Arc::from(path), |(path, _)| path.clone());
-                Some(ToRead { path, stamp })
-            })
-            .collect()
+    /// Those of the files that are not known, whose metadata differs from what is known, or which
+    /// are young.
+    fn sift(&mut self, found: Vec<PathBuf>) -> Vec<ToRead> {
+        let sifted = parallel::map(found, |path| self.sift_one(path));
+        let mut to_read = Vec::new();
+        for look in sifted {
+            match look {
+                Look::Same => {}
+                Look::Gone(path) => self.remove(&path),
+                Look::Read(file) => to_read.push(file),
+            }
+        }
+        to_read
+    }
+
+    fn sift_one(&self, path: PathBuf) -> Look {
+        let Some((path, facts)) = self.files.get_key_value(path.as_os_str()) else {
+            // Reading it asks for its metadata anyway.
+            let path = path.into();
+            return Look::Read(ToRead { path, stamp: None });
+        };
+        match observe::stat(path) {
+            None => Look::Gone(path.clone()),
+            Some(stamp) if facts.stamp == stamp && !self.young.contains(path) => Look::Same,
+            stamp => Look::Read(ToRead {
+                path: path.clone(),
+                stamp,
+            }),
+        }
     }
 
     /// Notes what was read.
@@ -280,6 +287,9 @@ impl Folder {
             young,
             content,
         } = reading;
+        let Some(facts) = facts else {
+            return self.remove(&path);
+        };
         if young {
             self.young.insert(path.clone());
         } else {
@@ -317,27 +327,27 @@ impl Folder {
         self.files.insert(path, Box::new(facts));
     }
 
-    fn remove_all(&mut self, paths: Vec<Arc<Path>>) {
+    fn remove_all(&mut self, paths: Vec<FilePath>) {
         for path in paths {
             self.remove(&path);
         }
     }
 
-    fn remove(&mut self, path: &Arc<Path>) {
+    fn remove(&mut self, path: &FilePath) {
         self.forget(path);
         self.young.remove(path);
         self.affected.insert(path.clone());
     }
 
     /// Forgets what a file held.
-    fn forget(&mut self, path: &Arc<Path>) {
+    fn forget(&mut self, path: &FilePath) {
         let Some(facts) = self.files.remove(path) else {
             return;
         };
         self.affect_sharers(&facts);
         if facts.broken {
             // What it was thought to be the key of may have to be reported for another reason.
-            self.affected.extend(self.failing.iter().cloned());
+            self.affected.extend(self.units.failing().iter().cloned());
         }
         for key in facts.public_keys() {
             if let Some(holders) = self.holders.get_mut(&key) {
@@ -365,13 +375,14 @@ impl Folder {
     pub fn due(&mut self, all: bool, gone: &mut Vec<EntryId>) -> Vec<Task> {
         let mut candidates = std::mem::take(&mut self.affected);
         if all {
-            candidates.extend(self.soon.iter().cloned());
+            candidates.append(&mut self.keyless);
+            candidates.extend(self.units.soon().iter().cloned());
         }
         let mut tasks = Vec::new();
         for path in candidates {
             match self.due_unit(&path, all, gone) {
                 Due::No => {}
-                Due::Later => drop(self.affected.insert(path)),
+                Due::Later => drop(self.keyless.insert(path)),
                 Due::Now(task) => tasks.push(*task),
             }
         }
@@ -381,7 +392,7 @@ impl Folder {
         tasks
     }
 
-    fn due_unit(&mut self, path: &Arc<Path>, all: bool, gone: &mut Vec<EntryId>) -> Due {
+    fn due_unit(&mut self, path: &FilePath, all: bool, gone: &mut Vec<EntryId>) -> Due {
         let facts = self.files.get(path);
         let candidate = facts.is_some_and(|facts| facts.is_candidate(&self.holders));
         let served = self.units.get(path).is_some_and(|unit| unit.has_served());
@@ -394,17 +405,14 @@ impl Folder {
             }
             if let Some(unit) = self.units.remove(path) {
                 gone.push(unit.id);
-                self.soon.remove(path);
-                self.failing.remove(path);
             }
             return Due::No;
         }
-        let before = self
-            .units
-            .get(path)
-            .and_then(|unit| unit.private_key.clone());
+        let before = self.units.get(path);
+        let before = before.and_then(|unit| unit.private_key.as_ref());
+        let before = before.map(FilePath::from);
         let key = match facts {
-            Some(facts) => self.key_for(path, facts, before.as_deref()),
+            Some(facts) => self.key_for(path, facts, before.as_ref()),
             None => before,
         };
         if key.is_none() && !all && facts.is_some_and(|facts| !facts.broken) {
@@ -417,14 +425,14 @@ impl Folder {
                 .and_then(|key| self.files.get(key))
                 .map(|key| key.stamp),
         };
-        let unit = self.units.entry(path.clone()).or_insert_with(|| {
+        let unit = self.units.get_or_make(path, || {
             let id = EntryId {
                 source: SourceKind::Folder,
-                certificate: path.clone(),
+                certificate: path.as_arc().clone(),
             };
-            Box::new(Unit::new(id, None))
+            Unit::new(id, None)
         });
-        unit.set_private_key(key.clone());
+        unit.set_private_key(key.as_ref().map(|key| key.as_arc().clone()));
         if !unit.look(sight) {
             return Due::No;
         }
@@ -435,7 +443,7 @@ impl Folder {
     }
 
     pub fn has_unit(&self, path: &Path) -> bool {
-        self.units.contains_key(path)
+        self.units.contains(path)
     }
 
     /// Judges what examining a unit found; see [`Unit::judge`].
@@ -447,21 +455,17 @@ impl Folder {
         patience: Duration,
         now: OffsetDateTime,
     ) -> Option<Verdict> {
-        let unit = self.units.get_mut(path)?;
-        let verdict = unit.judge(finding, served, patience, now);
-        keep(&mut self.soon, path, unit.needs_recheck());
-        keep(&mut self.failing, path, unit.is_failing());
-        Some(verdict)
+        self.units.judge(path, finding, served, patience, now)
     }
 
     /// The file with the key for a certificate: its own, then one beside it, then any. Where there
     /// is none, the file that had it and is broken now, so that the report names the right file.
     fn key_for(
         &self,
-        certificate: &Arc<Path>,
+        certificate: &FilePath,
         facts: &FileFacts,
-        before: Option<&Path>,
-    ) -> Option<Arc<Path>> {
+        before: Option<&FilePath>,
+    ) -> Option<FilePath> {
         let leaf = facts
             .leaf
             .and_then(|leaf| self.holders.get(&leaf.public_key));
@@ -505,16 +509,47 @@ enum Due {
     Now(Box<Task>),
 }
 
-/// Makes a set contain a path, or not.
-pub(super) fn keep(set: &mut BTreeSet<Arc<Path>>, path: &Arc<Path>, wanted: bool) {
-    if wanted {
-        set.insert(path.clone());
-    } else {
-        set.remove(path);
-    }
+/// What asking for a file's metadata comes to.
+enum Look {
+    Same,
+    Gone(FilePath),
+    Read(ToRead),
 }
 
 impl FileFacts {
+    /// Of a file of which no more is known than its metadata.
+    fn new(stamp: Stamp) -> FileFacts {
+        FileFacts {
+            stamp,
+            digest: None,
+            leaf: None,
+            keys: Box::default(),
+            broken: false,
+        }
+    }
+
+    /// Notes what the bytes hold. Returns it, unless it is young: then it has to be read a second
+    /// time anyway.
+    fn understand(&mut self, bytes: &[u8], observation: Observation) -> Option<Content> {
+        self.digest = Some(observation.digest);
+        match Material::parse(bytes, None) {
+            Ok(material) => {
+                self.leaf = material.leaf();
+                self.keys = material.keys.iter().map(|key| key.public_key).collect();
+                (!observation.young).then_some(Content {
+                    material,
+                    observation,
+                })
+            }
+            // Not ours to judge: a README, a JSON file, an empty lock file.
+            Err(MaterialError::Foreign | MaterialError::Empty) => None,
+            Err(_) => {
+                self.broken = true;
+                None
+            }
+        }
+    }
+
     /// The public keys that the pairing of this file depends on.
     fn public_keys(&self) -> impl Iterator<Item = PublicKeyHash> + '_ {
         let leaf = self.leaf.map(|leaf| leaf.public_key);
@@ -537,113 +572,32 @@ impl FileReading {
     /// be read at once.
     pub fn read(file: ToRead, now: OffsetDateTime) -> FileReading {
         let ToRead { path, stamp } = file;
+        let read = observe::read(&path, now);
+        let stamp = match &read {
+            Ok((_, observation)) => Some(observation.stamp),
+            Err(_) => stamp.or_else(|| observe::stat(&path)),
+        };
         let mut reading = FileReading {
             path,
-            facts: FileFacts {
-                stamp,
-                digest: None,
-                leaf: None,
-                keys: Box::default(),
-                broken: false,
-            },
-            young: false,
+            facts: stamp.map(FileFacts::new),
+            young: matches!(read, Err(ReadError::Unstable)),
             content: None,
         };
-        match observe::read(&reading.path, now) {
-            Ok((bytes, observation)) => reading.understand(&bytes, observation),
-            Err(ReadError::Unstable) => reading.young = true,
-            Err(ReadError::TooLarge(_) | ReadError::NotAFile | ReadError::Missing) => {}
-            Err(_) => reading.facts.broken = true,
+        if let Some(facts) = &mut reading.facts {
+            match read {
+                Ok((bytes, observation)) => {
+                    reading.young = observation.young;
+                    reading.content = facts.understand(&bytes, observation).map(Arc::new);
+                }
+                Err(
+                    ReadError::Unstable
+                    | ReadError::TooLarge(_)
+                    | ReadError::NotAFile
+                    | ReadError::Missing,
+                ) => {}
+                Err(_) => facts.broken = true,
+            }
         }
         reading
     }
-
-    fn understand(&mut self, bytes: &[u8], observation: Observation) {
-        self.facts.stamp = observation.stamp;
-        self.facts.digest = Some(observation.digest);
-        self.young = observation.young;
-        match Material::parse(bytes, None) {
-            Ok(material) => {
-                self.facts.leaf = material.leaf();
-                self.facts.keys = material.keys.iter().map(|key| key.public_key).collect();
-                // What is young has to be read a second time anyway.
-                self.content = (!observation.young).then(|| {
-                    Arc::new(Content {
-                        material,
-                        observation,
-                    })
-                });
-            }
-            // Not ours to judge: a README, a JSON file, an empty lock file.
-            Err(MaterialError::Foreign | MaterialError::Empty) => {}
-            Err(_) => self.facts.broken = true,
-        }
-    }
-}
-
-/// All regular files below a directory, through symbolic links, with their stamps. Hidden entries
-/// are skipped: `..data` and its kind are Kubernetes' own, `.x.swp` an editor's.
-#[derive(Default)]
-struct Walk {
-    found: Vec<(PathBuf, Stamp)>,
-    directories: BTreeSet<PathBuf>,
-    links: BTreeSet<PathBuf>,
-}
-
-impl Walk {
-    /// Sorts what was found, by bytes: the order only has to bring together what is beside each
-    /// other, and to be searched in.
-    fn sort(&mut self) {
-        self.found
-            .sort_unstable_by(|a, b| a.0.as_os_str().cmp(b.0.as_os_str()));
-    }
-
-    /// Whether a file was found; only after [`sort`](Self::sort).
-    fn has_found(&self, path: &Path) -> bool {
-        self.found
-            .binary_search_by(|(found, _)| found.as_os_str().cmp(path.as_os_str()))
-            .is_ok()
-    }
-
-    fn directory(&mut self, directory: &Path, depth: usize) {
-        if depth == 0 {
-            return;
-        }
-        let Ok(entries) = std::fs::read_dir(directory) else {
-            return;
-        };
-        self.directories.insert(directory.to_owned());
-        for entry in entries.flatten() {
-            if is_hidden(&entry.file_name()) {
-                continue;
-            }
-            let path = entry.path();
-            let is_directory = match entry.file_type() {
-                Ok(kind) if kind.is_symlink() => {
-                    self.links.insert(path.clone());
-                    path.is_dir()
-                }
-                Ok(kind) => kind.is_dir(),
-                Err(_) => false,
-            };
-            if is_directory {
-                self.directory(&path, depth - 1);
-            } else if let Some(stamp) = observe::stat(&path) {
-                self.found.push((path, stamp));
-            }
-        }
-    }
-
-    fn file(&mut self, path: &Path) {
-        if path.is_symlink() {
-            self.links.insert(path.to_owned());
-        }
-        if let Some(stamp) = observe::stat(path) {
-            self.found.push((path.to_owned(), stamp));
-        }
-    }
-}
-
-fn is_hidden(name: &std::ffi::OsStr) -> bool {
-    name.as_encoded_bytes().starts_with(b".")
 }

@@ -274,6 +274,20 @@ fn a_pair_in_two_parts_of_a_load_is_found() {
 }
 
 #[test]
+fn what_goes_between_the_survey_and_the_reading_was_never_there() {
+    let mut scene = Scene::new();
+    let a = pair(&["a.test"]);
+    scene.write("a.pem", &format!("{}{}", a.certificate, a.key));
+    let to_read = scene.folder.survey_all();
+    assert_eq!(to_read.len(), 1);
+    fs::remove_file(scene.path("a.pem")).unwrap();
+    assert!(scene.read(to_read, later(), &mut Vec::new()).is_empty());
+    assert!(scene.folder.survey_all().is_empty());
+    scene.write("a.pem", &format!("{}{}", a.certificate, a.key));
+    assert_eq!(scene.look_when(later()).len(), 1);
+}
+
+#[test]
 fn a_young_file_is_read_again() {
     let mut scene = Scene::new();
     let a = pair(&["a.test"]);

@@ -1,26 +1,25 @@
 //! The certificates in the state directory: which there are, and through which files the current
 //! generation of each is read.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 
 use super::certified_key::CertifiedKey;
-use super::folder::keep;
+use super::file_path::FilePath;
 use super::inventory::EntryId;
 use super::table::SourceKind;
 use super::unit::{Finding, Task, Unit, Verdict};
+use super::units::Units;
 
 /// `certificates/` of the state directory.
 pub struct Generations {
     root: PathBuf,
     /// By certificate file, below `<name>/<key_type>/current`.
-    units: BTreeMap<Arc<Path>, Unit>,
+    units: Units,
     directories: BTreeSet<PathBuf>,
-    /// Units that have to be examined again soon.
-    soon: BTreeSet<Arc<Path>>,
     shape_changed: bool,
 }
 
@@ -29,9 +28,8 @@ impl Generations {
     pub fn new(root: PathBuf) -> Generations {
         Generations {
             root,
-            units: BTreeMap::new(),
+            units: Units::default(),
             directories: BTreeSet::new(),
-            soon: BTreeSet::new(),
             shape_changed: true,
         }
     }
@@ -52,7 +50,7 @@ impl Generations {
 
     /// Whether another look is due soon although nothing says that anything changed.
     pub fn needs_recheck(&self) -> bool {
-        !self.soon.is_empty()
+        !self.units.soon().is_empty()
     }
 
     /// Looks at everything. Returns the pairs that have to be examined, and in `gone` those whose
@@ -67,16 +65,25 @@ impl Generations {
         directories.extend(present.iter().cloned());
         self.shape_changed |= directories != self.directories;
         self.directories = directories;
-        self.units.retain(|_, unit| {
+        let is_gone = |unit: &&Unit| {
             let directory = unit.id.certificate.parent().and_then(Path::parent);
             // What was served is given time to come back before it counts as gone.
-            let keep = unit.has_served() || directory.is_some_and(|path| present.contains(path));
-            if !keep {
-                gone.push(unit.id.clone());
-            }
-            keep
-        });
-        let known = self.units.keys().filter_map(|path| path.parent()?.parent());
+            !unit.has_served() && !directory.is_some_and(|path| present.contains(path))
+        };
+        let missing: Vec<EntryId> = self
+            .units
+            .iter()
+            .filter(is_gone)
+            .map(|unit| unit.id.clone())
+            .collect();
+        for id in missing {
+            self.units.remove(&id.certificate);
+            gone.push(id);
+        }
+        let known = self
+            .units
+            .iter()
+            .filter_map(|unit| unit.id.certificate.parent()?.parent());
         present.extend(known.map(Path::to_owned));
         present
             .iter()
@@ -86,7 +93,8 @@ impl Generations {
 
     /// Looks at the certificates to which some paths belong, and at those in doubt.
     pub fn look(&mut self, paths: &BTreeSet<PathBuf>) -> Vec<Task> {
-        let doubtful = self.soon.iter().filter_map(|path| path.parent()?.parent());
+        let doubtful = self.units.soon().iter();
+        let doubtful = doubtful.filter_map(|path| path.parent()?.parent());
         let mut directories: BTreeSet<PathBuf> = doubtful.map(Path::to_owned).collect();
         for path in paths {
             directories.extend(self.directories_at(path));
@@ -135,19 +143,14 @@ impl Generations {
 
     fn look_at(&mut self, directory: &Path) -> Option<Task> {
         let certificate = directory.join("current/fullchain.pem");
-        let unit = match self.units.get_mut(certificate.as_path()) {
-            Some(unit) => unit,
-            None => {
-                // Not a certificate yet: its first generation is being written.
-                if !directory.join("current").exists() {
-                    return None;
-                }
-                let certificate: Arc<Path> = certificate.into();
-                self.units
-                    .entry(certificate.clone())
-                    .or_insert_with(|| unit_of(certificate))
-            }
-        };
+        // Not a certificate yet: its first generation is being written.
+        if !self.units.contains(&certificate) && !directory.join("current").exists() {
+            return None;
+        }
+        let certificate = FilePath::from(certificate);
+        let unit = self
+            .units
+            .get_or_make(&certificate, || unit_of(certificate.as_arc().clone()));
         let sight = unit.stat();
         unit.look(sight).then(|| unit.task(None))
     }
@@ -161,10 +164,7 @@ impl Generations {
         patience: Duration,
         now: OffsetDateTime,
     ) -> Option<Verdict> {
-        let unit = self.units.get_mut(path)?;
-        let verdict = unit.judge(finding, served, patience, now);
-        keep(&mut self.soon, path, unit.needs_recheck());
-        Some(verdict)
+        self.units.judge(path, finding, served, patience, now)
     }
 }
 

@@ -151,6 +151,10 @@ impl Inventory {
         let mut names: BTreeSet<Name> = live.key.names().iter().cloned().collect();
         for name in &names {
             let ids = self.by_name.entry(name.clone()).or_default();
+            if ids.is_empty() {
+                // Nearly all names have one.
+                ids.reserve_exact(1);
+            }
             if !ids.contains(id) {
                 ids.push(id.clone());
             }

@@ -1,22 +1,21 @@
 //! What one file holds: certificates and private keys, out of its bytes. Knows formats, not files.
 
-use base64::Engine;
-use base64::engine::general_purpose::STANDARD as BASE64;
+use std::sync::Arc;
+
 use boring::error::ErrorStack;
 use boring::pkcs12::{Pkcs12, Pkcs12Ref};
 use boring::pkey::{Id, PKey, Private};
 use boring::sha::sha256;
-use rustls_pki_types::pem::{self, SectionKind};
-use x509_parser::prelude::{FromDer, X509Certificate};
+use memchr::memmem;
 
-use super::certified_key::names_of;
+use super::pem::{self, Block, PemError};
 use super::rounds::{self, MAX_ROUNDS};
+use super::x509::Certificate;
 
 /// The certificates and keys of one file, in the order in which they stand there.
 #[derive(Default)]
 pub struct Material {
-    /// DER.
-    pub certificates: Vec<Vec<u8>>,
+    pub certificates: Vec<Arc<Certificate>>,
     pub keys: Vec<PrivateKey>,
 }
 
@@ -38,10 +37,10 @@ pub enum MaterialError {
         "holds no PEM block (expected -----BEGIN CERTIFICATE----- or -----BEGIN PRIVATE KEY-----) and is no DER"
     )]
     Foreign,
-    #[error("is cut off: its last PEM block has no end (still being written, or a full disk?)")]
-    Truncated,
-    #[error("has a damaged PEM block: {0}")]
-    Damaged(String),
+    #[error(transparent)]
+    Pem(#[from] PemError),
+    #[error("holds a certificate that cannot be read: {0}")]
+    Store(String),
     #[error("certificate {position} in it cannot be parsed: {cause}")]
     Certificate { position: usize, cause: String },
     #[error("has a private key that cannot be read: {0}")]
@@ -76,7 +75,7 @@ impl Material {
         if bytes.iter().all(u8::is_ascii_whitespace) {
             return Err(MaterialError::Empty);
         }
-        if has_marker(bytes, b"-----BEGIN") {
+        if memmem::find(bytes, pem::MARKER).is_some() {
             return Material::parse_pem(bytes, password);
         }
         if bytes.starts_with(DER_SEQUENCE) {
@@ -87,36 +86,17 @@ impl Material {
 
     fn parse_pem(bytes: &[u8], password: Option<&Password>) -> Result<Material, MaterialError> {
         let mut material = Material::default();
-        let encrypted = has_marker(bytes, b"ENCRYPTED PRIVATE KEY-----");
-        let old_encrypted = has_marker(bytes, b"Proc-Type: 4,ENCRYPTED");
-        if encrypted {
-            for der in encrypted_keys(bytes)? {
-                material.keys.push(PrivateKey::decrypt(&der, password)?);
-            }
-        } else if old_encrypted {
-            material
-                .keys
-                .push(PrivateKey::decrypt_pem(bytes, password)?);
-        }
-        // The older form keeps its parameters in header lines, which no other block has.
-        let cleaned = old_encrypted.then(|| without_private_keys(bytes));
-        let mut rest = cleaned.as_deref().unwrap_or(bytes);
-        loop {
-            match pem::from_buf(&mut rest) {
-                Ok(None) => break,
-                Ok(Some((kind, der))) => material.add(kind, der)?,
-                Err(pem::Error::MissingSectionEnd { .. }) => return Err(MaterialError::Truncated),
-                Err(error) => return Err(MaterialError::Damaged(error.to_string())),
-            }
+        for block in pem::blocks(bytes) {
+            material.add(&block?, password)?;
         }
         if material.certificates.is_empty() && material.keys.is_empty() {
             // A marker without a block: either it is of a kind we have no use for, or it broke
             // off inside its own first line.
-            let whole = has_marker(bytes, b"-----END");
+            let whole = memmem::find(bytes, b"-----END").is_some();
             return Err(if whole {
                 MaterialError::Foreign
             } else {
-                MaterialError::Truncated
+                PemError::Truncated.into()
             });
         }
         Ok(material)
@@ -124,8 +104,9 @@ impl Material {
 
     fn parse_der(bytes: &[u8], password: Option<&Password>) -> Result<Material, MaterialError> {
         let mut material = Material::default();
-        if X509Certificate::from_der(bytes).is_ok_and(|(rest, _)| rest.is_empty()) {
-            material.certificates.push(bytes.to_vec());
+        let certificate = Certificate::parse(bytes.to_vec());
+        if let Some(certificate) = certificate.ok().filter(|certificate| certificate.is_alone) {
+            material.certificates.push(certificate);
         } else if let Ok(key) = private_key(bytes) {
             material.keys.push(PrivateKey::new(key)?);
         } else if rounds::content_of(bytes).starts_with(PKCS12_VERSION) {
@@ -158,8 +139,8 @@ impl Material {
             .map(|certificate| certificate.to_der());
         let leaf = parsed.cert.iter().map(|certificate| certificate.to_der());
         for der in leaf.chain(chain) {
-            let der = der.map_err(|error| MaterialError::Damaged(first_reason(&error)))?;
-            self.add(SectionKind::Certificate, der)?;
+            let der = der.map_err(|error| MaterialError::Store(first_reason(&error)))?;
+            self.add_certificate(der)?;
         }
         if let Some(key) = parsed.pkey {
             self.keys.push(PrivateKey::new(key)?);
@@ -167,21 +148,29 @@ impl Material {
         Ok(())
     }
 
-    fn add(&mut self, kind: SectionKind, der: Vec<u8>) -> Result<(), MaterialError> {
-        match kind {
-            SectionKind::Certificate => {
-                let position = self.certificates.len() + 1;
-                X509Certificate::from_der(&der).map_err(|error| MaterialError::Certificate {
-                    position,
-                    cause: error.to_string(),
-                })?;
-                self.certificates.push(der);
+    fn add(&mut self, block: &Block<'_>, password: Option<&Password>) -> Result<(), MaterialError> {
+        match block.label {
+            b"CERTIFICATE" => self.add_certificate(block.decode()?)?,
+            b"PRIVATE KEY" | b"RSA PRIVATE KEY" | b"EC PRIVATE KEY" => {
+                self.keys.push(match block.is_encrypted() {
+                    true => PrivateKey::decrypt_pem(block.text, password)?,
+                    false => PrivateKey::from_der(&block.decode_secret()?)?,
+                });
             }
-            SectionKind::PrivateKey | SectionKind::RsaPrivateKey | SectionKind::EcPrivateKey => {
-                self.keys.push(PrivateKey::from_der(&der)?);
+            b"ENCRYPTED PRIVATE KEY" => {
+                let key = PrivateKey::decrypt(&block.decode()?, password)?;
+                self.keys.push(key);
             }
             _ => {}
         }
+        Ok(())
+    }
+
+    fn add_certificate(&mut self, der: Vec<u8>) -> Result<(), MaterialError> {
+        let position = self.certificates.len() + 1;
+        let certificate = Certificate::parse(der)
+            .map_err(|cause| MaterialError::Certificate { position, cause })?;
+        self.certificates.push(certificate);
         Ok(())
     }
 
@@ -189,22 +178,17 @@ impl Material {
     /// the first of all, if it names a host, because a self-signed certificate is often marked as
     /// a CA's.
     pub fn leaf(&self) -> Option<Leaf> {
-        let parsed: Vec<X509Certificate<'_>> = self
-            .certificates
-            .iter()
-            .filter_map(|der| Some(X509Certificate::from_der(der).ok()?.1))
-            .collect();
-        let leaf = |certificate: &X509Certificate<'_>, is_ca| Leaf {
-            public_key: sha256(certificate.public_key().raw),
-            is_ca,
+        let leaf = |certificate: &Arc<Certificate>| Leaf {
+            public_key: certificate.public_key,
+            is_ca: certificate.is_ca,
         };
-        match parsed.iter().find(|certificate| !certificate.is_ca()) {
-            Some(certificate) => Some(leaf(certificate, false)),
-            None => parsed
+        let own = self.certificates.iter().find(|one| !one.is_ca);
+        let first = || {
+            self.certificates
                 .first()
-                .filter(|certificate| !names_of(certificate).is_empty())
-                .map(|certificate| leaf(certificate, true)),
-        }
+                .filter(|one| !one.names.is_empty())
+        };
+        own.or_else(first).map(leaf)
     }
 }
 
@@ -325,53 +309,12 @@ fn within_rounds(der: &[u8]) -> Result<(), MaterialError> {
     }
 }
 
-/// The DER of the encrypted keys in a PEM text: blocks of a kind that rustls-pki-types passes over.
-fn encrypted_keys(bytes: &[u8]) -> Result<Vec<Vec<u8>>, MaterialError> {
-    let mut keys = Vec::new();
-    let mut block: Option<Vec<u8>> = None;
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        let is_marker = has_marker(line, b"ENCRYPTED PRIVATE KEY-----");
-        if is_marker && line.starts_with(b"-----BEGIN") {
-            block = Some(Vec::new());
-        } else if is_marker && line.starts_with(b"-----END") {
-            let text = block.take().unwrap_or_default();
-            let der = BASE64.decode(text);
-            keys.push(der.map_err(|error| MaterialError::Damaged(error.to_string()))?);
-        } else if let Some(text) = &mut block {
-            text.extend(line.iter().filter(|byte| !byte.is_ascii_whitespace()));
-        }
-    }
-    match block {
-        None => Ok(keys),
-        Some(_) => Err(MaterialError::Truncated),
-    }
-}
-
-/// The text without its blocks of private keys.
-fn without_private_keys(bytes: &[u8]) -> Vec<u8> {
-    let mut kept = Vec::with_capacity(bytes.len());
-    let mut inside = false;
-    for line in bytes.split_inclusive(|&byte| byte == b'\n') {
-        let is_key = has_marker(line, b"PRIVATE KEY-----");
-        inside |= is_key && line.starts_with(b"-----BEGIN");
-        if !inside {
-            kept.extend_from_slice(line);
-        }
-        inside &= !(is_key && line.starts_with(b"-----END"));
-    }
-    kept
-}
-
 /// The first line of BoringSSL's error queue in words, without its file names.
 pub(crate) fn first_reason(error: &ErrorStack) -> String {
     error.errors().first().and_then(|e| e.reason()).map_or_else(
         || "unknown error".to_owned(),
         |r| r.to_lowercase().replace('_', " "),
     )
-}
-
-fn has_marker(bytes: &[u8], marker: &[u8]) -> bool {
-    bytes.windows(marker.len()).any(|window| window == marker)
 }
 
 #[cfg(test)]

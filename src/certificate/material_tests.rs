@@ -1,5 +1,6 @@
 //! Every form that certificates and keys come in.
 
+use base64::prelude::*;
 use boring::pkcs12::Pkcs12;
 use boring::pkey::PKey;
 use boring::rsa::Rsa;
@@ -114,7 +115,11 @@ fn a_der_certificate() {
         .unwrap()
         .to_der()
         .unwrap();
-    assert_eq!(parse(&der).unwrap().certificates, [der]);
+    let material = parse(&der).unwrap();
+    assert_eq!(material.certificates.len(), 1);
+    assert_eq!(material.certificates[0].der(), der);
+    let trailing = [&der[..], b"x"].concat();
+    assert_eq!(parse(trailing).err(), Some(MaterialError::Foreign));
 }
 
 #[test]
@@ -174,12 +179,11 @@ fn pkcs12_with_its_chain() {
 fn an_encrypted_key_in_der() {
     let pair = pair();
     for cipher in [Cipher::aes_256_cbc(), Cipher::des_ede3_cbc()] {
-        let pem = pkey(&pair)
+        let text = pkey(&pair)
             .private_key_to_pem_pkcs8_passphrase(cipher, b"secret")
             .unwrap();
-        let [der] = &encrypted_keys(&pem).unwrap()[..] else {
-            panic!("one key")
-        };
+        let block = pem::blocks(&text).next().unwrap().unwrap();
+        let der = &block.decode().unwrap();
         assert_eq!(parse(der).err(), Some(MaterialError::PasswordWanted));
         assert_eq!(
             with_password(der, "wrong").err(),
@@ -243,7 +247,7 @@ fn a_key_that_would_take_minutes_to_open_is_not_opened() {
     let der = element(0x30, &[&algorithm, b"\x04\x10sixteen bytes..."]);
     let pem = format!(
         "-----BEGIN ENCRYPTED PRIVATE KEY-----\n{}\n-----END ENCRYPTED PRIVATE KEY-----\n",
-        BASE64.encode(&der)
+        BASE64_STANDARD.encode(&der)
     );
     for bytes in [&der[..], pem.as_bytes()] {
         let error = with_password(bytes, "secret").err();

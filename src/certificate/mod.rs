@@ -6,6 +6,7 @@ pub mod attention;
 pub mod certified_key;
 pub mod credential;
 pub mod explain;
+mod file_path;
 pub mod folder;
 #[cfg(test)]
 mod folder_tests;
@@ -18,6 +19,7 @@ pub mod name;
 pub mod observe;
 pub mod overdue;
 mod parallel;
+pub mod pem;
 pub mod proof;
 pub mod reloader;
 mod rounds;
@@ -28,5 +30,8 @@ pub mod trust;
 #[cfg(test)]
 mod trust_tests;
 pub mod unit;
+mod units;
+mod walk;
 pub mod warnings;
 pub mod watcher;
+pub mod x509;

@@ -10,11 +10,6 @@ use perennial_bench::handshake::Client;
 use perennial_bench::servers::{Kind, Running, Service, Setup};
 use perennial_bench::statistics::{ms, quantile};
 
-/// How long the idle process is watched.
-const IDLE: Duration = Duration::from_secs(30);
-/// How long handshakes are timed, without and with swaps.
-const TIMED: Duration = Duration::from_secs(20);
-
 fn main() {
     let options = Options::parse();
     let directory = tempfile::tempdir().expect("a folder");
@@ -57,6 +52,8 @@ struct Options {
     servers: Vec<Kind>,
     perennial: PathBuf,
     swaps: usize,
+    /// How long handshakes are timed, without and with swaps, and the idle process is watched.
+    time: Duration,
 }
 
 impl Options {
@@ -66,6 +63,7 @@ impl Options {
             servers: Kind::ALL.to_vec(),
             perennial: PathBuf::from("target/release/perennial"),
             swaps: 100,
+            time: Duration::from_secs(30),
         };
         let mut arguments = std::env::args().skip(1);
         while let Some(argument) = arguments.next() {
@@ -84,6 +82,10 @@ impl Options {
                 }
                 "--perennial" => options.perennial = value().into(),
                 "--swaps" => options.swaps = value().parse().unwrap_or_else(|_| usage()),
+                "--seconds" => {
+                    let seconds = value().parse().unwrap_or_else(|_| usage());
+                    options.time = Duration::from_secs(seconds);
+                }
                 _ => usage(),
             }
         }
@@ -93,7 +95,7 @@ impl Options {
 
 fn usage<T>() -> T {
     eprintln!(
-        "usage: reload [--counts 1,1000,...] [--only perennial,nginx,haproxy,caddy] [--perennial FILE] [--swaps N]"
+        "usage: reload [--counts 1,1000,...] [--only perennial,nginx,haproxy,caddy] [--perennial FILE] [--swaps N] [--seconds N]"
     );
     std::process::exit(64);
 }
@@ -107,8 +109,7 @@ impl Patience for Kind {
     fn gives_up_at(self, count: usize) -> bool {
         match self {
             Kind::Perennial => false,
-            Kind::Nginx | Kind::HaProxy => count > 10_000,
-            Kind::Caddy => count > 1_000,
+            Kind::Nginx | Kind::HaProxy | Kind::Caddy => count > 10_000,
         }
     }
 }
@@ -162,7 +163,7 @@ impl Row {
         let all = running.started.elapsed();
         std::thread::sleep(Duration::from_secs(5));
         let kib = running.server.memory_kib().saturating_sub(base) as f64 / count as f64;
-        let idle = idle_share(&running);
+        let idle = idle_share(&running, options.time);
         let swaps = if kind == Kind::Perennial {
             options.swaps
         } else {
@@ -179,9 +180,9 @@ impl Row {
                 )
             })
             .collect();
-        let (quiet, failed_quiet) = handshakes(&running, &client, || {});
+        let (quiet, failed_quiet) = handshakes(&running, &client, options.time, || {});
         let mut swap = 0;
-        let (swapping, failed_swapping) = handshakes(&running, &client, || {
+        let (swapping, failed_swapping) = handshakes(&running, &client, options.time, || {
             let number = swap * 104_729 % count;
             swap += 1;
             replace(certificates, number, &authority.issue(&name(number)));
@@ -216,10 +217,10 @@ impl Row {
 }
 
 /// The share of one core that the process takes while nothing happens.
-fn idle_share(running: &Running) -> f64 {
+fn idle_share(running: &Running, time: Duration) -> f64 {
     let before = running.server.cpu();
-    std::thread::sleep(IDLE);
-    (running.server.cpu() - before).as_secs_f64() / IDLE.as_secs_f64()
+    std::thread::sleep(time);
+    (running.server.cpu() - before).as_secs_f64() / time.as_secs_f64()
 }
 
 /// From the rename of one pair to the first handshake that gets it.
@@ -244,6 +245,7 @@ fn change(
 fn handshakes(
     running: &Running,
     client: &Client,
+    time: Duration,
     mut each_second: impl FnMut(),
 ) -> (Vec<Duration>, usize) {
     let stop = AtomicBool::new(false);
@@ -263,7 +265,7 @@ fn handshakes(
             times
         });
         let begun = Instant::now();
-        while begun.elapsed() < TIMED {
+        while begun.elapsed() < time {
             each_second();
             std::thread::sleep(Duration::from_secs(1));
         }

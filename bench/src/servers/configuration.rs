@@ -14,8 +14,7 @@ pub fn configuration(setup: &Setup<'_>, address: SocketAddr) -> String {
         (Kind::Perennial, service) => perennial(setup, service, address),
         (Kind::Nginx, service) => nginx(setup, service, address),
         (Kind::HaProxy, service) => haproxy(setup, service, address),
-        (Kind::Caddy, Service::Fixed) => caddyfile(setup, address),
-        (Kind::Caddy, Service::Proxy { upstream }) => caddy_json(setup, upstream, address),
+        (Kind::Caddy, service) => caddy(setup, service, address),
     }
 }
 
@@ -128,46 +127,26 @@ pub fn admin_of(address: SocketAddr) -> SocketAddr {
     SocketAddr::new([127, 0, 0, 2].into(), address.port())
 }
 
-/// In which language Caddy's configuration is.
-pub fn caddy_adapter(service: Service) -> &'static str {
-    match service {
-        Service::Fixed => "caddyfile",
-        // Its own.
-        Service::Proxy { .. } => "",
-    }
-}
-
-fn caddyfile(setup: &Setup<'_>, address: SocketAddr) -> String {
-    let mut text = format!("{{\n admin {}\n auto_https off\n}}\n", admin_of(address));
-    for number in 0..setup.count {
-        let (certificate, key) = files(setup.certificates, number);
-        let _ = writeln!(
-            text,
-            "https://{}:{} {{\n bind {}\n tls {} {}\n respond 200\n}}",
-            name(number),
-            address.port(),
-            address.ip(),
-            certificate.display(),
-            key.display(),
-        );
-    }
-    text
-}
-
 /// A Caddyfile would make a site of each certificate; a folder is what scales.
-fn caddy_json(setup: &Setup<'_>, upstream: SocketAddr, address: SocketAddr) -> String {
+fn caddy(setup: &Setup<'_>, service: Service, address: SocketAddr) -> String {
     combine_all(setup);
+    let handler = match service {
+        Service::Fixed => r#""handler": "static_response", "status_code": 200"#.to_owned(),
+        Service::Proxy { upstream } => {
+            format!(r#""handler": "reverse_proxy", "upstreams": [{{"dial": "{upstream}"}}]"#)
+        }
+    };
+    let admin = admin_of(address);
     format!(
-        r#"{{"admin": {{"listen": "{}"}},
+        r#"{{"admin": {{"listen": "{admin}", "origins": ["{admin}"]}},
 "apps": {{
  "tls": {{"certificates": {{"load_folders": [{:?}]}}}},
  "http": {{"servers": {{"s": {{
   "listen": ["{address}"], "protocols": ["h1", "h2"],
   "automatic_https": {{"disable": true}}, "tls_connection_policies": [{{}}],
-  "routes": [{{"handle": [{{"handler": "reverse_proxy", "upstreams": [{{"dial": "{upstream}"}}]}}]}}]
+  "routes": [{{"handle": [{{{handler}}}]}}]
  }}}}}}
 }}}}"#,
-        admin_of(address),
         setup.directory.join("crt"),
     )
 }

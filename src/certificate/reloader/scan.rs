@@ -1,0 +1,318 @@
+//! One scan: looks, reads, verifies and publishes, in parts.
+
+use std::collections::BTreeSet;
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use time::OffsetDateTime;
+
+use super::Report;
+use super::change::{Change, ChangeResult, loaded, log_changes, names_of, recovered, vanished};
+use super::thread::Thread;
+use crate::certificate::certified_key::CertifiedKey;
+use crate::certificate::folder::{FileReading, ToRead};
+use crate::certificate::generations;
+use crate::certificate::inventory::{EntryId, Failure};
+use crate::certificate::observe::ReadError;
+use crate::certificate::parallel;
+use crate::certificate::table::{LiveCertificate, SourceKind};
+use crate::certificate::unit::{Finding, Replacement, Task, Verdict};
+
+/// What a scan looks at.
+pub(super) enum Scope {
+    All,
+    Paths(BTreeSet<PathBuf>),
+}
+
+/// Two readings of a file that just changed have to agree across this pause.
+const CONFIRM_AFTER: Duration = Duration::from_millis(25);
+
+/// How many files are read, or pairs examined, before what they hold is published. Small enough
+/// for the first handshakes of a bulk load not to wait, large enough for all cores to have work.
+const CHUNK: usize = 1024;
+
+/// One scan under way.
+struct Scan {
+    now: OffsetDateTime,
+    patience: time::Duration,
+    changes: Vec<Change>,
+    unpublished: bool,
+}
+
+impl Thread {
+    /// Looks, reads, verifies and publishes.
+    pub(super) fn scan(
+        &mut self,
+        scope: &Scope,
+        patience: time::Duration,
+        now: OffsetDateTime,
+    ) -> Vec<Change> {
+        let started = Instant::now();
+        let mut scan = Scan {
+            now,
+            patience,
+            changes: Vec::new(),
+            unpublished: false,
+        };
+        self.scan_pairs(&mut scan);
+        self.scan_generations(scope, &mut scan);
+        for index in 0..self.folders.len() {
+            self.scan_folder(index, scope, &mut scan);
+        }
+        let passed = self.inventory.advance(scan.now);
+        scan.unpublished |= !passed.is_empty();
+        self.publish(&mut scan);
+        self.warn_of_expired(&passed, scan.now);
+        self.publish_report(scan.now);
+        log_changes(&scan.changes);
+        if matches!(scope, Scope::All) {
+            self.last_full = Instant::now();
+            self.full_interval = self.pace(started.elapsed());
+        }
+        self.announce();
+        scan.changes
+    }
+
+    fn scan_pairs(&mut self, scan: &mut Scan) {
+        let mut tasks = Vec::new();
+        for unit in &mut self.pairs {
+            let sight = unit.stat();
+            if unit.look(sight) {
+                tasks.push(unit.task(None));
+            }
+        }
+        // Their links may lead elsewhere now.
+        self.pairs_changed |= !tasks.is_empty();
+        self.examine(tasks, scan);
+    }
+
+    fn scan_generations(&mut self, scope: &Scope, scan: &mut Scan) {
+        let Some(generations) = &mut self.generations else {
+            return;
+        };
+        let mut gone = Vec::new();
+        let tasks = match scope {
+            Scope::All => generations.look_at_all(&mut gone),
+            Scope::Paths(paths) => generations.look(paths),
+        };
+        self.gone(gone, scan);
+        self.examine(tasks, scan);
+    }
+
+    fn scan_folder(&mut self, index: usize, scope: &Scope, scan: &mut Scan) {
+        let folder = &mut self.folders[index];
+        let to_read = match scope {
+            Scope::All => folder.survey_all(),
+            Scope::Paths(paths) => folder.survey(paths),
+        };
+        let now = scan.now;
+        let mut gone = Vec::new();
+        let mut heard = 0;
+        let mut rest = to_read.into_iter();
+        let next = |thread: &mut Thread| {
+            let waiting = rest.as_mut_slice();
+            thread
+                .publisher
+                .bring_forward(waiting, &mut heard, |file: &ToRead| file.path.as_arc());
+            rest.by_ref().take(CHUNK).collect()
+        };
+        let read = |file| FileReading::read(file, now);
+        parallel::pipeline(self, next, read, |thread, readings| {
+            let folder = &mut thread.folders[index];
+            folder.take_in(readings);
+            let tasks = folder.due(false, &mut gone);
+            thread.examine(tasks, scan);
+        });
+        let tasks = self.folders[index].due(true, &mut gone);
+        self.gone(gone, scan);
+        self.examine(tasks, scan);
+    }
+
+    fn gone(&mut self, gone: Vec<EntryId>, scan: &mut Scan) {
+        for id in gone {
+            if self.inventory.vanished(&id, scan.now) {
+                scan.changes.push(vanished(&id));
+                scan.unpublished = true;
+            }
+        }
+    }
+
+    /// Reads and verifies, a chunk at a time, and publishes each.
+    fn examine(&mut self, tasks: Vec<Task>, scan: &mut Scan) {
+        let mut heard = 0;
+        let mut rest = tasks.into_iter();
+        while !rest.as_slice().is_empty() {
+            if rest.len() > CHUNK {
+                let waiting = rest.as_mut_slice();
+                self.publisher
+                    .bring_forward(waiting, &mut heard, |task: &Task| &task.id.certificate);
+            }
+            let part = rest.by_ref().take(CHUNK).collect();
+            for (id, finding) in examine(part, scan.now, &mut self.pause) {
+                if let Some(change) = self.apply(&id, finding, scan) {
+                    scan.changes.push(change);
+                    scan.unpublished = true;
+                }
+            }
+            self.publish(scan);
+        }
+    }
+
+    fn publish(&mut self, scan: &mut Scan) {
+        if std::mem::take(&mut scan.unpublished) {
+            self.publisher.publish(self.inventory.table());
+        }
+    }
+
+    fn judge(
+        &mut self,
+        id: &EntryId,
+        finding: Finding,
+        served: Option<&CertifiedKey>,
+        scan: &Scan,
+    ) -> Option<Verdict> {
+        let (patience, now) = (scan.patience, scan.now);
+        let path = &id.certificate;
+        match id.source {
+            SourceKind::File => {
+                let unit = self.pairs.iter_mut().find(|unit| unit.id == *id)?;
+                Some(unit.judge(finding, served, patience, now))
+            }
+            SourceKind::Folder => self
+                .folders
+                .iter_mut()
+                .find(|folder| path.starts_with(folder.root()) && folder.has_unit(path))?
+                .judge(path, finding, served, patience, now),
+            SourceKind::Acme | SourceKind::Internal => self
+                .generations
+                .as_mut()?
+                .judge(path, finding, served, patience, now),
+        }
+    }
+
+    fn apply(&mut self, id: &EntryId, finding: Finding, scan: &Scan) -> Option<Change> {
+        let now = scan.now;
+        let served = self.inventory.get(id).and_then(|entry| entry.live.clone());
+        let key = served.as_ref().map(|live| &live.key);
+        match self.judge(id, finding, key, scan)? {
+            Verdict::Wait => None,
+            Verdict::Unchanged => {
+                let news = self.inventory.recovered(id, now);
+                news.then(|| recovered(id, served.as_deref()))
+            }
+            Verdict::Vanished => self.inventory.vanished(id, now).then(|| vanished(id)),
+            Verdict::Failed { path, cause } => self.fail(id, path, cause, now),
+            Verdict::Replace(Replacement {
+                key,
+                changed_at,
+                private_key,
+                seen,
+            }) => {
+                let live = Arc::new(LiveCertificate {
+                    key: *key,
+                    source: self.source_of(id),
+                    path: id.certificate.clone(),
+                    private_key,
+                    loaded_at: now,
+                    changed_at,
+                });
+                self.loads += 1;
+                self.inventory.loaded(id, live.clone(), now);
+                Some(loaded(live, served, seen))
+            }
+        }
+    }
+
+    /// In the state directory one issuer may follow another.
+    fn source_of(&self, id: &EntryId) -> SourceKind {
+        match id.source {
+            SourceKind::Acme | SourceKind::Internal => generations::source_of(&id.certificate),
+            source => source,
+        }
+    }
+
+    fn fail(
+        &mut self,
+        id: &EntryId,
+        path: PathBuf,
+        cause: String,
+        now: OffsetDateTime,
+    ) -> Option<Change> {
+        let failure = Failure {
+            path: path.clone(),
+            cause: cause.clone(),
+            since: now,
+        };
+        if !self.inventory.failed(id, failure, now) {
+            return None;
+        }
+        self.failures += 1;
+        let served = self.inventory.get(id).and_then(|entry| entry.live.clone());
+        let names = served.as_ref().map_or_else(Vec::new, |live| names_of(live));
+        match &served {
+            Some(live) => tracing::warn!(
+                file = %path.display(), %cause, ?names, serial = live.key.serial(),
+                "certificate not taken: the last good one stays in service"
+            ),
+            None => tracing::warn!(file = %path.display(), %cause, "certificate not loaded"),
+        }
+        Some(Change {
+            certificate: id.certificate.clone(),
+            names,
+            result: ChangeResult::Failed,
+            serial: None,
+            cause: Some(format!("{} {cause}", path.display())),
+            swap: None,
+        })
+    }
+
+    pub(super) fn publish_report(&self, now: OffsetDateTime) {
+        self.report.store(Arc::new(Report {
+            entries: self.inventory.entries(),
+            heartbeat: now,
+            loads: self.loads,
+            failures: self.failures,
+        }));
+    }
+}
+
+/// Reads and verifies. What just changed is read twice, with a pause between, and both readings
+/// have to agree.
+fn examine(
+    tasks: Vec<Task>,
+    now: OffsetDateTime,
+    pause: &mut dyn FnMut(Duration),
+) -> Vec<(EntryId, Finding)> {
+    let mut findings = parallel::map(tasks, |task| {
+        let finding = task.examine(now);
+        (task, finding)
+    });
+    let in_doubt = |finding: &Finding| matches!(finding, Finding::Good { young: true, .. });
+    if findings.iter().any(|(_, finding)| in_doubt(finding)) {
+        pause(CONFIRM_AFTER);
+        for (task, finding) in &mut findings {
+            if in_doubt(finding) {
+                confirm(task, finding, now);
+            }
+        }
+    }
+    findings
+        .into_iter()
+        .map(|(task, finding)| (task.id, finding))
+        .collect()
+}
+
+fn confirm(task: &Task, finding: &mut Finding, now: OffsetDateTime) {
+    let second = task.examine_afresh(now);
+    let agree = match (&*finding, &second) {
+        (Finding::Good { digest: a, .. }, Finding::Good { digest: b, .. }) => a == b,
+        _ => false,
+    };
+    if !agree {
+        *finding = Finding::Bad {
+            path: task.id.certificate.to_path_buf(),
+            cause: ReadError::Unstable.to_string(),
+        };
+    }
+}
