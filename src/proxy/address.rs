@@ -67,8 +67,10 @@ impl Address {
             Transport::Plain => Endpoint::Tcp(address),
             Transport::Tls(transport) => {
                 let mut peer = Box::new(HttpPeer::new(address, true, transport.server_name()));
-                peer.options.connection_timeout = Some(DIAL_TIMEOUT);
-                peer.options.total_connection_timeout = Some(DIAL_TIMEOUT);
+                // The dial as a whole has its time, by the runtime's timer. Pingora's own are a
+                // thread that wakes a hundred times a second from the first one on.
+                peer.options.connection_timeout = None;
+                peer.options.total_connection_timeout = None;
                 transport.prepare(&mut peer);
                 let transport = transport.clone();
                 Endpoint::Tls { peer, transport }
@@ -178,7 +180,7 @@ mod tests {
         };
         assert!(peer.options.verify_cert && peer.options.verify_hostname);
         assert_eq!(peer.sni, "a.test");
-        assert_eq!(peer.options.total_connection_timeout, Some(DIAL_TIMEOUT));
+        assert_eq!(peer.options.total_connection_timeout, None);
     }
 
     #[test]

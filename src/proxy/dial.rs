@@ -53,13 +53,15 @@ pub async fn dial(address: &Address) -> Result<Connection, DialError> {
     let socket = match address.endpoint() {
         Endpoint::Tcp(address) => in_time(tcp(*address)).await?,
         Endpoint::Unix(path) => in_time(unix(path)).await?,
-        // Boxed: it is large, and most requests need none.
-        Endpoint::Tls { peer, transport } => Box::pin(tls(peer, transport)).await?,
+        Endpoint::Tls { peer, transport } => in_time(tls(peer, transport)).await?,
     };
     Ok(Connection::new(socket))
 }
 
-async fn in_time(dial: impl Future<Output = io::Result<Socket>>) -> Result<Socket, DialError> {
+async fn in_time<E>(dial: impl Future<Output = Result<Socket, E>>) -> Result<Socket, DialError>
+where
+    DialError: From<E>,
+{
     match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
         Ok(dialled) => Ok(dialled?),
         Err(_) => Err(DialError::timeout()),
@@ -79,22 +81,22 @@ async fn unix(path: &Path) -> io::Result<Socket> {
 /// Certificates are verified against the system's roots, unless the transport says otherwise: the
 /// file and directory that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else where the distribution has
 /// them.
-async fn tls(peer: &HttpPeer, transport: &TlsTransport) -> Result<Socket, DialError> {
+async fn tls(peer: &HttpPeer, transport: &TlsTransport) -> pingora::Result<Socket> {
     // It reads the system's roots, which takes its time: only where there is such an upstream.
     static CONNECTOR: LazyLock<TransportConnector> =
         LazyLock::new(|| TransportConnector::new(None));
     let mut peer = peer.clone();
     transport.apply(&mut peer);
-    let stream = CONNECTOR.new_stream(&peer).await.map_err(|error| {
-        use pingora::ErrorType::{ConnectTimedout, TLSHandshakeTimedout};
+    let stream = CONNECTOR.new_stream(&peer).await?;
+    verify_address(stream.get_ssl_digest().as_deref())?;
+    Ok(Socket::Tls(stream))
+}
+
+impl From<Box<pingora::Error>> for DialError {
+    fn from(error: Box<pingora::Error>) -> DialError {
         DialError {
-            timed_out: matches!(error.etype(), ConnectTimedout | TLSHandshakeTimedout),
+            timed_out: *error.etype() == pingora::ErrorType::ConnectTimedout,
             reason: failure::in_words(&error),
         }
-    })?;
-    verify_address(stream.get_ssl_digest().as_deref()).map_err(|error| DialError {
-        timed_out: false,
-        reason: failure::in_words(&error),
-    })?;
-    Ok(Socket::Tls(stream))
+    }
 }
