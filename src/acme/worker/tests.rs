@@ -1,12 +1,15 @@
 use std::path::Path;
 use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+use super::turn::whose_turn;
 use super::*;
+use crate::acme::renewal::Attempts;
 use crate::acme::surroundings::Coverage;
 use crate::config::{
     Acme, AdminListen, CertificateAuthority, CertificatePer, Certificates, ChallengeType, Config,
     KeyType, LogLevel, Server, Site, Takeover, TlsMode,
 };
+use crate::store::generation;
 
 /// How a scripted CA answers every request.
 #[derive(Clone, Copy, Debug)]
