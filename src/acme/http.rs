@@ -327,7 +327,7 @@ pub fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<OffsetDateTi
 }
 
 /// An error with all its causes: the outermost of a failed request says nothing alone.
-fn causes(error: &dyn StdError) -> String {
+pub(super) fn causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -10,6 +10,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::account::{Authority, blocking};
 use super::challenges::Challenges;
+use super::dns::DnsChallenges;
 use super::error::AcmeError;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order::{self, challenge_from_name, challenge_name};
@@ -50,6 +51,7 @@ pub(super) struct OrderJob {
     pub ledger: Arc<Ledger>,
     pub dir: PathBuf,
     pub challenges: Challenges,
+    pub dns: Option<Arc<DnsChallenges>>,
     pub reason: OrderReason,
     pub replaces: Option<Vec<u8>>,
 }
@@ -118,6 +120,7 @@ impl OrderJob {
             session,
             dir: self.dir.clone(),
             challenges: self.challenges.clone(),
+            dns: self.dns.clone(),
             avoid,
             replaces: self.replaces.clone(),
         })

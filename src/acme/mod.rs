@@ -4,6 +4,7 @@
 
 pub mod account;
 pub mod challenges;
+pub mod dns;
 pub mod error;
 pub mod http;
 mod job;

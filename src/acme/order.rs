@@ -20,6 +20,7 @@ use rcgen::{CertificateParams, DistinguishedName, KeyPair};
 
 use super::account::{Session, blocking};
 use super::challenges::Challenges;
+use super::dns::DnsChallenges;
 use super::error::{AcmeError, Class};
 use super::http::{JobHttp, of_problem, with_nonce};
 use super::renewal_info::certificate_id;
@@ -46,6 +47,8 @@ pub struct Job {
     /// `certificates/<name>/<key_type>`.
     pub dir: PathBuf,
     pub challenges: Challenges,
+    /// For DNS-01.
+    pub dns: Option<Arc<DnsChallenges>>,
     /// The challenge type that failed last: others are preferred now.
     pub avoid: Option<ChallengeType>,
     /// The leaf that the new certificate succeeds, for a CA that wants to know (RFC 9773
@@ -270,13 +273,6 @@ impl Run {
     fn error(&self, class: Class, detail: impl Into<String>) -> AcmeError {
         AcmeError::new(class, &self.what, detail)
     }
-}
-
-/// `Option<Result>` as `Result<Option>`, so that a nonce can be tried again.
-async fn transposed<T, E>(
-    next: impl Future<Output = Option<Result<T, E>>>,
-) -> Result<Option<T>, E> {
-    next.await.transpose()
 }
 
 /// Whether the CA takes offence at `replaces`, and not at the order.

@@ -26,6 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::account::{Authority, blocking, slug};
 use super::challenges::Challenges;
+use super::dns::{self, DnsChallenges};
 use super::job::Done;
 use super::ledger::Ledger;
 use super::renewal::{self, Action, IssuerKind, WaitReason, plan};
@@ -41,6 +42,8 @@ use handle::{Command, Statuses, lock};
 pub use handle::{Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle};
 use turn::Covered;
 
+/// How long a stop waits for TXT records to be removed; the next start removes what is left.
+const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
 /// The longest sleep, and how often another process's writer lock is tried.
 const MAX_SLEEP: Duration = Duration::minutes(1);
 /// How often the first load of the certificates from files is looked for.
@@ -67,6 +70,9 @@ pub struct Worker {
     lock: Option<WriterLock>,
     try_lock_at: OffsetDateTime,
     authorities: Vec<Arc<Authority>>,
+    /// `None`: before the first configuration, or where it cannot be used.
+    dns: Option<Arc<DnsChallenges>>,
+    dns_claims: dns::Claims,
     entries: BTreeMap<u64, Entry>,
     next_entry: u64,
     internal_names: Arc<Vec<Name>>,
@@ -95,6 +101,8 @@ impl Worker {
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
             authorities: Vec::new(),
+            dns: None,
+            dns_claims: dns::Claims::default(),
             entries: BTreeMap::new(),
             next_entry: 0,
             internal_names: Arc::default(),
@@ -128,6 +136,9 @@ impl Worker {
 
     async fn stop(&mut self) {
         self.jobs.shutdown().await;
+        if let Some(dns) = &self.dns {
+            dns.finish(DNS_REMOVAL_LIMIT).await;
+        }
         let ledgers: Vec<Arc<Ledger>> = self
             .entries
             .values()
@@ -166,6 +177,7 @@ impl Worker {
                 }
                 let ids: Vec<u64> = self.entries.keys().copied().collect();
                 self.load(&ids).await;
+                self.remove_left_over_records().await;
             }
             Ok(None) if !waited => tracing::warn!(
                 state = %self.state.root().display(),
@@ -180,6 +192,7 @@ impl Worker {
     /// running jobs among it.
     async fn configure(&mut self) {
         self.open_authorities().await;
+        self.open_dns().await;
         let mut old: HashMap<PathBuf, Entry> = std::mem::take(&mut self.entries)
             .into_values()
             .map(|entry| (entry.dir.clone(), entry))
@@ -235,6 +248,28 @@ impl Worker {
                 .collect()
         })
         .await;
+    }
+
+    /// With the same settings it goes on as it is, running removals and all.
+    async fn open_dns(&mut self) {
+        let wanted = &self.assignment.dns;
+        if self.dns.as_ref().is_some_and(|dns| dns.config() == wanted) {
+            return;
+        }
+        let opened = DnsChallenges::new(wanted, &self.state, self.dns_claims.clone());
+        self.dns = opened
+            .inspect_err(|error| tracing::error!(error, "DNS-01 cannot be used"))
+            .ok();
+        if self.lock.is_some() {
+            self.remove_left_over_records().await;
+        }
+    }
+
+    /// Of runs that a crash ended. Only the writer may: a record of another process is in use.
+    async fn remove_left_over_records(&self) {
+        if let Some(dns) = &self.dns {
+            dns.remove_left_over().await;
+        }
     }
 
     /// Reads what is on disk for these entries; with the lock, finishes what a crash interrupted.

@@ -6,6 +6,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::diagnostic::Located;
+use super::dns::read::DnsDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
     PathPattern, Takeover, TlsMode, Upstream,
@@ -20,6 +21,7 @@ pub(super) struct Draft {
     pub(super) certificates: CertificatesDraft,
     pub(super) tls: TlsDraft,
     pub(super) acme: AuthorityDraft,
+    pub(super) dns: Option<DnsDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
     pub(super) sites: Vec<SiteDraft>,
 }
@@ -68,7 +70,7 @@ pub(super) struct AuthorityDraft {
     pub(super) directory: Option<Located<String>>,
     pub(super) email: Option<String>,
     pub(super) ca_certificate: Option<Located<PathBuf>>,
-    pub(super) challenges: Option<Vec<ChallengeType>>,
+    pub(super) challenges: Option<Vec<Located<ChallengeType>>>,
     pub(super) key_type: Option<KeyType>,
     pub(super) profile: Option<String>,
     pub(super) external_account: Option<ExternalAccount>,

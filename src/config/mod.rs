@@ -6,9 +6,11 @@
 //! draft a [`Config`] if everything fits together. All of them report everything they find, as
 //! [`Diagnostics`]; none of them touches the disk, but through the [`Environment`] they are given.
 
+mod acme_options;
 mod assemble;
 mod command_line;
 mod diagnostic;
+mod dns;
 mod draft;
 mod environment;
 mod file_check;
@@ -28,6 +30,8 @@ use std::time::Duration;
 
 pub use command_line::CommandLine;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub(crate) use dns::without;
+pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
 pub use environment::{DefaultStateDir, Environment};
 pub use file_check::{FilePurpose, FileReference, check_files};
 pub use load::{ConfigError, Footprint, Reading, default_path};
@@ -180,6 +184,8 @@ impl Default for Tls {
 #[derive(Clone, Debug)]
 pub struct Acme {
     pub authorities: Vec<CertificateAuthority>,
+    /// For all of them.
+    pub dns: Dns,
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
@@ -204,7 +210,7 @@ pub struct CertificateAuthority {
 impl CertificateAuthority {
     /// Let's Encrypt, with every setting at its default.
     pub fn lets_encrypt() -> CertificateAuthority {
-        assemble::default_authority()
+        acme_options::default_authority()
     }
 
     /// Sets the directory URL, or says what is wrong with it.
@@ -243,6 +249,26 @@ pub enum ChallengeType {
     TlsAlpn01,
     /// RFC 8555 section 8.3.
     Http01,
+    /// RFC 8555 section 8.4.
+    Dns01,
+}
+
+impl ChallengeType {
+    /// Whether it shows control over every name below one: only DNS can.
+    pub fn proves_wildcards(self) -> bool {
+        match self {
+            ChallengeType::Dns01 => true,
+            ChallengeType::TlsAlpn01 | ChallengeType::Http01 => false,
+        }
+    }
+
+    /// Whether it can show control over an IP address.
+    pub fn proves_addresses(self) -> bool {
+        match self {
+            ChallengeType::TlsAlpn01 | ChallengeType::Http01 => true,
+            ChallengeType::Dns01 => false,
+        }
+    }
 }
 
 /// The kind of key that a certificate is ordered for.

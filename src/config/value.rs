@@ -278,15 +278,16 @@ pub(super) fn server_name(text: &str) -> Parsed<Name> {
 }
 
 pub(super) fn challenge_type(text: &str) -> Parsed<ChallengeType> {
-    const TYPES: [(&str, ChallengeType); 2] = [
+    const TYPES: [(&str, ChallengeType); 3] = [
         ("tls-alpn-01", ChallengeType::TlsAlpn01),
         ("http-01", ChallengeType::Http01),
+        ("dns-01", ChallengeType::Dns01),
     ];
     match text {
-        "dns-01" | "dns-persist-01" => Err(Problem::new(format!(
+        "dns-persist-01" => Err(Problem::new(format!(
             "this version does not have the challenge {text:?}"
         ))
-        .help("it can be tls-alpn-01, http-01")),
+        .help("it can be tls-alpn-01, http-01, dns-01")),
         _ => choice("challenge", text, &TYPES),
     }
 }

@@ -29,6 +29,8 @@ pub struct Options {
     pub retry_after_seconds: u32,
     /// Where HTTP-01 is asked for; `None`: where the proxy listens.
     pub http_port: Option<u16>,
+    /// The DNS server to ask; `None`: one that knows every name and nothing else.
+    pub dns: Option<SocketAddr>,
 }
 
 impl Default for Options {
@@ -40,6 +42,7 @@ impl Default for Options {
             always_valid: false,
             retry_after_seconds: 1,
             http_port: None,
+            dns: None,
         }
     }
 }
@@ -52,10 +55,10 @@ pub struct Pebble {
     management: SocketAddr,
     log: Lines,
     // Pebble first: the last thing it does is not a DNS question.
-    _children: [Killed; 2],
+    _children: Vec<Killed>,
 }
 
-struct Killed(Child);
+pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -77,8 +80,14 @@ impl Pebble {
             eprintln!("PEBBLE >= 2.8 NOT FOUND: proven against the scripted CA alone");
             return None;
         };
-        let (dns, dns_management) = (place.free(), place.free());
-        let dns_server = start_dns(&dns_program, place, dns, dns_management);
+        let (dns, dns_server) = match options.dns {
+            Some(dns) => (dns, None),
+            None => {
+                let dns = place.free();
+                let child = start_dns(&dns_program, place, dns, place.free());
+                (dns, Some(child))
+            }
+        };
         let (listen, management) = (place.free(), place.free());
         let config = configure(place, &options, listen, management);
         let mut command = Command::new(program);
@@ -98,7 +107,11 @@ impl Pebble {
             ca_certificate: place.path("pebble/root.pem"),
             management,
             log,
-            _children: [Killed(child), Killed(dns_server)],
+            _children: [Some(child), dns_server]
+                .into_iter()
+                .flatten()
+                .map(Killed)
+                .collect(),
         };
         pebble.wait_answering().await;
         Some(pebble)

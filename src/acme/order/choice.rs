@@ -31,6 +31,7 @@ pub(super) fn acme_type(kind: ChallengeType) -> AcmeChallenge {
     match kind {
         ChallengeType::TlsAlpn01 => AcmeChallenge::TlsAlpn01,
         ChallengeType::Http01 => AcmeChallenge::Http01,
+        ChallengeType::Dns01 => AcmeChallenge::Dns01,
     }
 }
 
@@ -39,12 +40,16 @@ pub fn challenge_name(kind: ChallengeType) -> &'static str {
     match kind {
         ChallengeType::TlsAlpn01 => "tls-alpn-01",
         ChallengeType::Http01 => "http-01",
+        ChallengeType::Dns01 => "dns-01",
     }
 }
 
 /// The reverse of [`challenge_name`].
 pub fn challenge_from_name(text: &str) -> Option<ChallengeType> {
-    [ChallengeType::TlsAlpn01, ChallengeType::Http01]
-        .into_iter()
-        .find(|kind| challenge_name(*kind) == text)
+    const ALL: [ChallengeType; 3] = [
+        ChallengeType::TlsAlpn01,
+        ChallengeType::Http01,
+        ChallengeType::Dns01,
+    ];
+    ALL.into_iter().find(|kind| challenge_name(*kind) == text)
 }

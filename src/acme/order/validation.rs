@@ -3,12 +3,15 @@
 
 use std::time::Duration as StdDuration;
 
-use instant_acme::{AuthorizationStatus, ChallengeStatus, Order, OrderStatus};
+use instant_acme::{
+    AuthorizationHandle, AuthorizationStatus, ChallengeHandle, ChallengeStatus, Order, OrderStatus,
+};
 
+use super::Run;
 use super::choice::{acme_type, choose};
 use super::poll::Poll;
-use super::{Run, transposed};
 use crate::acme::challenges::ChallengeGuard;
+use crate::acme::dns::{RecordGuard, TxtRecord};
 use crate::acme::error::{AcmeError, Class};
 use crate::acme::http::{of_problem, with_nonce};
 use crate::certificate::name::Name;
@@ -22,80 +25,157 @@ const VALIDATION_DEADLINE: StdDuration = StdDuration::from_secs(120);
 pub(super) struct Answered {
     identifier: String,
     kind: ChallengeType,
-    _guard: ChallengeGuard,
+    answer: Answer,
+}
+
+/// What takes an answer back when it is dropped.
+enum Answer {
+    Here(#[expect(dead_code, reason = "it is held, not read")] ChallengeGuard),
+    InDns(RecordGuard),
 }
 
 impl Run {
-    /// Provides an answer for every name that the CA has not validated yet, and tells it so.
+    /// Provides an answer for every name that the CA has not validated yet, and tells it so once
+    /// all of them can be seen.
     pub(super) async fn answer_challenges(
         &self,
         order: &mut Order,
     ) -> Result<Vec<Answered>, AcmeError> {
+        self.fetch_authorizations(order).await?;
         let mut answered = Vec::new();
         let mut authorizations = order.authorizations();
-        while let Some(next) =
-            with_nonce!(transposed(authorizations.next())).map_err(|error| self.explain(error))?
-        {
-            let mut authorization = next;
-            let identifier = authorization.identifier().to_string();
-            match authorization.status {
-                AuthorizationStatus::Pending => {}
-                AuthorizationStatus::Valid => continue,
-                status => {
-                    let detail = format!("its authorization is {status:?}");
-                    return Err(self.about(&identifier, self.error(Class::Retryable, detail)));
-                }
+        // They are here by now: this sends nothing.
+        while let Some(next) = authorizations.next().await {
+            let authorization = next.map_err(|error| self.explain(error))?;
+            answered.extend(self.provide(authorization).await?);
+        }
+        self.wait_for_dns(&answered).await?;
+        self.tell(order, &answered).await?;
+        Ok(answered)
+    }
+
+    /// A refused nonce costs one of them, so that all are asked for again: those that are here are
+    /// not.
+    async fn fetch_authorizations(&self, order: &mut Order) -> Result<(), AcmeError> {
+        let fetched = with_nonce!(async {
+            let mut authorizations = order.authorizations();
+            while let Some(next) = authorizations.next().await {
+                next?;
             }
-            let offered = authorization
-                .challenges
-                .iter()
-                .map(|challenge| &challenge.r#type);
-            let kind = choose(&self.job.config.challenges, self.job.avoid, offered)
-                .map_err(|detail| self.about(&identifier, self.error(Class::Operator, detail)))?;
-            let Some(mut challenge) = authorization.challenge(acme_type(kind)) else {
+            Ok::<(), instant_acme::Error>(())
+        });
+        fetched.map_err(|error| self.explain(error))
+    }
+
+    /// Answers one authorization's challenge; `None` where it is valid already.
+    async fn provide(
+        &self,
+        mut authorization: AuthorizationHandle<'_>,
+    ) -> Result<Option<Answered>, AcmeError> {
+        let identifier = authorization.identifier().to_string();
+        match authorization.status {
+            AuthorizationStatus::Pending => {}
+            AuthorizationStatus::Valid => return Ok(None),
+            status => {
+                let detail = format!("its authorization is {status:?}");
+                return Err(self.about(&identifier, self.error(Class::Retryable, detail)));
+            }
+        }
+        let offered = authorization
+            .challenges
+            .iter()
+            .map(|challenge| &challenge.r#type);
+        let kind = choose(&self.job.config.challenges, self.job.avoid, offered)
+            .map_err(|detail| self.about(&identifier, self.error(Class::Operator, detail)))?;
+        let Some(challenge) = authorization.challenge(acme_type(kind)) else {
+            return Ok(None);
+        };
+        let answer = self
+            .answer(kind, &identifier, &challenge)
+            .await
+            .map_err(|error| self.about(&identifier, error))?;
+        Ok(Some(Answered {
+            identifier,
+            kind,
+            answer,
+        }))
+    }
+
+    async fn answer(
+        &self,
+        kind: ChallengeType,
+        identifier: &str,
+        challenge: &ChallengeHandle<'_>,
+    ) -> Result<Answer, AcmeError> {
+        let key_authorization = challenge.key_authorization();
+        let operator = |cause: String| self.error(Class::Operator, cause);
+        match kind {
+            ChallengeType::Http01 => Ok(Answer::Here(
+                self.job
+                    .challenges
+                    .provide_http01(&challenge.token, key_authorization.as_str()),
+            )),
+            ChallengeType::TlsAlpn01 => {
+                let name: Name = identifier
+                    .parse()
+                    .map_err(|error| operator(format!("{identifier} {error}")))?;
+                let digest = key_authorization.digest();
+                self.job
+                    .challenges
+                    .provide_tls_alpn01(&name, digest.as_ref(), clock::now())
+                    .map(Answer::Here)
+                    .map_err(|error| operator(error.to_string()))
+            }
+            ChallengeType::Dns01 => {
+                let dns = self.job.dns.as_ref();
+                let dns = dns.ok_or_else(|| operator("[acme.dns] cannot be used".to_owned()))?;
+                let domain = identifier.strip_prefix("*.").unwrap_or(identifier);
+                dns.present(domain, &key_authorization.dns_value())
+                    .await
+                    .map(Answer::InDns)
+                    .map_err(|error| error.into_acme(&self.what))
+            }
+        }
+    }
+
+    /// The CA is told once its servers could find what it looks for.
+    async fn wait_for_dns(&self, answered: &[Answered]) -> Result<(), AcmeError> {
+        let records: Vec<TxtRecord> = answered
+            .iter()
+            .filter_map(|it| match &it.answer {
+                Answer::InDns(guard) => Some(guard.record().clone()),
+                Answer::Here(_) => None,
+            })
+            .collect();
+        match &self.job.dns {
+            Some(dns) if !records.is_empty() => dns
+                .wait_until_seen(&records)
+                .await
+                .map_err(|error| error.into_acme(&self.what)),
+            _ => Ok(()),
+        }
+    }
+
+    async fn tell(&self, order: &mut Order, answered: &[Answered]) -> Result<(), AcmeError> {
+        let mut authorizations = order.authorizations();
+        while let Some(next) = authorizations.next().await {
+            let mut authorization = next.map_err(|error| self.explain(error))?;
+            let identifier = authorization.identifier().to_string();
+            let Some(one) = answered.iter().find(|it| it.identifier == identifier) else {
                 continue;
             };
-            let key_authorization = challenge.key_authorization();
-            let guard = self
-                .provide(kind, &identifier, &challenge.token, &key_authorization)
-                .map_err(|cause| self.about(&identifier, self.error(Class::Operator, cause)))?;
-            answered.push(Answered {
-                identifier: identifier.clone(),
-                kind,
-                _guard: guard,
-            });
+            let Some(mut challenge) = authorization.challenge(acme_type(one.kind)) else {
+                continue;
+            };
+            // One that an interrupted run has told already is being looked at.
             if challenge.status == ChallengeStatus::Pending {
                 with_nonce!(challenge.set_ready()).map_err(|error| AcmeError {
-                    challenge: Some(kind),
+                    challenge: Some(one.kind),
                     ..self.about(&identifier, self.explain(error))
                 })?;
             }
         }
-        Ok(answered)
-    }
-
-    pub(super) fn provide(
-        &self,
-        kind: ChallengeType,
-        identifier: &str,
-        token: &str,
-        key_authorization: &instant_acme::KeyAuthorization,
-    ) -> Result<ChallengeGuard, String> {
-        match kind {
-            ChallengeType::Http01 => Ok(self
-                .job
-                .challenges
-                .provide_http01(token, key_authorization.as_str())),
-            ChallengeType::TlsAlpn01 => {
-                let name: Name = identifier
-                    .parse()
-                    .map_err(|error| format!("{identifier} {error}"))?;
-                self.job
-                    .challenges
-                    .provide_tls_alpn01(&name, key_authorization.digest().as_ref(), clock::now())
-                    .map_err(|error| error.to_string())
-            }
-        }
+        Ok(())
     }
 
     /// Waits for the CA's verdict. The answers stay up as long as `answered` lives.
@@ -138,11 +218,10 @@ impl Run {
         order: &mut Order,
         answered: &[Answered],
     ) -> Result<Option<AcmeError>, AcmeError> {
+        self.fetch_authorizations(order).await?;
         let mut authorizations = order.authorizations();
-        while let Some(next) =
-            with_nonce!(transposed(authorizations.next())).map_err(|error| self.explain(error))?
-        {
-            let mut authorization = next;
+        while let Some(next) = authorizations.next().await {
+            let mut authorization = next.map_err(|error| self.explain(error))?;
             with_nonce!(async { authorization.refresh().await.map(|_| ()) })
                 .map_err(|error| self.explain(error))?;
             let identifier = authorization.identifier().to_string();

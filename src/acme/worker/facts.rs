@@ -14,7 +14,8 @@ use crate::acme::ledger::{Kind, Outcome, Record};
 use crate::acme::renewal::{
     self, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored, Wanted, fraction,
 };
-use crate::acme::subject::Subject;
+use crate::acme::subject::{Subject, can_prove_wildcards};
+use crate::certificate::name::Name;
 use crate::store::generation::StoredCertificate;
 use crate::store::key_type_from_name;
 
@@ -111,14 +112,23 @@ impl Worker {
             .find(|authority| authority.url() == ca)
     }
 
+    /// The authorities that the subject can be ordered from: a wildcard needs a challenge that
+    /// proves it.
+    fn able_authorities(&self, subject: &Subject) -> Vec<&Arc<Authority>> {
+        let wildcard = subject.names.iter().any(Name::is_wildcard);
+        let able =
+            |authority: &&Arc<Authority>| !wildcard || can_prove_wildcards(&authority.config);
+        self.authorities.iter().filter(able).collect()
+    }
+
     /// The authority whose turn it is, with the attempts that count there.
     pub(super) fn next_authority(
         &self,
         entry: &Entry,
         now: OffsetDateTime,
     ) -> (Option<Arc<Authority>>, Attempts, Attempts) {
-        let attempts: Vec<(Attempts, Attempts)> = self
-            .authorities
+        let able = self.able_authorities(&entry.subject);
+        let attempts: Vec<(Attempts, Attempts)> = able
             .iter()
             .map(|authority| {
                 let own = entry
@@ -132,7 +142,7 @@ impl Worker {
             })
             .collect();
         let turn = whose_turn(&attempts, now);
-        match (self.authorities.get(turn), attempts.get(turn)) {
+        match (able.get(turn), attempts.get(turn)) {
             (Some(authority), Some((own, session))) => {
                 (Some(Arc::clone(authority)), *own, *session)
             }

@@ -89,7 +89,7 @@ pub(super) enum Command {
         mode: RenewMode,
         reply: oneshot::Sender<Result<Decision, RenewError>>,
     },
-    Reassign(Assignment),
+    Reassign(Box<Assignment>),
 }
 
 pub(super) type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
@@ -129,7 +129,10 @@ impl WorkerHandle {
     /// Goes on with another assignment: what is the same in both is left alone.
     pub async fn reassign(&self, assignment: Assignment) {
         // A worker that has stopped needs none.
-        let _ = self.commands.send(Command::Reassign(assignment)).await;
+        let _ = self
+            .commands
+            .send(Command::Reassign(Box::new(assignment)))
+            .await;
     }
 
     /// A snapshot, in the order of the assignment.

@@ -80,6 +80,7 @@ impl Worker {
                     authority,
                     dir: entry.dir.clone(),
                     challenges: self.challenges.clone(),
+                    dns: self.dns.clone(),
                     reason,
                 };
                 self.start(id, kind, job.run());

@@ -14,7 +14,7 @@ impl Worker {
     pub(super) async fn obey(&mut self, command: Command) {
         match command {
             Command::Reassign(assignment) => {
-                self.assignment = assignment;
+                self.assignment = *assignment;
                 self.configure().await;
             }
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),

@@ -97,6 +97,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 profile: None,
                 external_account: None,
             }],
+            dns: crate::config::Dns::default(),
         },
         sites,
         file_references: Vec::new(),
