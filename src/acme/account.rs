@@ -39,6 +39,8 @@ pub struct Directory {
     /// RFC 9773.
     pub renewal_info: Option<String>,
     terms_of_service: Option<String>,
+    /// The issuer names that this CA looks for in DNS (RFC 8555 section 7.1.1).
+    pub caa_identities: Vec<String>,
 }
 
 #[derive(Deserialize)]
@@ -58,6 +60,8 @@ struct DirectoryDocument {
 #[serde(rename_all = "camelCase")]
 struct DirectoryMeta {
     terms_of_service: Option<String>,
+    #[serde(default)]
+    caa_identities: Vec<String>,
 }
 
 impl Directory {
@@ -68,6 +72,7 @@ impl Directory {
             new_nonce: document.new_nonce,
             renewal_info: document.renewal_info,
             terms_of_service: document.meta.terms_of_service,
+            caa_identities: document.meta.caa_identities,
         })
     }
 }
@@ -568,7 +573,7 @@ impl Authority {
             Ok(_) => Outcome::Ok,
             Err(error) => Outcome::from(error),
         };
-        let result = blocking(move || ledger.finish(attempt, outcome, None, clock::now())).await;
+        let result = blocking(move || ledger.finish(attempt, outcome, &[], clock::now())).await;
         if let Err(error) = result {
             tracing::error!(ca = self.url(), %error, "cannot record how an attempt ended");
         }

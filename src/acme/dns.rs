@@ -5,6 +5,7 @@
 mod journal;
 mod lookup;
 mod propagation;
+pub mod standing;
 mod writer;
 
 use std::collections::HashMap;
@@ -193,6 +194,11 @@ impl DnsChallenges {
         propagation::wait(&self.lookup, records, self.config.propagation_timeout).await?;
         tokio::time::sleep(self.config.propagation_delay).await;
         Ok(())
+    }
+
+    /// The TXT records that resolvers find at `name`, behind aliases.
+    pub(crate) async fn txt(&self, name: &str) -> Result<Vec<String>, DnsError> {
+        self.lookup.txt(name).await
     }
 
     fn claim(self: &Arc<Self>, record: TxtRecord) -> RecordGuard {

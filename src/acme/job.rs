@@ -13,12 +13,13 @@ use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::AcmeError;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
-use super::order::{self, challenge_from_name, challenge_name};
+use super::order;
 use super::renewal::{OrderReason, Window};
 use super::renewal_info;
 use super::subject::Subject;
 use crate::certificate::name::Name;
 use crate::clock;
+use crate::config::ChallengeType;
 use crate::local_ca::LocalCa;
 use crate::store::StoreError;
 use crate::store::generation::{self, Generation, Meta, Source, StoredCertificate};
@@ -75,15 +76,18 @@ impl OrderJob {
         let error = result.as_ref().err();
         self.authority.learn(error).await;
         let outcome = error.map_or(Outcome::Ok, Outcome::from);
-        let challenge = error.and_then(|error| error.challenge).map(challenge_name);
+        let answered = match &result {
+            Ok((_, answered)) => answered.clone(),
+            Err(error) => error.challenge.into_iter().collect(),
+        };
         let ledger = Arc::clone(&self.ledger);
         let recorded =
-            blocking(move || ledger.finish(attempt, outcome, challenge, clock::now())).await;
+            blocking(move || ledger.finish(attempt, outcome, &answered, clock::now())).await;
         if let Err(error) = recorded {
             tracing::error!(name = %self.subject.name, %error, "cannot record how an order ended");
         }
         match result {
-            Ok(stored) => Done::Issued {
+            Ok((stored, _)) => Done::Issued {
                 stored: Box::new(stored),
                 ca: Some(ca),
                 took: started.elapsed(),
@@ -92,7 +96,7 @@ impl OrderJob {
         }
     }
 
-    async fn order(&self) -> Result<StoredCertificate, AcmeError> {
+    async fn order(&self) -> Result<Ordered, AcmeError> {
         match self.order_once().await {
             Err(error) if error.is("accountDoesNotExist") => {
                 self.authority.forget_account().await?;
@@ -107,12 +111,10 @@ impl OrderJob {
         self.order_once().await
     }
 
-    async fn order_once(&self) -> Result<StoredCertificate, AcmeError> {
+    async fn order_once(&self) -> Result<Ordered, AcmeError> {
         let session = self.authority.session().await?;
-        let last = self.ledger.last(Kind::Order);
-        let avoid = last
-            .filter(|record| record.ca == self.authority.url())
-            .and_then(|record| challenge_from_name(record.challenge.as_deref()?));
+        let configured = &self.authority.config.challenges;
+        let preferred = order::learned(configured, &self.ledger.challenges());
         let issued = order::issue(order::Job {
             names: self.subject.names.clone(),
             key_type: self.subject.key_type,
@@ -121,11 +123,11 @@ impl OrderJob {
             dir: self.dir.clone(),
             challenges: self.challenges.clone(),
             dns: self.dns.clone(),
-            avoid,
+            preferred,
             replaces: self.replaces.clone(),
         })
         .await?;
-        self.read_back(issued.path).await
+        Ok((self.read_back(issued.path).await?, issued.answered))
     }
 
     /// What is on disk now is what counts from here on.
@@ -142,6 +144,9 @@ impl OrderJob {
         }
     }
 }
+
+/// What is on disk now, and which challenges were answered for it.
+type Ordered = (StoredCertificate, Vec<ChallengeType>);
 
 fn failed(error: String, ca: Option<String>, ordered: bool) -> Done {
     Done::Failed { error, ca, ordered }
@@ -204,7 +209,7 @@ impl AskJob {
             Err(_) => self.keep(before, failures, at).await?,
         }
         let ledger = Arc::clone(&self.ledger);
-        blocking(move || ledger.finish(attempt, outcome, None, now))
+        blocking(move || ledger.finish(attempt, outcome, &[], now))
             .await
             .map_err(|error| AcmeError::store("renewal information", &error))?;
         result.map(|_| ())

@@ -30,11 +30,12 @@ use crate::config::{CertificateAuthority, ChallengeType, KeyType};
 use crate::store::generation;
 use crate::store::leaf::Leaf;
 use crate::store::{key_type_name, private_key};
-pub use choice::{challenge_from_name, challenge_name};
+pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
 pub use pending::complete_pending;
 use pending::{ORDER_FILE, Pending, PendingDir};
 use poll::Poll;
+use validation::Answered;
 
 const FINALIZE_DEADLINE: StdDuration = StdDuration::from_secs(180);
 
@@ -49,8 +50,8 @@ pub struct Job {
     pub challenges: Challenges,
     /// For DNS-01.
     pub dns: Option<Arc<DnsChallenges>>,
-    /// The challenge type that failed last: others are preferred now.
-    pub avoid: Option<ChallengeType>,
+    /// Best first.
+    pub preferred: Vec<ChallengeType>,
     /// The leaf that the new certificate succeeds, for a CA that wants to know (RFC 9773
     /// section 5).
     pub replaces: Option<Vec<u8>>,
@@ -62,6 +63,8 @@ pub struct Issued {
     pub leaf: Leaf,
     pub path: PathBuf,
     pub order_url: Option<String>,
+    /// The challenges that were answered for it; none where the CA still knew the names.
+    pub answered: Vec<ChallengeType>,
 }
 
 /// Orders a certificate, or resumes the order that is pending, and writes it as a generation.
@@ -99,9 +102,11 @@ impl Run {
             Some(resumed) => resumed,
             None => self.start().await?,
         };
+        let mut kinds = Vec::new();
         if order.state().status == OrderStatus::Pending {
-            let guards = self.answer_challenges(&mut order).await?;
-            self.wait_until_ready(&mut order, &guards).await?;
+            let answered = self.answer_challenges(&mut order).await?;
+            self.wait_until_ready(&mut order, &answered).await?;
+            kinds.extend(answered.iter().map(Answered::kind));
         }
         if order.state().status == OrderStatus::Ready {
             let csr = csr(&self.job.names, &key).map_err(|error| {
@@ -110,7 +115,11 @@ impl Run {
             with_nonce!(order.finalize_csr(&csr)).map_err(|error| self.explain(error))?;
         }
         let chain = self.fetch_certificate(&mut order).await?;
-        self.keep(pending, key, chain).await
+        let issued = self.keep(pending, key, chain).await?;
+        Ok(Issued {
+            answered: kinds,
+            ..issued
+        })
     }
 
     /// The order that a crash or a shutdown interrupted, if the CA still has it.

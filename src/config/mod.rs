@@ -251,13 +251,15 @@ pub enum ChallengeType {
     Http01,
     /// RFC 8555 section 8.4.
     Dns01,
+    /// draft-ietf-acme-dns-persist: a record that stands for good.
+    DnsPersist01,
 }
 
 impl ChallengeType {
     /// Whether it shows control over every name below one: only DNS can.
     pub fn proves_wildcards(self) -> bool {
         match self {
-            ChallengeType::Dns01 => true,
+            ChallengeType::Dns01 | ChallengeType::DnsPersist01 => true,
             ChallengeType::TlsAlpn01 | ChallengeType::Http01 => false,
         }
     }
@@ -266,7 +268,7 @@ impl ChallengeType {
     pub fn proves_addresses(self) -> bool {
         match self {
             ChallengeType::TlsAlpn01 | ChallengeType::Http01 => true,
-            ChallengeType::Dns01 => false,
+            ChallengeType::Dns01 | ChallengeType::DnsPersist01 => false,
         }
     }
 }

@@ -142,16 +142,14 @@ impl Lookup {
         if !is_answer(&answer) {
             return Err(answer.metadata.response_code.to_string());
         }
-        let values = answer
-            .answers
-            .iter()
-            .filter_map(|record| match &record.data {
-                RData::TXT(txt) if record.name == name => {
-                    Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned())
-                }
-                _ => None,
-            });
-        Ok(values.collect())
+        let own = answer.answers.iter().filter(|record| record.name == name);
+        Ok(own.filter_map(txt_value).collect())
+    }
+
+    /// The TXT records that resolvers find for `name`, behind aliases.
+    pub(super) async fn txt(&self, name: &str) -> Result<Vec<String>, DnsError> {
+        let answer = self.ask_resolvers(&parse(name)?, RecordType::TXT).await?;
+        Ok(answer.answers.iter().filter_map(txt_value).collect())
     }
 
     /// The first resolver that answers, with "there is none" or with something.
@@ -205,6 +203,13 @@ fn system_resolvers(text: &str) -> Vec<SocketAddr> {
         Some(SocketAddr::new(ip, DNS_PORT))
     });
     servers.collect()
+}
+
+fn txt_value(record: &Record) -> Option<String> {
+    match &record.data {
+        RData::TXT(txt) => Some(String::from_utf8_lossy(&txt.txt_data.concat()).into_owned()),
+        _ => None,
+    }
 }
 
 fn is_answer(answer: &DnsResponse) -> bool {

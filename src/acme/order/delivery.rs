@@ -52,6 +52,7 @@ pub(super) fn keep(
         leaf,
         path,
         order_url: Some(pending.order_url.clone()),
+        answered: Vec::new(),
     })
 }
 

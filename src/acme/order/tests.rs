@@ -1,38 +1,12 @@
 use std::path::Path;
 
-use instant_acme::ChallengeType as AcmeChallenge;
 use time::{Duration, OffsetDateTime};
 
-use super::choice::choose;
 use super::delivery::verified;
 use super::*;
 
 fn names(texts: &[&str]) -> Vec<Name> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
-}
-
-#[test]
-fn the_challenge_in_configured_order_and_another_after_a_failure() {
-    use ChallengeType::{Http01, TlsAlpn01};
-    let all = [
-        AcmeChallenge::Dns01,
-        AcmeChallenge::Http01,
-        AcmeChallenge::TlsAlpn01,
-    ];
-    let http_only = [AcmeChallenge::Http01];
-    for (configured, avoid, offered, expected) in [
-        (&[TlsAlpn01, Http01][..], None, &all[..], Some(TlsAlpn01)),
-        (&[Http01, TlsAlpn01], None, &all, Some(Http01)),
-        (&[TlsAlpn01, Http01], Some(TlsAlpn01), &all, Some(Http01)),
-        (&[TlsAlpn01, Http01], Some(Http01), &all, Some(TlsAlpn01)),
-        (&[TlsAlpn01], Some(TlsAlpn01), &all, Some(TlsAlpn01)),
-        (&[TlsAlpn01, Http01], Some(Http01), &http_only, Some(Http01)),
-        (&[TlsAlpn01, Http01], None, &all[..1], None),
-    ] {
-        assert_eq!(choose(configured, avoid, offered.iter()).ok(), expected);
-    }
-    let message = choose(&[TlsAlpn01], None, all[..1].iter()).unwrap_err();
-    assert!(message.contains("Dns01"), "{message}");
 }
 
 #[test]

@@ -8,9 +8,10 @@ use instant_acme::{
 };
 
 use super::Run;
-use super::choice::{acme_type, choose};
+use super::choice::{acme_type, usable};
 use super::poll::Poll;
 use crate::acme::challenges::ChallengeGuard;
+use crate::acme::dns::standing::StandingRecord;
 use crate::acme::dns::{RecordGuard, TxtRecord};
 use crate::acme::error::{AcmeError, Class};
 use crate::acme::http::{of_problem, with_nonce};
@@ -32,6 +33,14 @@ pub(super) struct Answered {
 enum Answer {
     Here(#[expect(dead_code, reason = "it is held, not read")] ChallengeGuard),
     InDns(RecordGuard),
+    /// Somebody else put it there, for good.
+    Standing,
+}
+
+impl Answered {
+    pub(super) fn kind(&self) -> ChallengeType {
+        self.kind
+    }
 }
 
 impl Run {
@@ -85,20 +94,67 @@ impl Run {
             .challenges
             .iter()
             .map(|challenge| &challenge.r#type);
-        let kind = choose(&self.job.config.challenges, self.job.avoid, offered)
+        let usable = usable(&self.job.preferred, offered)
             .map_err(|detail| self.about(&identifier, self.error(Class::Operator, detail)))?;
+        let (kind, standing) = self.first_possible(&usable, &identifier).await?;
         let Some(challenge) = authorization.challenge(acme_type(kind)) else {
             return Ok(None);
         };
-        let answer = self
-            .answer(kind, &identifier, &challenge)
-            .await
-            .map_err(|error| self.about(&identifier, error))?;
+        let answer = match standing {
+            true => Ok(Answer::Standing),
+            false => self.answer(kind, &identifier, &challenge).await,
+        };
+        let answer = answer.map_err(|error| self.about(&identifier, error))?;
         Ok(Some(Answered {
             identifier,
             kind,
             answer,
         }))
+    }
+
+    /// The first challenge that can be answered now, and whether its answer stands already. A
+    /// record that only the operator can write is no reason to wait where another way is open.
+    async fn first_possible(
+        &self,
+        usable: &[ChallengeType],
+        identifier: &str,
+    ) -> Result<(ChallengeType, bool), AcmeError> {
+        let mut missing = None;
+        for kind in usable {
+            if *kind != ChallengeType::DnsPersist01 {
+                return Ok((*kind, false));
+            }
+            match self.find_standing_record(identifier).await {
+                Ok(()) => return Ok((*kind, true)),
+                Err(error) => missing = Some(error),
+            }
+        }
+        let none = || self.error(Class::Operator, "no challenge can be answered");
+        Err(self.about(identifier, missing.unwrap_or_else(none)))
+    }
+
+    async fn find_standing_record(&self, identifier: &str) -> Result<(), AcmeError> {
+        let issuers = &self.job.session.directory.caa_identities;
+        let record = StandingRecord::new(issuers, self.account.id(), identifier);
+        let record = record.map_err(|cause| self.error(Class::Operator, cause))?;
+        let dns = self.job.dns.as_ref();
+        let dns = dns.ok_or_else(|| self.error(Class::Operator, "[acme.dns] cannot be used"))?;
+        let values = dns.txt(&record.name).await;
+        let values = values.map_err(|error| error.into_acme(&self.what))?;
+        if values
+            .iter()
+            .any(|value| record.is_met_by(value, clock::now()))
+        {
+            return Ok(());
+        }
+        tracing::warn!(%record, "dns-persist-01 needs this record once and for all");
+        Err(AcmeError {
+            resumable: true,
+            ..self.error(
+                Class::Operator,
+                format!("dns-persist-01 needs this TXT record, once and for all: {record}"),
+            )
+        })
     }
 
     async fn answer(
@@ -126,6 +182,7 @@ impl Run {
                     .map(Answer::Here)
                     .map_err(|error| operator(error.to_string()))
             }
+            ChallengeType::DnsPersist01 => Ok(Answer::Standing),
             ChallengeType::Dns01 => {
                 let dns = self.job.dns.as_ref();
                 let dns = dns.ok_or_else(|| operator("[acme.dns] cannot be used".to_owned()))?;
@@ -144,7 +201,7 @@ impl Run {
             .iter()
             .filter_map(|it| match &it.answer {
                 Answer::InDns(guard) => Some(guard.record().clone()),
-                Answer::Here(_) => None,
+                Answer::Here(_) | Answer::Standing => None,
             })
             .collect();
         match &self.job.dns {

@@ -177,7 +177,7 @@ fn complete(subject: &Subject, dir: &Path, ledger: Option<&Ledger>, now: OffsetD
     let reason = last.as_ref().and_then(|record| record.reason.as_deref());
     let recorded = ledger
         .begin(Kind::Order, ca, reason, now)
-        .and_then(|attempt| ledger.finish(attempt, Outcome::Ok, None, now));
+        .and_then(|attempt| ledger.finish(attempt, Outcome::Ok, &[], now));
     if let Err(error) = recorded {
         tracing::warn!(%error, "cannot record the end of an interrupted order");
     }

@@ -82,8 +82,12 @@ impl Shared {
             let key = format!("{}.{print}", found.token);
             (name.to_owned(), found.token.clone(), key)
         };
-        let mode = self.script.lock().unwrap().validation;
+        let (mode, fails) = {
+            let script = self.script.lock().unwrap();
+            (script.validation, script.failing.contains(&kind))
+        };
         let verdict = match mode {
+            _ if fails => Some(Err(format!("the script lets {kind} fail"))),
             Validation::Always => Some(Ok(())),
             Validation::PendingForEver => None,
             Validation::Never => Some(Err("the script says no".to_owned())),

@@ -50,6 +50,8 @@ pub struct Script {
     /// How many of the next signed requests are refused with `badNonce`.
     pub bad_nonces: u32,
     pub validation: Validation,
+    /// Challenges of these types are invalid at once, however others end.
+    pub failing: Vec<&'static str>,
     /// The types of challenges, as authorizations list them.
     pub challenges: Vec<&'static str>,
     /// A finalised order never gets its certificate.
