@@ -6,6 +6,8 @@
 // A test that finds nothing to unwrap has failed, and says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod acme_accounts;
+mod acme_authorities;
 mod acme_challenges;
 mod acme_dns;
 mod acme_pebble;

@@ -79,6 +79,16 @@ impl AcmeError {
         of_the_order && !self.unreachable && !self.resumable
     }
 
+    /// Whether another CA may do at once what this one will not do, or not soon. What is wrong
+    /// here at home would be as wrong there.
+    pub fn is_for_another_ca(&self) -> bool {
+        let refused = matches!(
+            self.class,
+            Class::Permanent | Class::RateLimited | Class::Operator
+        );
+        refused && (self.problem.is_some() || self.class == Class::RateLimited)
+    }
+
     /// Whether the problem is of this ACME type.
     pub fn is(&self, problem: &str) -> bool {
         self.problem.as_deref() == Some(problem)

@@ -61,6 +61,7 @@ impl OrderJob {
     pub async fn run(self) -> Done {
         let started = Instant::now();
         let ca = self.authority.url().to_owned();
+        let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
         if let Err(error) = self.authority.session().await {
             return failed(error.to_string(), Some(ca), false);

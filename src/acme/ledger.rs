@@ -46,6 +46,9 @@ pub enum Outcome {
         message: String,
         #[serde(default, with = "time::serde::rfc3339::option")]
         retry_after: Option<OffsetDateTime>,
+        /// The CA will not do it, or not soon: another may.
+        #[serde(default)]
+        elsewhere: bool,
     },
     /// A clean shutdown in the middle.
     Cancelled,
@@ -57,6 +60,7 @@ impl From<&AcmeError> for Outcome {
             class: error.class,
             message: error.to_string(),
             retry_after: error.retry_after,
+            elsewhere: error.is_for_another_ca(),
         }
     }
 }
@@ -410,6 +414,7 @@ fn replace_corrupt(
                 class: Class::Retryable,
                 message: format!("the ledger was unreadable: {error}"),
                 retry_after: None,
+                elsewhere: false,
             }),
             reason: None,
             challenge: None,
@@ -444,10 +449,15 @@ fn count<'a>(newest_first: impl Iterator<Item = &'a Record>, ca: Option<&str>) -
         attempts.failures += 1;
         if attempts.last.is_none() {
             attempts.last = Some(record.finished_at.unwrap_or(record.started_at));
-            attempts.retry_after = match &record.outcome {
-                Some(Outcome::Failed { retry_after, .. }) => *retry_after,
-                _ => None,
-            };
+            if let Some(Outcome::Failed {
+                retry_after,
+                elsewhere,
+                ..
+            }) = &record.outcome
+            {
+                attempts.retry_after = *retry_after;
+                attempts.elsewhere = *elsewhere;
+            }
         }
     }
     attempts
@@ -480,6 +490,7 @@ mod tests {
             class: Class::Retryable,
             message: "no".to_owned(),
             retry_after: Some(NOW + Duration::HOUR),
+            elsewhere: false,
         }
     }
 

@@ -8,6 +8,7 @@ pub mod dns;
 pub mod error;
 pub mod http;
 mod job;
+mod jws;
 pub mod ledger;
 pub mod order;
 pub mod renewal;

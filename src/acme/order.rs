@@ -3,6 +3,7 @@
 //! worth something, so that an order is resumed and not made twice. It never decides whether to
 //! order.
 
+mod chains;
 mod choice;
 mod delivery;
 mod pending;
@@ -179,7 +180,28 @@ impl Run {
         Ok((order, pending, Arc::new(key)))
     }
 
+    /// A profile that the CA does not have is known before it is asked.
+    fn check_profile(&self) -> Result<(), AcmeError> {
+        let offered = &self.job.session.directory.profiles;
+        let Some(wanted) = &self.job.config.profile else {
+            return Ok(());
+        };
+        if offered.contains_key(wanted) {
+            return Ok(());
+        }
+        let names: Vec<&str> = offered.keys().map(String::as_str).collect();
+        let detail = match names.is_empty() {
+            true => format!("the CA has no profile {wanted:?}, nor any other"),
+            false => format!("the CA has no profile {wanted:?}, but {}", names.join(", ")),
+        };
+        Err(AcmeError {
+            problem: Some("invalidProfile".to_owned()),
+            ..self.error(Class::Operator, detail)
+        })
+    }
+
     async fn new_order(&self) -> Result<Order, AcmeError> {
+        self.check_profile()?;
         let identifiers: Vec<Identifier> = self.job.names.iter().map(identifier).collect();
         let predecessor = self.job.replaces.as_deref().and_then(certificate_id);
         let new_order = || {
@@ -214,13 +236,11 @@ impl Run {
             match order.state().status {
                 OrderStatus::Valid => {
                     let chain = with_nonce!(order.certificate());
+                    let links = self.http.last().links;
                     let chain = chain.map_err(|error| self.explain(error))?;
-                    return chain.ok_or_else(|| {
-                        self.error(
-                            Class::Retryable,
-                            "the order is valid and has no certificate",
-                        )
-                    });
+                    let none = "the order is valid and has no certificate";
+                    let chain = chain.ok_or_else(|| self.error(Class::Retryable, none))?;
+                    return Ok(self.preferred_chain(chain, &links).await);
                 }
                 OrderStatus::Invalid => return Err(self.invalid(order)),
                 _ => {}

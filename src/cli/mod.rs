@@ -1,5 +1,6 @@
 //! The command line, one file per command. Commands print; everything else logs.
 
+mod account;
 mod admin_client;
 mod certs;
 mod check;
@@ -39,6 +40,8 @@ enum Command {
     Status(status::StatusArgs),
     /// Show and renew certificates of a running perennial
     Certs(certs::CertsArgs),
+    /// Change the ACME account of a running perennial
+    Account(account::AccountArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -67,6 +70,7 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::main(args),
         Command::Status(args) => status::main(args),
         Command::Certs(args) => certs::main(args),
+        Command::Account(args) => account::main(args),
         Command::Completions(args) => completions::main(args),
     }
 }

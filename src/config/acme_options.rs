@@ -44,6 +44,8 @@ fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
         },
         key_type: draft.key_type.unwrap_or_default(),
         profile: draft.profile,
+        preferred_chain: draft.preferred_chain,
+        agree_to_terms: draft.agree_to_terms.unwrap_or(true),
         external_account: draft.external_account,
     }
 }
@@ -61,7 +63,8 @@ fn default_challenges(has_dns: bool) -> Vec<ChallengeType> {
     DEFAULT_CHALLENGES.into_iter().chain(dns).collect()
 }
 
-/// A profile and an external account belong to one CA alone; everything else is inherited.
+/// A profile, a chain and an external account belong to one CA alone; everything else is
+/// inherited.
 fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateAuthority {
     CertificateAuthority {
         directory: draft
@@ -77,6 +80,8 @@ fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateA
             .map_or_else(|| first.challenges.clone(), values),
         key_type: draft.key_type.unwrap_or(first.key_type),
         profile: draft.profile,
+        preferred_chain: draft.preferred_chain,
+        agree_to_terms: draft.agree_to_terms.unwrap_or(first.agree_to_terms),
         external_account: draft.external_account,
     }
 }

@@ -189,8 +189,8 @@ pub struct Acme {
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
-/// what it does not set from `[acme]` (except `external_account` and `profile`, which belong to
-/// one CA alone).
+/// what it does not set from `[acme]` (except `external_account`, `profile` and
+/// `preferred_chain`, which belong to one CA alone).
 #[derive(Clone, Debug)]
 pub struct CertificateAuthority {
     /// The directory URL (RFC 8555 section 7.1.1).
@@ -203,6 +203,11 @@ pub struct CertificateAuthority {
     pub key_type: KeyType,
     /// The CA's certificate profile; the CA's own default if `None`.
     pub profile: Option<String>,
+    /// The common name of the issuer of the chain to choose, where the CA has several; its first
+    /// one if `None`.
+    pub preferred_chain: Option<String>,
+    /// Whether an account may be made where that means to agree to the CA's terms of service.
+    pub agree_to_terms: bool,
     /// External account binding (RFC 8555 section 7.3.4).
     pub external_account: Option<ExternalAccount>,
 }

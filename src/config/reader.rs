@@ -66,6 +66,8 @@ pub(super) const ACME: Section = Section {
         "challenges",
         "key_type",
         "profile",
+        "preferred_chain",
+        "agree_to_terms",
         "external_account",
         "dns",
         "fallback",
@@ -80,6 +82,8 @@ pub(super) const FALLBACK: Section = Section {
         "challenges",
         "key_type",
         "profile",
+        "preferred_chain",
+        "agree_to_terms",
         "external_account",
     ],
 };

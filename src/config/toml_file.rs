@@ -276,6 +276,7 @@ impl<'a> Reader<'a> {
             .get("external_account")
             .and_then(|v| v.table(&EXTERNAL_ACCOUNT));
         let profile = |text: &str| token("profile", text);
+        let issuer = |text: &str| token("issuer name", text);
         AuthorityDraft {
             directory: table
                 .get("directory")
@@ -294,6 +295,11 @@ impl<'a> Reader<'a> {
                 .get("profile")
                 .and_then(|v| v.parse(TOKEN, profile))
                 .map(|profile| profile.value),
+            preferred_chain: table
+                .get("preferred_chain")
+                .and_then(|v| v.parse(TOKEN, issuer))
+                .map(|issuer| issuer.value),
+            agree_to_terms: table.get("agree_to_terms").and_then(Value::boolean),
             external_account: external_account.and_then(|table| self.external_account(&table)),
         }
     }

@@ -75,6 +75,10 @@ pub enum RenewError {
     UnknownName(Name),
     #[error("{0}")]
     Refused(String),
+    #[error(
+        "no CA of the configuration has this directory; [acme] and [[acme.fallback]] name them"
+    )]
+    UnknownCa,
     #[error("another process writes to this state directory; ask that one")]
     NotWriter,
     #[error("the certificates are still being loaded; ask again in a moment")]
@@ -90,6 +94,30 @@ pub(super) enum Command {
         reply: oneshot::Sender<Result<Decision, RenewError>>,
     },
     Reassign(Box<Assignment>),
+    Account {
+        /// As [`slug`](crate::acme::account::slug) makes it; `None`: the first.
+        ca: Option<String>,
+        change: AccountChange,
+        reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
+    },
+}
+
+/// What can be done to an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountChange {
+    /// A new key for it.
+    RollOver,
+    /// Its end.
+    Deactivate,
+}
+
+/// The account that was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountChanged {
+    /// Directory URL of its CA.
+    pub ca: String,
+    /// Its URL.
+    pub account: String,
 }
 
 pub(super) type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
@@ -123,6 +151,19 @@ impl WorkerHandle {
         };
         let sent = self.commands.send(command).await;
         sent.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Changes the account at a CA, once the orders that run there have ended. `ca`: its slug;
+    /// `None`: the first.
+    pub async fn change_account(
+        &self,
+        ca: Option<String>,
+        change: AccountChange,
+    ) -> Result<AccountChanged, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Account { ca, change, reply });
+        sent.await.map_err(|_| RenewError::Stopped)?;
         answer.await.unwrap_or(Err(RenewError::Stopped))
     }
 

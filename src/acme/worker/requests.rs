@@ -1,10 +1,13 @@
 //! What people ask of the worker: a renewal now, or if one is due.
 
+use std::sync::Arc;
+
 use time::{Duration, OffsetDateTime};
 use tokio::sync::oneshot;
 
 use super::Worker;
-use super::handle::{Command, Decision, RenewError, RenewMode};
+use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
+use crate::acme::account::{Authority, slug};
 use crate::acme::ledger::Kind;
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
@@ -18,7 +21,31 @@ impl Worker {
                 self.configure().await;
             }
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
+            Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
         }
+    }
+
+    /// Beside the worker: it waits for orders, which the worker goes on to look after.
+    fn change_account(
+        &self,
+        ca: Option<String>,
+        change: AccountChange,
+        reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
+    ) {
+        let wanted = |it: &&Arc<Authority>| ca.as_ref().is_none_or(|ca| slug(it.url()) == *ca);
+        let authority = match self.authorities.iter().find(wanted) {
+            _ if self.lock.is_none() => Err(RenewError::NotWriter),
+            Some(authority) => Ok(Arc::clone(authority)),
+            None => Err(RenewError::UnknownCa),
+        };
+        tokio::spawn(async move {
+            let changed = match authority {
+                Ok(authority) => change_account(&authority, change).await,
+                Err(error) => Err(error),
+            };
+            // Whoever asked may have gone.
+            let _ = reply.send(changed);
+        });
     }
 
     pub(super) fn renew(
@@ -145,4 +172,19 @@ impl Worker {
         }
         Ok(decision)
     }
+}
+
+async fn change_account(
+    authority: &Authority,
+    change: AccountChange,
+) -> Result<AccountChanged, RenewError> {
+    let changed = match change {
+        AccountChange::RollOver => authority.roll_over().await,
+        AccountChange::Deactivate => authority.deactivate().await,
+    };
+    let account = changed.map_err(|error| RenewError::Refused(error.to_string()))?;
+    Ok(AccountChanged {
+        ca: authority.url().to_owned(),
+        account,
+    })
 }

@@ -95,6 +95,8 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 challenges: vec![ChallengeType::TlsAlpn01],
                 key_type: KeyType::P256,
                 profile: None,
+                preferred_chain: None,
+                agree_to_terms: true,
                 external_account: None,
             }],
             dns: crate::config::Dns::default(),
@@ -514,6 +516,11 @@ fn whose_turn_it_is() {
         failures,
         last: Some(now - Duration::minutes(minutes)),
         retry_after: None,
+        elsewhere: false,
+    };
+    let refused = |minutes| Attempts {
+        elsewhere: true,
+        ..failed(1, minutes)
     };
     for (attempts, expected) in [
         (vec![], 0),
@@ -527,6 +534,11 @@ fn whose_turn_it_is() {
             vec![(failed(2, 1), none), (failed(1, 1), none), (none, none)],
             1,
         ),
+        // What this CA will not do, the next is asked for at once.
+        (vec![(refused(1), none), (none, none)], 1),
+        (vec![(none, refused(0)), (none, none)], 1),
+        (vec![(none, refused(5)), (none, none)], 0),
+        (vec![(refused(1), none)], 0),
         // All given up: the one whose failure is longest ago.
         (vec![(failed(2, 9), none), (failed(2, 3), none)], 0),
         (vec![(failed(3, 1), none), (failed(2, 3), none)], 1),

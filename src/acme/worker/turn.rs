@@ -47,12 +47,15 @@ pub(super) fn covered(
 
 /// Which authority to try next: the first that is not given up for now, else the one whose
 /// failure is longest ago. `attempts`: of this subject there, and of anybody to reach it. An
-/// unreachable CA is given up only until it may be asked again; a success anywhere resets the
+/// unreachable CA is given up only until it may be asked again, one that refuses (a rate limit, a
+/// policy, an account) at once; a success anywhere resets the
 /// counts of the subject, and with them the turn goes back to the first.
 pub(super) fn whose_turn(attempts: &[(Attempts, Attempts)], now: OffsetDateTime) -> usize {
     let given_up = |(own, session): &(Attempts, Attempts)| {
+        let lost = session.failures >= FAILOVER_AFTER || session.elsewhere;
         own.failures >= FAILOVER_AFTER
-            || (session.failures >= FAILOVER_AFTER && renewal::is_unreachable(now, session))
+            || own.elsewhere
+            || (lost && renewal::is_unreachable(now, session))
     };
     let last = |(own, session): &(Attempts, Attempts)| own.last.max(session.last).unwrap_or(now);
     attempts

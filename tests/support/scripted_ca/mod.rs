@@ -167,6 +167,8 @@ impl Default for Script {
             bad_nonces: 0,
             validation: Validation::Always,
             failing: Vec::new(),
+            profiles: Vec::new(),
+            missing_alternate: false,
             challenges: book::CHALLENGE_TYPES.to_vec(),
             stuck_in_processing: false,
             certificate: CertificateFault::None,
