@@ -2,7 +2,11 @@
 
 use std::path::Path;
 
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
+
 use crate::support::client::served;
+use crate::support::clock;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
@@ -149,4 +153,82 @@ async fn an_alternate_that_is_missing_never_costs_the_primary() {
         .await;
     let kept = "no chain of the CA leads to the preferred issuer";
     perennial.wait_for_log(kept, SOON).await;
+}
+
+/// `next_attempt` in /status.
+async fn next_attempt(perennial: &Perennial) -> OffsetDateTime {
+    let next = wait_until(SOON, "next_attempt in /status", async || {
+        perennial.status_field(NAME, "next_attempt").await
+    })
+    .await;
+    OffsetDateTime::parse(next.as_str().expect("a text"), &Rfc3339).expect("RFC 3339")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_would_break_a_limit_is_not_sent_and_its_date_is_told() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let limits = "[acme.limits]\nduplicate_certificates = \"2/7d\"\n";
+    let text = format!("{}{limits}{site}", ca.acme_table());
+    let mut perennial = Perennial::run(place, &text).await;
+    wait_for(&perennial, &ca).await;
+    renew(&perennial).await;
+    wait_until(SOON, "a second certificate", async || {
+        (ca.issued().len() == 2).then_some(())
+    })
+    .await;
+    wait_for(&perennial, &ca).await;
+    let path = format!("/certificates/{NAME}/renew");
+    let (_, body) = perennial.admin_post(&path).await;
+    assert!(body.to_string().contains("until"), "{body}");
+    // A crash forgets nothing, and a lost certificate is no reason to break a limit.
+    perennial.kill9();
+    std::fs::remove_dir_all(perennial.place.state().join("certificates")).expect("lost");
+    std::fs::remove_dir_all(perennial.place.state().join("ledger/subjects")).expect("lost");
+    perennial.start_and_wait().await;
+    let error = last_error(&perennial).await;
+    assert!(
+        error.contains("2 in 7d certificates for the same names"),
+        "{error}"
+    );
+    let wait = next_attempt(&perennial).await - clock::now();
+    assert!(
+        wait > time::Duration::hours(7 * 24 - 1) && wait <= time::Duration::days(7),
+        "{wait}"
+    );
+    assert_eq!(ca.count(Kind::NewOrder), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn failed_validations_are_counted_for_their_name() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.failing = vec!["http-01", "tls-alpn-01"]);
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let limits = "[acme.limits]\nfailed_validations = \"1/1h\"\n";
+    let text = format!("{}{limits}{site}", ca.acme_table());
+    let perennial = Perennial::run(place, &text).await;
+    last_error(&perennial).await;
+    let path = format!("/certificates/{NAME}/renew");
+    let (_, body) = perennial.admin_post(&path).await;
+    assert!(body.to_string().contains("until"), "{body}");
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+}
+
+/// Let's Encrypt pauses names that failed for months; the operator has to go somewhere first.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_paused_name_is_told_with_the_address_that_ends_the_pause() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let words = "Your account is temporarily prevented from requesting certificates for \
+                 a.example.test, please visit: https://portal.example.test/unpause?jwt=x.y.z";
+    let paused = Fault::Refuse(problem(429, "rateLimited", words));
+    ca.script(|script| script.break_one(Kind::NewOrder, paused));
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let perennial = Perennial::run(place, &format!("{}{site}", ca.acme_table())).await;
+    let error = last_error(&perennial).await;
+    let remedy = "visit https://portal.example.test/unpause?jwt=x.y.z to end the pause";
+    assert!(error.contains(remedy), "{error}");
+    assert_eq!(ca.count(Kind::NewOrder), 1);
 }

@@ -11,7 +11,7 @@ use crate::support::bind::{Bind, Zone};
 use crate::support::client::{Served, serial, served};
 use crate::support::http1::KeepAlive;
 use crate::support::pebble::{Options, Pebble};
-use crate::support::perennial::Perennial;
+use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
 use crate::support::scripted_ca::{ScriptedCa, Validation};
 use crate::support::server::Server;
@@ -192,10 +192,17 @@ async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
     perennial
         .wait_for_log("dns-persist-01 needs this record", SOON)
         .await;
+    let file = perennial.place.path("perennial.toml").display().to_string();
+    let doctor = ["doctor", "--config", &file];
+    let told = cli(&doctor).await;
+    assert_eq!(told.code, Some(1), "{told:#?}");
+    assert!(told.stdout.contains(&format!("add {record}")), "{told:#?}");
     // The CA was not told that anything is ready.
     assert!(!pebble.log().contains("Pulled a task"), "{}", pebble.log());
     let change = record.replacen(" IN TXT ", " 60 TXT ", 1);
     bind.update(&format!("update add {change}")).await;
+    let told = cli(&doctor).await.assert_success();
+    assert!(told.stdout.contains("its TXT record is there"), "{told:#?}");
     renew(&perennial, name).await;
     let first = wait_for_certificate_by_pebble(&perennial, "x.example.test").await;
     assert_eq!(first.names, [name]);

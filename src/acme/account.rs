@@ -20,9 +20,12 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class};
+use super::history::History;
 use super::http::{JobHttp, Transport, with_nonce};
 use super::jws::AccountKey;
 use super::ledger::{AttemptId, Kind, Ledger, Outcome};
+use super::limits::{self, Broken};
+use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::CertificateAuthority;
 use crate::store::sha2_hex::short_hash;
@@ -125,6 +128,7 @@ impl AccountFile {
 pub struct Authority {
     pub config: CertificateAuthority,
     pub ledger: Arc<Ledger>,
+    pub history: Arc<History>,
     dir: PathBuf,
     /// Held while the CA is first asked, so that it is asked once, by whichever order comes first.
     opened: tokio::sync::Mutex<Opened>,
@@ -184,24 +188,38 @@ impl Authority {
         config: CertificateAuthority,
         now: OffsetDateTime,
     ) -> Result<Authority, StoreError> {
-        let ledger = Ledger::of_authority(state, &slug(&config.directory), now)?;
-        Ok(Authority::with_ledger(state, config, Arc::new(ledger)))
+        let slug = slug(&config.directory);
+        let ledger = Arc::new(Ledger::of_authority(state, &slug, now)?);
+        let keep = limits::memory(&config.limits);
+        let history = Arc::new(History::open(state, &slug, keep, now)?);
+        Ok(Authority::with_records(state, config, ledger, history))
     }
 
-    /// The same CA under a changed configuration: its ledger goes on.
-    pub fn with_ledger(
+    /// The same CA under a changed configuration: what was recorded goes on.
+    pub fn with_records(
         state: &StateDir,
         config: CertificateAuthority,
         ledger: Arc<Ledger>,
+        history: Arc<History>,
     ) -> Authority {
         Authority {
             ledger,
+            history,
             dir: state.accounts_dir().join(slug(&config.directory)),
             config,
             opened: tokio::sync::Mutex::default(),
             rate_limited: AtomicU32::new(0),
             key_in_use: tokio::sync::RwLock::default(),
         }
+    }
+
+    /// The limit that one more order for these names would break now. `exempt`: the CA is told
+    /// which certificate it renews.
+    pub fn broken_by(&self, names: &[Name], exempt: bool, now: OffsetDateTime) -> Option<Broken> {
+        let limits = &self.config.limits;
+        self.history.forget(now, limits::memory(limits));
+        self.history
+            .judge(|past| limits::order(now, limits, past, names, exempt))
     }
 
     pub fn url(&self) -> &str {
@@ -413,6 +431,7 @@ impl Authority {
         let account = match account {
             Some(account) if account.id.is_some() => account,
             unfinished => {
+                self.check_accounts()?;
                 let attempt = self.begin(Kind::Account).await?;
                 let result = self.create_account(unfinished, directory, http).await;
                 self.finish(attempt, &result).await;
@@ -420,6 +439,21 @@ impl Authority {
             }
         };
         Ok(self.updated_contact(account, http).await)
+    }
+
+    /// One account too many for this address is not asked for.
+    fn check_accounts(&self) -> Result<(), AcmeError> {
+        let (now, limits) = (clock::now(), &self.config.limits);
+        match self
+            .history
+            .judge(|past| limits::account(now, limits, past))
+        {
+            Some(broken) => Err(AcmeError {
+                retry_after: Some(broken.until),
+                ..self.error(Class::RateLimited, broken.to_string())
+            }),
+            None => Ok(()),
+        }
     }
 
     /// With its key on disk before the CA hears of it.
@@ -444,6 +478,10 @@ impl Authority {
         let (id, how) = match found {
             Some(id) => (id, "found the account by its key"),
             None => {
+                let history = Arc::clone(&self.history);
+                blocking(move || history.account(clock::now()))
+                    .await
+                    .map_err(|error| AcmeError::store(self.what(), &error))?;
                 let id = self.register(&file, directory, http).await?;
                 (id, "made an account; the CA's terms of service apply")
             }
@@ -627,6 +665,25 @@ fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)>
     let cached: CachedDirectory = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
     let raw = Bytes::from(cached.directory.to_string());
     Some((Directory::parse(raw).ok()?, cached.fetched_at))
+}
+
+/// What the state directory knows about a CA.
+pub struct OnRecord {
+    /// The URL of our account there.
+    pub account: Option<String>,
+    /// The issuer names that the CA looks for in DNS.
+    pub caa_identities: Vec<String>,
+}
+
+/// Reads it, and neither makes nor locks anything: for commands beside a running server.
+pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecord, StoreError> {
+    let dir = state_dir.join("accounts").join(slug(directory));
+    let account = read_account(&dir.join("account.json"))?;
+    let directory = read_directory(&dir.join("directory.json"));
+    Ok(OnRecord {
+        account: account.and_then(|account| account.id),
+        caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
+    })
 }
 
 /// The account, by its file, else by the copy of its key.

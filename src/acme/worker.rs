@@ -29,6 +29,7 @@ use super::challenges::Challenges;
 use super::dns::{self, DnsChallenges};
 use super::job::Done;
 use super::ledger::Ledger;
+use super::limits::Broken;
 use super::renewal::{self, Action, IssuerKind, WaitReason, plan};
 use super::subject::Assignment;
 use super::surroundings::Surroundings;
@@ -48,6 +49,9 @@ use turn::Covered;
 const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
 /// The longest sleep, and how often another process's writer lock is tried.
 const MAX_SLEEP: Duration = Duration::minutes(1);
+/// How often an order that a limit holds back is looked at: its date stands, unless the
+/// configuration changes, which looks at everything anew.
+const LIMIT_POLL: Duration = Duration::minutes(10);
 /// How often the first load of the certificates from files is looked for.
 const LOADING_POLL: Duration = Duration::milliseconds(100);
 
@@ -226,18 +230,19 @@ impl Worker {
     }
 
     async fn open_authorities(&mut self) {
-        let known: HashMap<String, Arc<Ledger>> = self
+        let known: HashMap<String, Arc<Authority>> = self
             .authorities
             .iter()
-            .map(|authority| (slug(authority.url()), Arc::clone(&authority.ledger)))
+            .map(|authority| (slug(authority.url()), Arc::clone(authority)))
             .collect();
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
         self.authorities = blocking(move || {
-            let open = |config: crate::config::CertificateAuthority| match known
-                .get(&slug(&config.directory))
-            {
-                Some(ledger) => Ok(Authority::with_ledger(&state, config, Arc::clone(ledger))),
-                None => Authority::open(&state, config, clock::now()),
+            let open = |config: crate::config::CertificateAuthority| {
+                let Some(known) = known.get(&slug(&config.directory)) else {
+                    return Authority::open(&state, config, clock::now());
+                };
+                let (ledger, history) = (known.ledger.clone(), known.history.clone());
+                Ok(Authority::with_records(&state, config, ledger, history))
             };
             configs
                 .into_iter()
@@ -373,6 +378,18 @@ impl Worker {
                 if let Some(refusal) = entry.subject.refusal(entry.issuer) {
                     return self.refuse(id, now, refusal, status);
                 }
+                // Before the limits, which many that are due together would look through in vain.
+                let issuer = entry.issuer;
+                if !self.has_room(id, issuer) {
+                    return self.publish(id, status);
+                }
+                let Some(entry) = self.entries.get(&id) else {
+                    return;
+                };
+                if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
+                {
+                    return self.hold(id, now, &broken, status);
+                }
                 self.publish(id, status);
                 self.start_order(id, now, reason, replaces, authority);
             }
@@ -402,6 +419,24 @@ impl Worker {
         if let Some(status) = status {
             self.publish(id, status);
         }
+    }
+
+    /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
+    fn hold(&mut self, id: u64, now: OffsetDateTime, broken: &Broken, status: SubjectStatus) {
+        let text = format!("order for {}: {broken}", status.name);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.forced = false;
+            if entry.last_error.as_ref() != Some(&text) {
+                tracing::warn!("{text}");
+            }
+            entry.last_error = Some(text.clone());
+        }
+        let status = SubjectStatus {
+            next_attempt: Some(broken.until),
+            last_error: Some(text),
+            ..status
+        };
+        self.check_again(id, broken.until.min(now + LIMIT_POLL), Some(status));
     }
 
     fn refuse(&mut self, id: u64, now: OffsetDateTime, refusal: String, status: SubjectStatus) {

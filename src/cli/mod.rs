@@ -5,6 +5,7 @@ mod admin_client;
 mod certs;
 mod check;
 mod completions;
+mod doctor;
 mod logging;
 mod proxy;
 mod run;
@@ -42,6 +43,8 @@ enum Command {
     Certs(certs::CertsArgs),
     /// Change the ACME account of a running perennial
     Account(account::AccountArgs),
+    /// Look at what depends on DNS records that stand for good, and say what to add
+    Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -71,6 +74,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(args),
         Command::Certs(args) => certs::main(args),
         Command::Account(args) => account::main(args),
+        Command::Doctor(args) => doctor::main(args),
         Command::Completions(args) => completions::main(args),
     }
 }

@@ -5,7 +5,7 @@ use std::collections::HashMap;
 use super::diagnostic::{Located, Problem, Report};
 use super::dns::read::DnsDraft;
 use super::draft::{AuthorityDraft, Draft, SiteDraft};
-use super::{Acme, CertificateAuthority, ChallengeType, TlsMode};
+use super::{Acme, CertificateAuthority, ChallengeType, Limits, TlsMode};
 use crate::certificate::name::Name;
 
 const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -32,10 +32,12 @@ pub(super) fn acme(
 }
 
 fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
+    let directory = draft
+        .directory
+        .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value);
     CertificateAuthority {
-        directory: draft
-            .directory
-            .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value),
+        limits: draft.limits.over(Limits::known(&directory)),
+        directory,
         email: draft.email,
         ca_certificate: draft.ca_certificate.map(|path| path.value),
         challenges: match draft.challenges {
@@ -63,13 +65,15 @@ fn default_challenges(has_dns: bool) -> Vec<ChallengeType> {
     DEFAULT_CHALLENGES.into_iter().chain(dns).collect()
 }
 
-/// A profile, a chain and an external account belong to one CA alone; everything else is
+/// A profile, a chain, limits and an external account belong to one CA alone; everything else is
 /// inherited.
 fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateAuthority {
+    let directory = draft
+        .directory
+        .map_or_else(|| first.directory.clone(), |url| url.value);
     CertificateAuthority {
-        directory: draft
-            .directory
-            .map_or_else(|| first.directory.clone(), |url| url.value),
+        limits: draft.limits.over(Limits::known(&directory)),
+        directory,
         email: draft.email.or_else(|| first.email.clone()),
         ca_certificate: draft
             .ca_certificate

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
+use super::limits::LimitsDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
     PathPattern, Takeover, TlsMode, Upstream,
@@ -75,6 +76,7 @@ pub(super) struct AuthorityDraft {
     pub(super) profile: Option<String>,
     pub(super) preferred_chain: Option<String>,
     pub(super) agree_to_terms: Option<bool>,
+    pub(super) limits: LimitsDraft,
     pub(super) external_account: Option<ExternalAccount>,
 }
 

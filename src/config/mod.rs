@@ -14,6 +14,7 @@ mod dns;
 mod draft;
 mod environment;
 mod file_check;
+mod limits;
 mod load;
 mod reader;
 #[cfg(test)]
@@ -34,6 +35,7 @@ pub(crate) use dns::without;
 pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
 pub use environment::{DefaultStateDir, Environment};
 pub use file_check::{FilePurpose, FileReference, check_files};
+pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 
 use crate::certificate::name::Name;
@@ -189,8 +191,8 @@ pub struct Acme {
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
-/// what it does not set from `[acme]` (except `external_account`, `profile` and
-/// `preferred_chain`, which belong to one CA alone).
+/// what it does not set from `[acme]` (except `external_account`, `profile`,
+/// `preferred_chain` and `limits`, which belong to one CA alone).
 #[derive(Clone, Debug)]
 pub struct CertificateAuthority {
     /// The directory URL (RFC 8555 section 7.1.1).
@@ -208,6 +210,8 @@ pub struct CertificateAuthority {
     pub preferred_chain: Option<String>,
     /// Whether an account may be made where that means to agree to the CA's terms of service.
     pub agree_to_terms: bool,
+    /// How much may be asked for.
+    pub limits: Limits,
     /// External account binding (RFC 8555 section 7.3.4).
     pub external_account: Option<ExternalAccount>,
 }
@@ -218,9 +222,10 @@ impl CertificateAuthority {
         acme_options::default_authority()
     }
 
-    /// Sets the directory URL, or says what is wrong with it.
+    /// Sets the directory URL, and with it the limits that are known, or says what is wrong with it.
     pub fn set_directory(&mut self, url: &str) -> Result<(), String> {
         self.directory = value::directory_url(url).map_err(|problem| problem.to_string())?;
+        self.limits = Limits::known(&self.directory);
         Ok(())
     }
 

@@ -68,6 +68,7 @@ pub(super) const ACME: Section = Section {
         "profile",
         "preferred_chain",
         "agree_to_terms",
+        "limits",
         "external_account",
         "dns",
         "fallback",
@@ -84,12 +85,23 @@ pub(super) const FALLBACK: Section = Section {
         "profile",
         "preferred_chain",
         "agree_to_terms",
+        "limits",
         "external_account",
     ],
 };
 pub(super) const EXTERNAL_ACCOUNT: Section = Section {
     header: "[acme.external_account]",
     keys: &["kid", "hmac_key", "hmac_key_file"],
+};
+pub(super) const LIMITS: Section = Section {
+    header: "[acme.limits]",
+    keys: &[
+        "new_orders",
+        "certificates_per_domain",
+        "duplicate_certificates",
+        "failed_validations",
+        "new_accounts",
+    ],
 };
 /// Beside these it has the keys of its provider.
 pub(super) const DNS: Section = Section {
@@ -135,7 +147,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 14] = [
+const SECTIONS: [&Section; 15] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -144,6 +156,7 @@ const SECTIONS: [&Section; 14] = [
     &ACME,
     &FALLBACK,
     &EXTERNAL_ACCOUNT,
+    &LIMITS,
     &DNS,
     &SITE,
     &ROUTE,

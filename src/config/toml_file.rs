@@ -12,6 +12,7 @@ use super::draft::{
     RouteDraft, ServerDraft, SiteDraft, TlsDraft, UpstreamTlsDraft,
 };
 use super::environment::Environment;
+use super::limits::LimitsDraft;
 use super::reader::{
     ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
     ROUTE, ROUTE_UPSTREAM_TLS, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
@@ -300,6 +301,10 @@ impl<'a> Reader<'a> {
                 .and_then(|v| v.parse(TOKEN, issuer))
                 .map(|issuer| issuer.value),
             agree_to_terms: table.get("agree_to_terms").and_then(Value::boolean),
+            limits: table
+                .get("limits")
+                .and_then(LimitsDraft::read)
+                .unwrap_or_default(),
             external_account: external_account.and_then(|table| self.external_account(&table)),
         }
     }

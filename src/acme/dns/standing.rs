@@ -1,10 +1,15 @@
 //! The record of DNS-PERSIST-01 (draft-ietf-acme-dns-persist): it names the CA and our account, and
 //! stands for good, so that nothing has to be written at each renewal. What it has to say and
-//! whether it says so are decided here, purely.
+//! whether it says so are decided purely.
 
 use std::fmt;
 
 use time::OffsetDateTime;
+
+use super::DnsError;
+use super::lookup::Lookup;
+use crate::clock;
+use crate::config::Dns;
 
 /// A record that shows control over one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -80,6 +85,14 @@ impl StandingRecord {
         };
         of_account && alive && (wide || !self.wildcard)
     }
+}
+
+/// Whether resolvers find the record now.
+pub async fn is_there(config: &Dns, record: &StandingRecord) -> Result<bool, DnsError> {
+    let lookup = Lookup::new(config.resolvers.clone(), config.nameservers.clone());
+    let values = lookup.txt(&record.name).await?;
+    let now = clock::now();
+    Ok(values.iter().any(|value| record.is_met_by(value, now)))
 }
 
 /// A line of a zone file.

@@ -36,6 +36,8 @@ pub(super) struct Entry {
     pub(super) queued: bool,
     /// Somebody asked for an order, whatever the plan says.
     pub(super) forced: bool,
+    /// Somebody asked whether it is due while the CA was being asked: the answer may be older.
+    pub(super) ask_again: bool,
     /// Somebody waits for the decision that follows the running question.
     pub(super) reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
     pub(super) last_error: Option<String>,
@@ -67,6 +69,7 @@ impl Entry {
             check_at: OffsetDateTime::UNIX_EPOCH,
             queued: false,
             forced: false,
+            ask_again: false,
             reply: None,
             last_error: None,
             refusal_logged: false,
@@ -96,6 +99,13 @@ impl Entry {
         self.stored
             .as_ref()
             .map(|stored| stored.leaf.serial.as_str())
+    }
+
+    /// Whether the CA that issued the certificate has said anything about its renewal: then it
+    /// takes `replaces`, too.
+    pub(super) fn has_renewal_info(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
+        known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
     }
 
     /// What is planned, or the order that somebody asked for.

@@ -11,6 +11,7 @@ use super::handle::SubjectStatus;
 use super::turn::{Covered, covered, whose_turn};
 use crate::acme::account::Authority;
 use crate::acme::ledger::{Kind, Outcome, Record};
+use crate::acme::limits::Broken;
 use crate::acme::renewal::{
     self, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored, Wanted, fraction,
 };
@@ -119,6 +120,22 @@ impl Worker {
         let able =
             |authority: &&Arc<Authority>| !wildcard || can_prove_wildcards(&authority.config);
         self.authorities.iter().filter(able).collect()
+    }
+
+    /// The limit that an order would break now.
+    pub(super) fn broken_limit(
+        &self,
+        entry: &Entry,
+        authority: Option<&Authority>,
+        replaces: bool,
+        now: OffsetDateTime,
+    ) -> Option<Broken> {
+        let authority = authority?;
+        let stored = entry.stored.as_ref();
+        let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
+        let informed = entry.certificate_id.is_some() && entry.has_renewal_info();
+        let exempt = replaces && same_ca && informed;
+        authority.broken_by(&entry.subject.names, exempt, now)
     }
 
     /// The authority whose turn it is, with the attempts that count there.

@@ -188,6 +188,7 @@ impl Worker {
         entry.internal_attempts = Attempts::default();
         entry.last_error = None;
         entry.forced = false;
+        entry.ask_again = false;
         (self.surroundings.reload_hint)(entry.dir.clone());
         (self.surroundings.ordered)(ca.as_deref(), true);
     }
@@ -202,6 +203,7 @@ impl Worker {
     ) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = false;
+            entry.ask_again = false;
             entry.last_error = Some(error.clone());
             if entry.issuer == IssuerKind::Internal {
                 entry.internal_attempts.failures += 1;
@@ -256,6 +258,10 @@ impl Worker {
         if let Some(reply) = reply {
             // Whoever asked may have gone.
             let _ = reply.send(self.answer_if_due(id, now));
+        }
+        let entry = self.entries.get_mut(&id);
+        if entry.is_some_and(|entry| std::mem::take(&mut entry.ask_again)) {
+            self.starts_asking(id, now);
         }
     }
 }

@@ -64,7 +64,7 @@ impl Worker {
             Some(_) if self.lock.is_none() => Err(RenewError::NotWriter),
             Some((id, entry)) if entry.running => {
                 // The end of an order answers it; behind a question to the CA it comes next.
-                self.note_forced(id, mode);
+                self.note(id, mode);
                 Ok(Decision::InProgress)
             }
             Some((id, entry)) => match (entry.subject.refusal(entry.issuer), mode) {
@@ -85,18 +85,19 @@ impl Worker {
         let _ = reply.send(answer);
     }
 
-    pub(super) fn note_forced(&mut self, id: u64, mode: RenewMode) {
-        if let (Some(entry), RenewMode::Force) = (self.entries.get_mut(&id), mode) {
-            entry.forced = true;
+    fn note(&mut self, id: u64, mode: RenewMode) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.forced |= mode == RenewMode::Force;
+            entry.ask_again |= mode == RenewMode::IfDue;
         }
     }
 
-    /// Orders now, unless the CA itself asked for patience.
+    /// Orders now, unless the CA itself asked for patience or a limit of it would be broken.
     pub(super) fn force(&mut self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
         let Some(entry) = self.entries.get(&id) else {
             return Err(RenewError::Stopped);
         };
-        let (facts, _) = self.facts(entry, now, None);
+        let (facts, authority) = self.facts(entry, now, None);
         let asked = facts
             .attempts
             .retry_after
@@ -105,6 +106,15 @@ impl Worker {
             .max();
         if let Some(until) = asked.filter(|until| *until > now) {
             return Ok(Decision::Waiting { until });
+        }
+        let replaces = entry
+            .stored
+            .as_ref()
+            .is_some_and(|it| now < it.leaf.not_after);
+        if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now) {
+            return Ok(Decision::Waiting {
+                until: broken.until,
+            });
         }
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = true;

@@ -97,6 +97,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 profile: None,
                 preferred_chain: None,
                 agree_to_terms: true,
+                limits: crate::config::Limits::default(),
                 external_account: None,
             }],
             dns: crate::config::Dns::default(),
@@ -344,9 +345,15 @@ async fn twenty_kills_send_no_more_than_one_run() {
         let directory = tempfile::tempdir().unwrap();
         let hosts = ["a.test", "b.test", "c.test", "d.test", "e.test", "f.test"];
         let config = config(&ca.url, vec![site(&hosts, TlsMode::Acme)]);
-        for _ in 0..20 {
+        for kill in 0..20 {
             let worker = start(directory.path(), Arc::clone(&config), None);
-            tokio::time::sleep(StdDuration::from_millis(60)).await;
+            // The first is killed when it has asked, the others wherever they are.
+            for _ in 0..500 {
+                tokio::time::sleep(StdDuration::from_millis(60)).await;
+                if kill > 0 || ca.requests() > 0 {
+                    break;
+                }
+            }
             worker.kill().await;
         }
         assert!(ca.requests() <= 1, "{script:?}: {} requests", ca.requests());
@@ -362,7 +369,6 @@ async fn twenty_kills_send_no_more_than_one_run() {
             })
             .await;
         worker.stop().await;
-        // None, where the first kill came between the record and the request.
         assert!(ca.requests() <= 1, "{script:?}: {} requests", ca.requests());
     }
 }
