@@ -1,7 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
-# not ours), certbot, lego and rsync (they renew what is served), and Pebble, the ACME server that
-# Let's Encrypt's authors test with. Safe to run again.
+# not ours), certbot, lego and rsync (they renew what is served), BIND (a DNS server), and Pebble,
+# the ACME server that Let's Encrypt's authors test with. Safe to run again.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/apt.sh
@@ -20,6 +20,10 @@ install_programs() {
     command -v lego >/dev/null 2>&1 || need lego "renews a certificate in the tests"
     command -v rsync >/dev/null 2>&1 ||
         need_without_unit rsync rsync.service "copies a renewed certificate in the tests; no daemon is started"
+    if ! command -v named >/dev/null 2>&1 && [ ! -x /usr/sbin/named ]; then
+        need_without_unit bind9 named.service "the DNS server of the DNS-01 tests; each starts one of its own"
+    fi
+    command -v nsupdate >/dev/null 2>&1 || need bind9-dnsutils "changes a DNS zone in the tests"
     install_missing_without_units
 }
 

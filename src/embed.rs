@@ -82,7 +82,7 @@ use crate::certificate::overdue::HostSet;
 use crate::certificate::reloader::{IdleReloader, PairFiles, Reloader, Sources};
 use crate::certificate::table::TableReader;
 use crate::clock;
-use crate::config::{CertificateAuthority, ChallengeType, Tls};
+use crate::config::{CertificateAuthority, ChallengeType, Dns, Tls};
 use crate::listener::accept::HANDSHAKE_DEADLINE;
 use crate::listener::client_auth::ClientAuthTable;
 use crate::listener::tickets::SessionTickets;
@@ -328,9 +328,11 @@ impl Acme {
             takeover: None,
             only_takeover: false,
             key_type: self.authority.key_type,
+            wildcards: false,
         };
         Assignment {
             authorities: vec![self.authority.clone()],
+            dns: Dns::default(),
             subjects: self.names.iter().map(subject).collect(),
         }
     }

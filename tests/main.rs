@@ -7,6 +7,10 @@
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
 mod access_log;
+mod acme_accounts;
+mod acme_authorities;
+mod acme_challenges;
+mod acme_dns;
 mod acme_pebble;
 mod acme_scripted;
 mod admin;

@@ -2,6 +2,9 @@
 //! Everything is opened when an order needs it and not before: a CA that is down never delays
 //! anything but its own orders.
 
+mod keys;
+
+use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
@@ -11,14 +14,18 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
 use bytes::Bytes;
-use instant_acme::{Account, AccountCredentials, ExternalAccountKey, Key, NewAccount};
-use rustls_pki_types::{PrivateKeyDer, PrivatePkcs8KeyDer};
+use instant_acme::Account;
+use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class};
+use super::history::History;
 use super::http::{JobHttp, Transport, with_nonce};
+use super::jws::AccountKey;
 use super::ledger::{AttemptId, Kind, Ledger, Outcome};
+use super::limits::{self, Broken};
+use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::CertificateAuthority;
 use crate::store::sha2_hex::short_hash;
@@ -36,17 +43,23 @@ const MAX_SLUG: usize = 80;
 pub struct Directory {
     raw: Bytes,
     new_nonce: String,
+    new_account: String,
+    key_change: Option<String>,
     /// RFC 9773.
     pub renewal_info: Option<String>,
     terms_of_service: Option<String>,
+    /// The issuer names that this CA looks for in DNS (RFC 8555 section 7.1.1).
+    pub caa_identities: Vec<String>,
+    /// The CA's profiles, each with what it says about it (draft-ietf-acme-profiles).
+    pub profiles: BTreeMap<String, serde_json::Value>,
 }
 
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct DirectoryDocument {
     new_nonce: String,
-    #[serde(rename = "newAccount")]
-    _new_account: String,
+    new_account: String,
+    key_change: Option<String>,
     #[serde(rename = "newOrder")]
     _new_order: String,
     renewal_info: Option<String>,
@@ -58,6 +71,10 @@ struct DirectoryDocument {
 #[serde(rename_all = "camelCase")]
 struct DirectoryMeta {
     terms_of_service: Option<String>,
+    #[serde(default)]
+    caa_identities: Vec<String>,
+    #[serde(default)]
+    profiles: BTreeMap<String, serde_json::Value>,
 }
 
 impl Directory {
@@ -66,8 +83,12 @@ impl Directory {
         Ok(Directory {
             raw,
             new_nonce: document.new_nonce,
+            new_account: document.new_account,
+            key_change: document.key_change,
             renewal_info: document.renewal_info,
             terms_of_service: document.meta.terms_of_service,
+            caa_identities: document.meta.caa_identities,
+            profiles: document.meta.profiles,
         })
     }
 }
@@ -107,11 +128,14 @@ impl AccountFile {
 pub struct Authority {
     pub config: CertificateAuthority,
     pub ledger: Arc<Ledger>,
+    pub history: Arc<History>,
     dir: PathBuf,
     /// Held while the CA is first asked, so that it is asked once, by whichever order comes first.
     opened: tokio::sync::Mutex<Opened>,
     /// Orders in a row that were told to wait, whichever they were.
     rate_limited: AtomicU32,
+    /// Held for reading by orders, which sign with the account's key, and for writing to change it.
+    key_in_use: tokio::sync::RwLock<()>,
 }
 
 #[derive(Default)]
@@ -134,6 +158,13 @@ pub struct Session {
 }
 
 impl Session {
+    /// The account's key, for requests that we sign ourselves.
+    pub(super) fn key(&self) -> Result<AccountKey, AcmeError> {
+        self.account
+            .signing_key()
+            .map_err(|cause| AcmeError::new(Class::Operator, self.url.clone(), cause))
+    }
+
     /// The account, with an HTTP client that remembers for one job alone. Sends nothing.
     pub async fn account(&self) -> Result<(Account, JobHttp), AcmeError> {
         let http = job_http(&self.transport, &self.url, &self.directory);
@@ -157,27 +188,47 @@ impl Authority {
         config: CertificateAuthority,
         now: OffsetDateTime,
     ) -> Result<Authority, StoreError> {
-        let ledger = Ledger::of_authority(state, &slug(&config.directory), now)?;
-        Ok(Authority::with_ledger(state, config, Arc::new(ledger)))
+        let slug = slug(&config.directory);
+        let ledger = Arc::new(Ledger::of_authority(state, &slug, now)?);
+        let keep = limits::memory(&config.limits);
+        let history = Arc::new(History::open(state, &slug, keep, now)?);
+        Ok(Authority::with_records(state, config, ledger, history))
     }
 
-    /// The same CA under a changed configuration: its ledger goes on.
-    pub fn with_ledger(
+    /// The same CA under a changed configuration: what was recorded goes on.
+    pub fn with_records(
         state: &StateDir,
         config: CertificateAuthority,
         ledger: Arc<Ledger>,
+        history: Arc<History>,
     ) -> Authority {
         Authority {
             ledger,
+            history,
             dir: state.accounts_dir().join(slug(&config.directory)),
             config,
             opened: tokio::sync::Mutex::default(),
             rate_limited: AtomicU32::new(0),
+            key_in_use: tokio::sync::RwLock::default(),
         }
+    }
+
+    /// The limit that one more order for these names would break now. `exempt`: the CA is told
+    /// which certificate it renews.
+    pub fn broken_by(&self, names: &[Name], exempt: bool, now: OffsetDateTime) -> Option<Broken> {
+        let limits = &self.config.limits;
+        self.history.forget(now, limits::memory(limits));
+        self.history
+            .judge(|past| limits::order(now, limits, past, names, exempt))
     }
 
     pub fn url(&self) -> &str {
         &self.config.directory
+    }
+
+    /// Held as long as the account's key must not change.
+    pub async fn use_key(&self) -> tokio::sync::RwLockReadGuard<'_, ()> {
+        self.key_in_use.read().await
     }
 
     /// A session to order with: the CA has answered, and our account is there. Whatever has to be
@@ -315,8 +366,9 @@ impl Authority {
             opened.directory = cached.filter(|(_, at)| fresh(*at));
         }
         if opened.account.is_none() {
-            let path = self.account_path();
-            opened.account = blocking(move || read_account(&path))
+            let (path, key_path) = (self.account_path(), self.key_path());
+            let url = self.config.directory.clone();
+            opened.account = blocking(move || find_account(&path, &key_path, &url))
                 .await
                 .map_err(|error| AcmeError::store(self.what(), &error))?;
         }
@@ -338,9 +390,10 @@ impl Authority {
         if !status.is_success() {
             return Err(self.unreachable(&http, format!("newNonce answers HTTP {status}")));
         }
+        let directory = directory.clone();
+        self.settle_key(opened, &directory, &http).await?;
         let account = opened.account.take();
-        let terms = directory.terms_of_service.clone();
-        opened.account = Some(self.ready_account(account, &http, terms.as_deref()).await?);
+        opened.account = Some(self.ready_account(account, &directory, &http).await?);
         Ok(())
     }
 
@@ -372,106 +425,98 @@ impl Authority {
     async fn ready_account(
         &self,
         account: Option<AccountFile>,
+        directory: &Directory,
         http: &JobHttp,
-        terms: Option<&str>,
     ) -> Result<AccountFile, AcmeError> {
         let account = match account {
             Some(account) if account.id.is_some() => account,
             unfinished => {
+                self.check_accounts()?;
                 let attempt = self.begin(Kind::Account).await?;
-                let result = self.create_account(unfinished, http).await;
+                let result = self.create_account(unfinished, directory, http).await;
                 self.finish(attempt, &result).await;
-                let account = result?;
-                let id = account.id.as_deref();
-                tracing::info!(
-                    ca = self.url(),
-                    id,
-                    terms,
-                    "made an account; the CA's terms of service apply"
-                );
-                account
+                result?
             }
         };
         Ok(self.updated_contact(account, http).await)
     }
 
+    /// One account too many for this address is not asked for.
+    fn check_accounts(&self) -> Result<(), AcmeError> {
+        let (now, limits) = (clock::now(), &self.config.limits);
+        match self
+            .history
+            .judge(|past| limits::account(now, limits, past))
+        {
+            Some(broken) => Err(AcmeError {
+                retry_after: Some(broken.until),
+                ..self.error(Class::RateLimited, broken.to_string())
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// With its key on disk before the CA hears of it.
     async fn create_account(
         &self,
         unfinished: Option<AccountFile>,
+        directory: &Directory,
         http: &JobHttp,
     ) -> Result<AccountFile, AcmeError> {
-        if let Some(external) = &self.config.external_account {
-            let key = ExternalAccountKey::new(external.kid.clone(), &external.hmac_key);
-            return self.create_bound_account(&key, http).await;
-        }
+        // A key from disk may be that of an account already.
+        let may_exist = unfinished.is_some();
         let file = match unfinished {
             Some(file) => file,
-            None => self.new_account_file().await?,
+            None => self.new_key().await?,
         };
-        let broken = |cause: String| self.error(Class::Operator, cause);
-        let der = file.key().map_err(broken)?;
-        let created = with_nonce!(async {
-            let key = (
-                Key::from_pkcs8_der(der.clone_key())?,
-                PrivateKeyDer::Pkcs8(der.clone_key()),
-            );
-            Account::builder_with_http(Box::new(http.clone()))
-                .create_from_key(key, self.config.directory.clone())
-                .await
-        });
-        let (account, _) = created.map_err(|error| http.explain(&self.what(), error))?;
+        self.write_key(self.key_path(), &file).await?;
+        self.keep_account(&file).await?;
+        let found = match may_exist {
+            true => self.find(&file, directory, http).await?,
+            false => None,
+        };
+        let (id, how) = match found {
+            Some(id) => (id, "found the account by its key"),
+            None => {
+                let history = Arc::clone(&self.history);
+                blocking(move || history.account(clock::now()))
+                    .await
+                    .map_err(|error| AcmeError::store(self.what(), &error))?;
+                let id = self.register(&file, directory, http).await?;
+                (id, "made an account; the CA's terms of service apply")
+            }
+        };
         let file = AccountFile {
-            id: Some(account.id().to_owned()),
-            email: None,
+            id: Some(id),
             ..file
         };
         self.keep_account(&file).await?;
+        let terms = directory.terms_of_service.as_deref();
+        tracing::info!(ca = self.url(), id = file.id, terms, "{how}");
         Ok(file)
     }
 
-    /// With an external account (RFC 8555 section 7.3.4) `instant-acme` makes the key itself: the
-    /// key is on disk only after the CA has answered.
-    async fn create_bound_account(
+    /// The directory and an open way to the CA, with a lock on what changes there.
+    async fn ready_for_change(
         &self,
-        external: &ExternalAccountKey,
-        http: &JobHttp,
-    ) -> Result<AccountFile, AcmeError> {
-        let contact = self.contact();
-        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        let new_account = NewAccount {
-            contact: &contact,
-            terms_of_service_agreed: true,
-            only_return_existing: false,
-        };
-        let created: Result<(Account, AccountCredentials), _> =
-            with_nonce!(Account::builder_with_http(Box::new(http.clone())).create(
-                &new_account,
-                self.config.directory.clone(),
-                Some(external)
-            ));
-        let (account, credentials) = created.map_err(|error| http.explain(&self.what(), error))?;
-        let key = credentials.private_key().secret_pkcs8_der();
-        let file = AccountFile {
-            directory: self.config.directory.clone(),
-            id: Some(account.id().to_owned()),
-            key_pkcs8: BASE64_URL_SAFE_NO_PAD.encode(key),
-            email: self.config.email.clone(),
-        };
-        self.keep_account(&file).await?;
-        Ok(file)
-    }
-
-    async fn new_account_file(&self) -> Result<AccountFile, AcmeError> {
-        let (_, key) = Key::generate_pkcs8()
-            .map_err(|error| self.error(Class::Operator, format!("cannot make a key: {error}")))?;
-        let file = AccountFile {
-            directory: self.config.directory.clone(),
-            id: None,
-            key_pkcs8: BASE64_URL_SAFE_NO_PAD.encode(key.secret_pkcs8_der()),
-            email: None,
-        };
-        self.keep_account(&file).await?;
-        Ok(file)
+    ) -> Result<(tokio::sync::MutexGuard<'_, Opened>, Directory, JobHttp), AcmeError> {
+        {
+            let mut opened = self.opened_unless_failed_meanwhile().await?;
+            self.load(&mut opened, clock::now()).await?;
+            if opened.account.is_none() {
+                return Err(self.error(Class::Operator, "there is no account at this CA yet"));
+            }
+        }
+        self.session().await?;
+        let opened = self.opened.lock().await;
+        match (&opened.transport, &opened.directory) {
+            (Some(transport), Some((directory, _))) => {
+                let http = job_http(transport, self.url(), directory);
+                let directory = directory.clone();
+                Ok((opened, directory, http))
+            }
+            _ => Err(self.error(Class::Retryable, "the directory is missing")),
+        }
     }
 
     /// Tells the CA a contact that has changed. It is for its mails to the operator: a refusal
@@ -568,7 +613,7 @@ impl Authority {
             Ok(_) => Outcome::Ok,
             Err(error) => Outcome::from(error),
         };
-        let result = blocking(move || ledger.finish(attempt, outcome, None, clock::now())).await;
+        let result = blocking(move || ledger.finish(attempt, outcome, &[], clock::now())).await;
         if let Err(error) = result {
             tracing::error!(ca = self.url(), %error, "cannot record how an attempt ended");
         }
@@ -620,6 +665,47 @@ fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)>
     let cached: CachedDirectory = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
     let raw = Bytes::from(cached.directory.to_string());
     Some((Directory::parse(raw).ok()?, cached.fetched_at))
+}
+
+/// What the state directory knows about a CA.
+pub struct OnRecord {
+    /// The URL of our account there.
+    pub account: Option<String>,
+    /// The issuer names that the CA looks for in DNS.
+    pub caa_identities: Vec<String>,
+}
+
+/// Reads it, and neither makes nor locks anything: for commands beside a running server.
+pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecord, StoreError> {
+    let dir = state_dir.join("accounts").join(slug(directory));
+    let account = read_account(&dir.join("account.json"))?;
+    let directory = read_directory(&dir.join("directory.json"));
+    Ok(OnRecord {
+        account: account.and_then(|account| account.id),
+        caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
+    })
+}
+
+/// The account, by its file, else by the copy of its key.
+fn find_account(
+    path: &std::path::Path,
+    key_path: &std::path::Path,
+    url: &str,
+) -> Result<Option<AccountFile>, StoreError> {
+    let by_key = || keys::from_key_file(key_path, url);
+    match read_account(path) {
+        Ok(None) => Ok(by_key().inspect(|_| {
+            tracing::warn!(path = %path.display(), "the account's file is lost; its key finds it");
+        })),
+        Err(error @ StoreError::Broken { .. }) => match by_key() {
+            Some(account) => {
+                tracing::warn!(%error, "the account is found by its key");
+                Ok(Some(account))
+            }
+            None => Err(error),
+        },
+        other => other,
+    }
 }
 
 /// The account. A file that is there and unreadable is an error: a new account would lose the old

@@ -79,6 +79,16 @@ impl AcmeError {
         of_the_order && !self.unreachable && !self.resumable
     }
 
+    /// Whether another CA may do at once what this one will not do, or not soon. What is wrong
+    /// here at home would be as wrong there.
+    pub fn is_for_another_ca(&self) -> bool {
+        let refused = matches!(
+            self.class,
+            Class::Permanent | Class::RateLimited | Class::Operator
+        );
+        refused && (self.problem.is_some() || self.class == Class::RateLimited)
+    }
+
     /// Whether the problem is of this ACME type.
     pub fn is(&self, problem: &str) -> bool {
         self.problem.as_deref() == Some(problem)
@@ -106,14 +116,26 @@ impl std::fmt::Display for AcmeError {
                 _ => write!(f, "; {detail}")?,
             }
         }
-        match self.remedy() {
-            Some(remedy) => write!(f, "; {remedy}"),
-            None => Ok(()),
+        match (self.unpause_url(), self.remedy()) {
+            (Some(url), _) => write!(f, "; visit {url} to end the pause"),
+            (None, Some(remedy)) => write!(f, "; {remedy}"),
+            (None, None) => Ok(()),
         }
     }
 }
 
 impl AcmeError {
+    /// Where the operator ends a pause that the CA made after months of failures. It is in the
+    /// words of the CA alone.
+    pub fn unpause_url(&self) -> Option<&str> {
+        if self.class != Class::RateLimited {
+            return None;
+        }
+        let mut words = self.detail.split_whitespace();
+        let url = words.find(|word| word.starts_with("https://") && word.contains("unpause"))?;
+        Some(url.trim_end_matches(['.', ',', ')']))
+    }
+
     /// What the operator can do, where the problem type says so much.
     fn remedy(&self) -> Option<&'static str> {
         match self.problem.as_deref()? {
@@ -174,6 +196,20 @@ mod tests {
         ] {
             assert_eq!(classify(problem, status), class, "{problem:?} {status:?}");
         }
+    }
+
+    #[test]
+    fn a_pause_names_where_it_ends() {
+        let detail = "paused, visit (https://portal.test/sfe/v1/unpause?jwt=a.b), please";
+        let detail = detail.replace('(', "");
+        let mut error = AcmeError::new(Class::RateLimited, "order for a.test", detail);
+        assert_eq!(
+            error.unpause_url(),
+            Some("https://portal.test/sfe/v1/unpause?jwt=a.b")
+        );
+        assert!(error.to_string().ends_with("to end the pause"));
+        error.detail = "too many, see https://letsencrypt.org/docs/rate-limits/".to_owned();
+        assert_eq!(error.unpause_url(), None);
     }
 
     #[test]

@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration as StdDuration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{HeaderMap, LINK, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
@@ -204,6 +204,36 @@ impl JobHttp {
         Ok(response.status())
     }
 
+    /// A nonce for one request of ours: one that is left over, or a new one (RFC 8555 section
+    /// 7.2).
+    pub(super) async fn nonce(&self) -> Result<Option<String>, HttpError> {
+        if let Some(nonce) = self.transport.take_nonce() {
+            return Ok(Some(nonce));
+        }
+        if let Some(url) = self.new_nonce.as_deref() {
+            self.probe_nonce(url).await?;
+        }
+        Ok(self.transport.take_nonce())
+    }
+
+    /// A signed request (RFC 8555 section 6.2).
+    pub(super) async fn post_jose(
+        &self,
+        url: &str,
+        body: String,
+    ) -> Result<Response<Bytes>, HttpError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(
+            CONTENT_TYPE,
+            HeaderValue::from_static("application/jose+json"),
+        );
+        let answer = self
+            .send(Method::POST, url, headers, Bytes::from(body))
+            .await?;
+        self.transport.keep_nonce(answer.headers());
+        Ok(answer)
+    }
+
     async fn send(
         &self,
         method: Method,
@@ -327,7 +357,7 @@ pub fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<OffsetDateTi
 }
 
 /// An error with all its causes: the outermost of a failed request says nothing alone.
-fn causes(error: &dyn StdError) -> String {
+pub(super) fn causes(error: &dyn StdError) -> String {
     let mut text = error.to_string();
     let mut next = error.source();
     while let Some(cause) = next {

@@ -10,14 +10,16 @@ use time::{Duration, OffsetDateTime};
 
 use super::account::{Authority, blocking};
 use super::challenges::Challenges;
+use super::dns::DnsChallenges;
 use super::error::AcmeError;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
-use super::order::{self, challenge_from_name, challenge_name};
+use super::order;
 use super::renewal::{OrderReason, Window};
 use super::renewal_info;
 use super::subject::Subject;
 use crate::certificate::name::Name;
 use crate::clock;
+use crate::config::ChallengeType;
 use crate::local_ca::LocalCa;
 use crate::store::StoreError;
 use crate::store::generation::{self, Generation, Meta, Source, StoredCertificate};
@@ -50,6 +52,7 @@ pub(super) struct OrderJob {
     pub ledger: Arc<Ledger>,
     pub dir: PathBuf,
     pub challenges: Challenges,
+    pub dns: Option<Arc<DnsChallenges>>,
     pub reason: OrderReason,
     pub replaces: Option<Vec<u8>>,
 }
@@ -58,10 +61,22 @@ impl OrderJob {
     pub async fn run(self) -> Done {
         let started = Instant::now();
         let ca = self.authority.url().to_owned();
+        let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
-        if let Err(error) = self.authority.session().await {
-            return failed(error.to_string(), Some(ca), false);
-        }
+        let session = match self.authority.session().await {
+            Ok(session) => session,
+            Err(error) => return failed(error.to_string(), Some(ca), false),
+        };
+        let exempt = self.replaces.is_some() && session.directory.renewal_info.is_some();
+        let (history, names) = (
+            Arc::clone(&self.authority.history),
+            self.subject.names.clone(),
+        );
+        let noted = blocking(move || history.order(&names, exempt, clock::now())).await;
+        let event = match noted {
+            Ok(event) => event,
+            Err(error) => return failed(error.to_string(), Some(ca), false),
+        };
         let (ledger, url, reason) = (Arc::clone(&self.ledger), ca.clone(), self.reason.as_str());
         let begun =
             blocking(move || ledger.begin(Kind::Order, &url, Some(reason), clock::now())).await;
@@ -72,16 +87,22 @@ impl OrderJob {
         let result = self.order().await;
         let error = result.as_ref().err();
         self.authority.learn(error).await;
+        if let Some(error) = error {
+            self.note_failure(event, error).await;
+        }
         let outcome = error.map_or(Outcome::Ok, Outcome::from);
-        let challenge = error.and_then(|error| error.challenge).map(challenge_name);
+        let answered = match &result {
+            Ok((_, answered)) => answered.clone(),
+            Err(error) => error.challenge.into_iter().collect(),
+        };
         let ledger = Arc::clone(&self.ledger);
         let recorded =
-            blocking(move || ledger.finish(attempt, outcome, challenge, clock::now())).await;
+            blocking(move || ledger.finish(attempt, outcome, &answered, clock::now())).await;
         if let Err(error) = recorded {
             tracing::error!(name = %self.subject.name, %error, "cannot record how an order ended");
         }
         match result {
-            Ok(stored) => Done::Issued {
+            Ok((stored, _)) => Done::Issued {
                 stored: Box::new(stored),
                 ca: Some(ca),
                 took: started.elapsed(),
@@ -90,7 +111,17 @@ impl OrderJob {
         }
     }
 
-    async fn order(&self) -> Result<StoredCertificate, AcmeError> {
+    /// It left no certificate, and the CA may count it against a name.
+    async fn note_failure(&self, event: u64, error: &AcmeError) {
+        let validated = error.challenge.is_some();
+        let name = error.identifier.clone().filter(|_| validated);
+        let history = Arc::clone(&self.authority.history);
+        if let Err(error) = blocking(move || history.failed(event, name)).await {
+            tracing::warn!(%error, "cannot record how an order ended");
+        }
+    }
+
+    async fn order(&self) -> Result<Ordered, AcmeError> {
         match self.order_once().await {
             Err(error) if error.is("accountDoesNotExist") => {
                 self.authority.forget_account().await?;
@@ -105,12 +136,10 @@ impl OrderJob {
         self.order_once().await
     }
 
-    async fn order_once(&self) -> Result<StoredCertificate, AcmeError> {
+    async fn order_once(&self) -> Result<Ordered, AcmeError> {
         let session = self.authority.session().await?;
-        let last = self.ledger.last(Kind::Order);
-        let avoid = last
-            .filter(|record| record.ca == self.authority.url())
-            .and_then(|record| challenge_from_name(record.challenge.as_deref()?));
+        let configured = &self.authority.config.challenges;
+        let preferred = order::learned(configured, &self.ledger.challenges());
         let issued = order::issue(order::Job {
             names: self.subject.names.clone(),
             key_type: self.subject.key_type,
@@ -118,11 +147,12 @@ impl OrderJob {
             session,
             dir: self.dir.clone(),
             challenges: self.challenges.clone(),
-            avoid,
+            dns: self.dns.clone(),
+            preferred,
             replaces: self.replaces.clone(),
         })
         .await?;
-        self.read_back(issued.path).await
+        Ok((self.read_back(issued.path).await?, issued.answered))
     }
 
     /// What is on disk now is what counts from here on.
@@ -139,6 +169,9 @@ impl OrderJob {
         }
     }
 }
+
+/// What is on disk now, and which challenges were answered for it.
+type Ordered = (StoredCertificate, Vec<ChallengeType>);
 
 fn failed(error: String, ca: Option<String>, ordered: bool) -> Done {
     Done::Failed { error, ca, ordered }
@@ -201,7 +234,7 @@ impl AskJob {
             Err(_) => self.keep(before, failures, at).await?,
         }
         let ledger = Arc::clone(&self.ledger);
-        blocking(move || ledger.finish(attempt, outcome, None, now))
+        blocking(move || ledger.finish(attempt, outcome, &[], now))
             .await
             .map_err(|error| AcmeError::store("renewal information", &error))?;
         result.map(|_| ())

@@ -14,9 +14,10 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::error::{AcmeError, Class};
+use super::order::{challenge_from_name, challenge_name};
 use super::renewal::{Attempts, RenewalInfo, Window};
 use crate::certificate::name::Name;
-use crate::config::KeyType;
+use crate::config::{ChallengeType, KeyType};
 use crate::store::{self, SECRET_FILE, StateDir, StoreError};
 
 /// Records kept per file: more than the backoff ever looks at, and a page to read for people.
@@ -45,6 +46,9 @@ pub enum Outcome {
         message: String,
         #[serde(default, with = "time::serde::rfc3339::option")]
         retry_after: Option<OffsetDateTime>,
+        /// The CA will not do it, or not soon: another may.
+        #[serde(default)]
+        elsewhere: bool,
     },
     /// A clean shutdown in the middle.
     Cancelled,
@@ -56,6 +60,7 @@ impl From<&AcmeError> for Outcome {
             class: error.class,
             message: error.to_string(),
             retry_after: error.retry_after,
+            elsewhere: error.is_for_another_ca(),
         }
     }
 }
@@ -77,7 +82,7 @@ pub struct Record {
     /// Why it was made, as [`OrderReason`](super::renewal::OrderReason) spells it.
     #[serde(default)]
     pub reason: Option<String>,
-    /// The challenge type that failed.
+    /// The challenge type that failed, or those that an order succeeded with, between commas.
     #[serde(default)]
     pub challenge: Option<String>,
 }
@@ -264,7 +269,7 @@ impl Ledger {
         &self,
         attempt: AttemptId,
         outcome: Outcome,
-        challenge: Option<&str>,
+        challenges: &[ChallengeType],
         now: OffsetDateTime,
     ) -> Result<(), StoreError> {
         self.change(|memory| {
@@ -277,7 +282,7 @@ impl Ledger {
             if let Some(record) = record {
                 record.finished_at = Some(now);
                 record.outcome = Some(outcome.clone());
-                record.challenge = challenge.map(str::to_owned);
+                record.challenge = spelt(challenges);
             }
         })
     }
@@ -334,6 +339,19 @@ impl Ledger {
             .cloned()
     }
 
+    /// The challenges of earlier orders, newest first, and whether each went well.
+    pub fn challenges(&self) -> Vec<(ChallengeType, bool)> {
+        let memory = self.read();
+        let orders = memory.content.records.iter().rev();
+        let orders = orders.filter(|record| record.kind == Kind::Order);
+        let each = orders.flat_map(|record| {
+            let went_well = record.outcome == Some(Outcome::Ok);
+            let names = record.challenge.iter().flat_map(|names| names.split(','));
+            names.filter_map(move |name| Some((challenge_from_name(name)?, went_well)))
+        });
+        each.collect()
+    }
+
     fn read(&self) -> std::sync::MutexGuard<'_, Memory> {
         // A panic while it was held cannot have left it half changed: changes are made on copies.
         self.memory
@@ -356,6 +374,13 @@ impl Ledger {
         };
         write(&self.path, &bytes)
     }
+}
+
+fn spelt(challenges: &[ChallengeType]) -> Option<String> {
+    let mut names: Vec<&str> = challenges.iter().copied().map(challenge_name).collect();
+    names.sort_unstable();
+    names.dedup();
+    (!names.is_empty()).then(|| names.join(","))
 }
 
 fn write(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
@@ -389,6 +414,7 @@ fn replace_corrupt(
                 class: Class::Retryable,
                 message: format!("the ledger was unreadable: {error}"),
                 retry_after: None,
+                elsewhere: false,
             }),
             reason: None,
             challenge: None,
@@ -423,10 +449,15 @@ fn count<'a>(newest_first: impl Iterator<Item = &'a Record>, ca: Option<&str>) -
         attempts.failures += 1;
         if attempts.last.is_none() {
             attempts.last = Some(record.finished_at.unwrap_or(record.started_at));
-            attempts.retry_after = match &record.outcome {
-                Some(Outcome::Failed { retry_after, .. }) => *retry_after,
-                _ => None,
-            };
+            if let Some(Outcome::Failed {
+                retry_after,
+                elsewhere,
+                ..
+            }) = &record.outcome
+            {
+                attempts.retry_after = *retry_after;
+                attempts.elsewhere = *elsewhere;
+            }
         }
     }
     attempts
@@ -459,6 +490,7 @@ mod tests {
             class: Class::Retryable,
             message: "no".to_owned(),
             retry_after: Some(NOW + Duration::HOUR),
+            elsewhere: false,
         }
     }
 
@@ -466,7 +498,7 @@ mod tests {
         let attempt = ledger.begin(Kind::Order, ca, Some("due"), at).unwrap();
         let end = at + Duration::SECOND;
         ledger
-            .finish(attempt, outcome, Some("http-01"), end)
+            .finish(attempt, outcome, &[ChallengeType::Http01], end)
             .unwrap();
     }
 

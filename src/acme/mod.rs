@@ -4,10 +4,14 @@
 
 pub mod account;
 pub mod challenges;
+pub mod dns;
 pub mod error;
+pub mod history;
 pub mod http;
 mod job;
+mod jws;
 pub mod ledger;
+pub mod limits;
 pub mod order;
 pub mod renewal;
 pub mod renewal_info;

@@ -200,6 +200,8 @@ pub struct Attempts {
     pub last: Option<OffsetDateTime>,
     /// Until when the other side asked us to wait.
     pub retry_after: Option<OffsetDateTime>,
+    /// The newest says that another issuer is to be asked.
+    pub elsewhere: bool,
 }
 
 /// Fractions in 0..1, the same again after a restart: see [`fraction`].

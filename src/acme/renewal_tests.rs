@@ -49,6 +49,7 @@ fn failed(failures: u32, last: OffsetDateTime) -> Attempts {
         failures,
         last: Some(last),
         retry_after: None,
+        elsewhere: false,
     }
 }
 

@@ -2,13 +2,15 @@
 
 use super::renewal::IssuerKind;
 use crate::certificate::name::Name;
-use crate::config::{CertificateAuthority, CertificatePer, Config, KeyType, Site, TlsMode};
+use crate::config::{CertificateAuthority, CertificatePer, Config, Dns, KeyType, Site, TlsMode};
 
 /// All that the worker is to see to.
 #[derive(Clone, Debug)]
 pub struct Assignment {
     /// In the order in which they are tried. Never empty.
     pub authorities: Vec<CertificateAuthority>,
+    /// How records are written and looked for.
+    pub dns: Dns,
     pub subjects: Vec<Subject>,
 }
 
@@ -16,6 +18,7 @@ impl From<&Config> for Assignment {
     fn from(config: &Config) -> Assignment {
         Assignment {
             authorities: config.acme.authorities.clone(),
+            dns: config.acme.dns.clone(),
             subjects: subjects(config),
         }
     }
@@ -37,6 +40,8 @@ pub struct Subject {
     /// Without any files it is not wanted: it only stands in for them.
     pub only_takeover: bool,
     pub key_type: KeyType,
+    /// Whether some CA can be shown control over wildcards.
+    pub wildcards: bool,
 }
 
 impl Subject {
@@ -63,10 +68,10 @@ impl Subject {
     /// Why this issuer cannot be asked for it at all, if so.
     pub fn refusal(&self, issuer: IssuerKind) -> Option<String> {
         let wildcard = self.names.iter().find(|name| name.is_wildcard())?;
-        (issuer == IssuerKind::Acme).then(|| {
+        (issuer == IssuerKind::Acme && !self.wildcards).then(|| {
             format!(
-                "{wildcard} cannot be ordered: a wildcard needs the dns-01 challenge, which this \
-                 version does not have; give it certificate files, or list its hosts one by one"
+                "{wildcard} cannot be ordered: a wildcard needs the dns-01 challenge; add \
+                 [acme.dns], give it certificate files, or list its hosts one by one"
             )
         })
     }
@@ -80,14 +85,21 @@ pub fn subjects(config: &Config) -> Vec<Subject> {
         .first()
         .map(|authority| authority.key_type)
         .unwrap_or_default();
+    let wildcards = config.acme.authorities.iter().any(can_prove_wildcards);
     config
         .sites
         .iter()
-        .flat_map(|site| of_site(site, key_type))
+        .flat_map(|site| of_site(site, key_type, wildcards))
         .collect()
 }
 
-fn of_site(site: &Site, key_type: KeyType) -> Vec<Subject> {
+/// Whether this CA can be shown control over a wildcard.
+pub fn can_prove_wildcards(authority: &CertificateAuthority) -> bool {
+    let mut challenges = authority.challenges.iter();
+    challenges.any(|challenge| challenge.proves_wildcards())
+}
+
+fn of_site(site: &Site, key_type: KeyType, wildcards: bool) -> Vec<Subject> {
     let mut subjects: Vec<Subject> = Vec::new();
     for host in &site.hosts {
         let takeover = site.takeover.map(IssuerKind::from);
@@ -107,6 +119,7 @@ fn of_site(site: &Site, key_type: KeyType) -> Vec<Subject> {
             takeover,
             only_takeover,
             key_type,
+            wildcards,
         };
         let joins =
             site.certificate_per == CertificatePer::Site && subject.refusal(issuer).is_none();
@@ -159,7 +172,7 @@ mod tests {
 
     /// `issuer: name name`, one line per certificate.
     fn shown(site: &Site) -> Vec<String> {
-        of_site(site, KeyType::P256)
+        of_site(site, KeyType::P256, false)
             .iter()
             .map(|subject| format!("{:?}: {:?}", subject.issuer, subject.names))
             .collect()
@@ -180,6 +193,7 @@ mod tests {
         let all = of_site(
             &site(&hosts, TlsMode::Auto, CertificatePer::Host),
             KeyType::P384,
+            false,
         );
         assert!(
             all.iter()
@@ -229,7 +243,7 @@ mod tests {
                 takeover: Some(takeover),
                 ..site(&["example.com"], tls, CertificatePer::Host)
             };
-            of_site(&site, KeyType::P256).remove(0)
+            of_site(&site, KeyType::P256, false).remove(0)
         };
         let auto = of(TlsMode::Auto, Takeover::Internal);
         assert_eq!(auto.issuer_now(false, None), Acme);
@@ -248,6 +262,7 @@ mod tests {
         let refused = of_site(
             &site(&["*.a.test"], TlsMode::Acme, CertificatePer::Host),
             KeyType::P256,
+            false,
         );
         let refusal = refused[0].refusal(IssuerKind::Acme).unwrap();
         assert!(
@@ -258,6 +273,7 @@ mod tests {
         let own = of_site(
             &site(&["*.a.test"], TlsMode::Internal, CertificatePer::Host),
             KeyType::P256,
+            false,
         );
         assert_eq!(own[0].refusal(IssuerKind::Internal), None);
     }

@@ -5,54 +5,55 @@
 //! It sleeps a minute at most and then compares the wall clock: a monotonic sleep stands still
 //! while a host is suspended.
 
+mod entry;
+mod facts;
+mod handle;
+mod jobs;
+mod requests;
+#[cfg(test)]
+mod tests;
+mod turn;
+
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use time::{Duration, OffsetDateTime};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::mpsc;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Authority, blocking, slug};
 use super::challenges::Challenges;
-use super::job::{AskJob, Done, InternalJob, OrderJob};
-use super::ledger::{Kind, Ledger, Outcome};
-use super::order;
-use super::renewal::{
-    self, Action, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored,
-    WaitReason, Wanted, fraction, plan,
-};
-use super::renewal_info::certificate_id;
-use super::subject::{Assignment, Subject};
+use super::dns::{self, DnsChallenges};
+use super::job::Done;
+use super::ledger::Ledger;
+use super::limits::Broken;
+use super::renewal::{self, Action, IssuerKind, WaitReason, plan};
+use super::subject::Assignment;
 use super::surroundings::Surroundings;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::local_ca::LocalCa;
-use crate::store::generation::{self, Source, StoredCertificate};
-use crate::store::{StateDir, StoreError, WriterLock, key_type_from_name};
+use crate::store::generation::Source;
+use crate::store::{StateDir, WriterLock};
+use entry::{Entry, Load, Loaded};
+pub use handle::{
+    AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
+};
+use handle::{Command, Statuses, lock};
+use turn::Covered;
 
+/// How long a stop waits for TXT records to be removed; the next start removes what is left.
+const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
 /// The longest sleep, and how often another process's writer lock is tried.
 const MAX_SLEEP: Duration = Duration::minutes(1);
+/// How often an order that a limit holds back is looked at: its date stands, unless the
+/// configuration changes, which looks at everything anew.
+const LIMIT_POLL: Duration = Duration::minutes(10);
 /// How often the first load of the certificates from files is looked for.
 const LOADING_POLL: Duration = Duration::milliseconds(100);
-/// After an error of our own disk: no request was sent, so none is owed a longer wait.
-const DISK_ERROR_WAIT: Duration = Duration::minutes(1);
-/// Jobs that talk to CAs at the same time, and jobs of the internal CA.
-const MAX_ACME_JOBS: usize = 4;
-const MAX_INTERNAL_JOBS: usize = 4;
-/// After this many failures in a row the next authority has its turn.
-const FAILOVER_AFTER: u32 = 2;
-/// Requests from people that wait for the worker; more than that and they wait themselves.
-const COMMAND_QUEUE: usize = 64;
-
-/// What the live table knows about all names of one subject.
-struct Covered {
-    /// Until when files make the subject unnecessary.
-    until: Option<OffsetDateTime>,
-    file_known: bool,
-}
 
 impl From<Source> for IssuerKind {
     fn from(source: Source) -> IssuerKind {
@@ -60,119 +61,6 @@ impl From<Source> for IssuerKind {
             Source::Acme => IssuerKind::Acme,
             Source::Internal => IssuerKind::Internal,
         }
-    }
-}
-
-/// What is known about one certificate, for `/status`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct SubjectStatus {
-    pub name: Name,
-    pub names: Vec<Name>,
-    pub issuer: IssuerKind,
-    /// Directory URL of the CA that is next in turn; `None` for the internal CA.
-    pub ca: Option<String>,
-    /// Of the certificate on disk.
-    pub not_after: Option<OffsetDateTime>,
-    pub next_renewal: Option<OffsetDateTime>,
-    /// Set while a failed attempt keeps the next one waiting.
-    pub next_attempt: Option<OffsetDateTime>,
-    pub last_error: Option<String>,
-    /// Failures in a row.
-    pub attempts: u32,
-    /// The CA's explanation of its suggested renewal (RFC 9773).
-    pub explanation_url: Option<String>,
-    /// Until when certificates from files make this one unnecessary.
-    pub covered_by_files_until: Option<OffsetDateTime>,
-    /// Whether an order or a question to the CA runs now.
-    pub running: bool,
-}
-
-/// How a renewal is asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RenewMode {
-    /// Order now, whatever the dates and the failures say.
-    Force,
-    /// Ask the CA for its renewal information now, and order if that or the dates say so.
-    IfDue,
-}
-
-/// What follows from a request to renew; the order itself goes on behind it.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Decision {
-    Ordering {
-        reason: &'static str,
-    },
-    /// An order or a question to the CA runs already.
-    InProgress,
-    NotDue {
-        next_renewal: OffsetDateTime,
-        explanation_url: Option<String>,
-    },
-    /// Due, but failures or the CA's own wish keep the attempt waiting.
-    Waiting {
-        until: OffsetDateTime,
-    },
-    CoveredByFiles {
-        until: OffsetDateTime,
-    },
-}
-
-/// Why a request to renew cannot be followed.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum RenewError {
-    #[error("{0} is no certificate of ours: it comes from files, or no site has it")]
-    UnknownName(Name),
-    #[error("{0}")]
-    Refused(String),
-    #[error("another process writes to this state directory; ask that one")]
-    NotWriter,
-    #[error("the certificates are still being loaded; ask again in a moment")]
-    Loading,
-    #[error("the worker has stopped")]
-    Stopped,
-}
-
-enum Command {
-    Renew {
-        name: Name,
-        mode: RenewMode,
-        reply: oneshot::Sender<Result<Decision, RenewError>>,
-    },
-    Reassign(Assignment),
-}
-
-type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
-
-/// The way to a running worker. Cheap to clone.
-#[derive(Clone)]
-pub struct WorkerHandle {
-    commands: mpsc::Sender<Command>,
-    statuses: Statuses,
-}
-
-impl WorkerHandle {
-    /// Asks for a renewal of the certificate that has `name`.
-    pub async fn renew(&self, name: &Name, mode: RenewMode) -> Result<Decision, RenewError> {
-        let (reply, answer) = oneshot::channel();
-        let command = Command::Renew {
-            name: name.clone(),
-            mode,
-            reply,
-        };
-        let sent = self.commands.send(command).await;
-        sent.map_err(|_| RenewError::Stopped)?;
-        answer.await.unwrap_or(Err(RenewError::Stopped))
-    }
-
-    /// Goes on with another assignment: what is the same in both is left alone.
-    pub async fn reassign(&self, assignment: Assignment) {
-        // A worker that has stopped needs none.
-        let _ = self.commands.send(Command::Reassign(assignment)).await;
-    }
-
-    /// A snapshot, in the order of the assignment.
-    pub fn status(&self) -> Vec<SubjectStatus> {
-        lock(&self.statuses).values().cloned().collect()
     }
 }
 
@@ -188,46 +76,15 @@ pub struct Worker {
     lock: Option<WriterLock>,
     try_lock_at: OffsetDateTime,
     authorities: Vec<Arc<Authority>>,
+    /// `None`: before the first configuration, or where it cannot be used.
+    dns: Option<Arc<DnsChallenges>>,
+    dns_claims: dns::Claims,
     entries: BTreeMap<u64, Entry>,
     next_entry: u64,
     internal_names: Arc<Vec<Name>>,
     jobs: JoinSet<Done>,
     /// By the directory they write to: numbers change with the configuration.
     running: HashMap<tokio::task::Id, (PathBuf, IssuerKind)>,
-}
-
-/// One subject and what the worker knows about it.
-struct Entry {
-    subject: Subject,
-    /// Who issues as things stand.
-    issuer: IssuerKind,
-    dir: PathBuf,
-    /// `None` for the internal CA, which asks nobody.
-    ledger: Option<Arc<Ledger>>,
-    stored: Option<StoredCertificate>,
-    /// Of `stored` (RFC 9773 section 4.1).
-    certificate_id: Option<String>,
-    /// Attempts at the internal CA: they bother nobody, so a restart may forget them.
-    internal_attempts: Attempts,
-    running: bool,
-    check_at: OffsetDateTime,
-    /// Due, and only waiting for another job to end.
-    queued: bool,
-    /// Somebody asked for an order, whatever the plan says.
-    forced: bool,
-    /// Somebody waits for the decision that follows the running question.
-    reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
-    last_error: Option<String>,
-    /// What cannot be ordered was said once.
-    refusal_logged: bool,
-}
-
-/// What was read from disk for one subject.
-struct Loaded {
-    ledger: Option<Arc<Ledger>>,
-    stored: Option<StoredCertificate>,
-    error: Option<StoreError>,
-    completed: bool,
 }
 
 impl Worker {
@@ -238,12 +95,7 @@ impl Worker {
         challenges: Challenges,
         surroundings: Surroundings,
     ) -> (Worker, WorkerHandle) {
-        let (sender, commands) = mpsc::channel(COMMAND_QUEUE);
-        let statuses = Statuses::default();
-        let handle = WorkerHandle {
-            commands: sender,
-            statuses: Arc::clone(&statuses),
-        };
+        let (handle, commands, statuses) = WorkerHandle::new();
         let worker = Worker {
             local_ca: LocalCa::new(&state),
             assignment,
@@ -255,6 +107,8 @@ impl Worker {
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
             authorities: Vec::new(),
+            dns: None,
+            dns_claims: dns::Claims::default(),
             entries: BTreeMap::new(),
             next_entry: 0,
             internal_names: Arc::default(),
@@ -288,6 +142,9 @@ impl Worker {
 
     async fn stop(&mut self) {
         self.jobs.shutdown().await;
+        if let Some(dns) = &self.dns {
+            dns.finish(DNS_REMOVAL_LIMIT).await;
+        }
         let ledgers: Vec<Arc<Ledger>> = self
             .entries
             .values()
@@ -326,6 +183,7 @@ impl Worker {
                 }
                 let ids: Vec<u64> = self.entries.keys().copied().collect();
                 self.load(&ids).await;
+                self.remove_left_over_records().await;
             }
             Ok(None) if !waited => tracing::warn!(
                 state = %self.state.root().display(),
@@ -340,6 +198,7 @@ impl Worker {
     /// running jobs among it.
     async fn configure(&mut self) {
         self.open_authorities().await;
+        self.open_dns().await;
         let mut old: HashMap<PathBuf, Entry> = std::mem::take(&mut self.entries)
             .into_values()
             .map(|entry| (entry.dir.clone(), entry))
@@ -371,18 +230,19 @@ impl Worker {
     }
 
     async fn open_authorities(&mut self) {
-        let known: HashMap<String, Arc<Ledger>> = self
+        let known: HashMap<String, Arc<Authority>> = self
             .authorities
             .iter()
-            .map(|authority| (slug(authority.url()), Arc::clone(&authority.ledger)))
+            .map(|authority| (slug(authority.url()), Arc::clone(authority)))
             .collect();
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
         self.authorities = blocking(move || {
-            let open = |config: crate::config::CertificateAuthority| match known
-                .get(&slug(&config.directory))
-            {
-                Some(ledger) => Ok(Authority::with_ledger(&state, config, Arc::clone(ledger))),
-                None => Authority::open(&state, config, clock::now()),
+            let open = |config: crate::config::CertificateAuthority| {
+                let Some(known) = known.get(&slug(&config.directory)) else {
+                    return Authority::open(&state, config, clock::now());
+                };
+                let (ledger, history) = (known.ledger.clone(), known.history.clone());
+                Ok(Authority::with_records(&state, config, ledger, history))
             };
             configs
                 .into_iter()
@@ -395,6 +255,28 @@ impl Worker {
                 .collect()
         })
         .await;
+    }
+
+    /// With the same settings it goes on as it is, running removals and all.
+    async fn open_dns(&mut self) {
+        let wanted = &self.assignment.dns;
+        if self.dns.as_ref().is_some_and(|dns| dns.config() == wanted) {
+            return;
+        }
+        let opened = DnsChallenges::new(wanted, &self.state, self.dns_claims.clone());
+        self.dns = opened
+            .inspect_err(|error| tracing::error!(error, "DNS-01 cannot be used"))
+            .ok();
+        if self.lock.is_some() {
+            self.remove_left_over_records().await;
+        }
+    }
+
+    /// Of runs that a crash ended. Only the writer may: a record of another process is in use.
+    async fn remove_left_over_records(&self) {
+        if let Some(dns) = &self.dns {
+            dns.remove_left_over().await;
+        }
     }
 
     /// Reads what is on disk for these entries; with the lock, finishes what a crash interrupted.
@@ -496,6 +378,18 @@ impl Worker {
                 if let Some(refusal) = entry.subject.refusal(entry.issuer) {
                     return self.refuse(id, now, refusal, status);
                 }
+                // Before the limits, which many that are due together would look through in vain.
+                let issuer = entry.issuer;
+                if !self.has_room(id, issuer) {
+                    return self.publish(id, status);
+                }
+                let Some(entry) = self.entries.get(&id) else {
+                    return;
+                };
+                if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
+                {
+                    return self.hold(id, now, &broken, status);
+                }
                 self.publish(id, status);
                 self.start_order(id, now, reason, replaces, authority);
             }
@@ -513,188 +407,6 @@ impl Worker {
         entry.issuer = entry.subject.issuer_now(file_known, issued_by);
     }
 
-    /// Until when files cover every name of an `auto` subject. `None`: not loaded yet.
-    fn coverage(&self, subject: &Subject) -> Option<Covered> {
-        let mut until = None;
-        let mut file_known = false;
-        for (at, name) in subject.names.iter().enumerate() {
-            let coverage = (self.surroundings.coverage)(name);
-            if !coverage.loaded {
-                return None;
-            }
-            file_known |= coverage.file_known;
-            let own = match subject.takeover {
-                Some(_) => coverage.file_due_at,
-                None => coverage.file_valid_until,
-            };
-            until = match (at, until, own) {
-                (0, _, own) => own,
-                (_, Some(others), Some(own)) => Some(own.min(others)),
-                _ => None,
-            };
-        }
-        Some(Covered {
-            until: until.filter(|_| subject.auto),
-            file_known,
-        })
-    }
-
-    fn facts(
-        &self,
-        entry: &Entry,
-        now: OffsetDateTime,
-        covered_by_file_until: Option<OffsetDateTime>,
-    ) -> (Facts, Option<Arc<Authority>>) {
-        let subject = &entry.subject;
-        let (authority, attempts, session) = match entry.issuer {
-            IssuerKind::Internal => (None, entry.internal_attempts, Attempts::default()),
-            IssuerKind::Acme => self.next_authority(entry, now),
-        };
-        let seed = subject.name.to_string();
-        let facts = Facts {
-            wanted: Wanted {
-                names: subject.names.clone(),
-                key_type: subject.key_type,
-                issuer: entry.issuer,
-            },
-            stored: entry
-                .stored
-                .as_ref()
-                .map(|stored| self.stored_facts(entry, stored)),
-            renewal_info: self.renewal_info(entry),
-            jitter: Jitter {
-                due: fraction(&format!("due {seed} {:?}", entry.serial())),
-                retry: fraction(&format!("retry {seed} {:?}", attempts.last)),
-            },
-            attempts,
-            session,
-            covered_by_file_until,
-        };
-        (facts, authority)
-    }
-
-    fn stored_facts(&self, entry: &Entry, stored: &StoredCertificate) -> Stored {
-        let ca = stored.meta.ca.as_deref();
-        let configured = |ca: &str| {
-            self.authorities
-                .iter()
-                .any(|authority| authority.url() == ca)
-        };
-        let last = entry
-            .ledger
-            .as_ref()
-            .and_then(|ledger| ledger.last(Kind::Order));
-        let for_renewal_info = last.is_some_and(|record| {
-            record.outcome == Some(Outcome::Ok)
-                && record.reason.as_deref() == Some(OrderReason::RenewalInfo.as_str())
-        });
-        Stored {
-            not_before: stored.leaf.not_before,
-            not_after: stored.leaf.not_after,
-            names: stored.leaf.names.clone(),
-            key_type: key_type_from_name(&stored.meta.key_type),
-            issuer: stored.meta.source.into(),
-            issuer_configured: ca.is_none_or(configured),
-            issued_at: stored.meta.issued_at,
-            ordered_for_renewal_info: for_renewal_info,
-        }
-    }
-
-    /// Renewal information comes from the CA that issued, which may not be the next in turn.
-    fn renewal_info(&self, entry: &Entry) -> RenewalInfo {
-        let (Some(ledger), Some(id)) = (&entry.ledger, &entry.certificate_id) else {
-            return RenewalInfo::default();
-        };
-        if self.issuing_authority(entry).is_none() {
-            return RenewalInfo::default();
-        }
-        match ledger.renewal_info(id) {
-            Some(info) => info.facts(),
-            None => RenewalInfo {
-                supported: true,
-                ..RenewalInfo::default()
-            },
-        }
-    }
-
-    fn issuing_authority(&self, entry: &Entry) -> Option<&Arc<Authority>> {
-        let ca = entry.stored.as_ref()?.meta.ca.as_deref()?;
-        self.authorities
-            .iter()
-            .find(|authority| authority.url() == ca)
-    }
-
-    /// The authority whose turn it is, with the attempts that count there.
-    fn next_authority(
-        &self,
-        entry: &Entry,
-        now: OffsetDateTime,
-    ) -> (Option<Arc<Authority>>, Attempts, Attempts) {
-        let attempts: Vec<(Attempts, Attempts)> = self
-            .authorities
-            .iter()
-            .map(|authority| {
-                let own = entry
-                    .ledger
-                    .as_ref()
-                    .map(|ledger| ledger.attempts(Kind::Order, Some(authority.url())));
-                (
-                    own.unwrap_or_default(),
-                    authority.ledger.attempts(Kind::Session, None),
-                )
-            })
-            .collect();
-        let turn = whose_turn(&attempts, now);
-        match (self.authorities.get(turn), attempts.get(turn)) {
-            (Some(authority), Some((own, session))) => {
-                (Some(Arc::clone(authority)), *own, *session)
-            }
-            _ => (None, Attempts::default(), Attempts::default()),
-        }
-    }
-
-    fn status(
-        &self,
-        entry: &Entry,
-        facts: &Facts,
-        authority: Option<&Authority>,
-        covered_by_files_until: Option<OffsetDateTime>,
-    ) -> SubjectStatus {
-        let session_error = authority
-            .filter(|_| facts.session.failures > 0)
-            .and_then(|authority| authority.ledger.last(Kind::Session));
-        let own_error = entry
-            .ledger
-            .as_ref()
-            .filter(|_| facts.attempts.failures > 0);
-        let own_error = own_error.and_then(|ledger| ledger.last(Kind::Order));
-        let recorded = |record: Option<super::ledger::Record>| match record?.outcome {
-            Some(Outcome::Failed { message, .. }) => Some(message),
-            Some(_) => None,
-            None => Some("the last attempt was interrupted".to_owned()),
-        };
-        let last_error = entry
-            .last_error
-            .clone()
-            .or_else(|| recorded(session_error))
-            .or_else(|| recorded(own_error));
-        let info = entry.ledger.as_ref().zip(entry.certificate_id.as_ref());
-        SubjectStatus {
-            name: entry.subject.name.clone(),
-            names: entry.subject.names.clone(),
-            issuer: entry.issuer,
-            ca: authority.map(|authority| authority.url().to_owned()),
-            not_after: entry.stored.as_ref().map(|stored| stored.leaf.not_after),
-            next_renewal: renewal::next_renewal(facts),
-            next_attempt: None,
-            last_error,
-            attempts: facts.attempts.failures.max(facts.session.failures),
-            explanation_url: info.and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url),
-            covered_by_files_until,
-            running: entry.running,
-        }
-    }
-
     fn publish(&self, id: u64, status: SubjectStatus) {
         lock(&self.statuses).insert(id, status);
     }
@@ -707,6 +419,24 @@ impl Worker {
         if let Some(status) = status {
             self.publish(id, status);
         }
+    }
+
+    /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
+    fn hold(&mut self, id: u64, now: OffsetDateTime, broken: &Broken, status: SubjectStatus) {
+        let text = format!("order for {}: {broken}", status.name);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.forced = false;
+            if entry.last_error.as_ref() != Some(&text) {
+                tracing::warn!("{text}");
+            }
+            entry.last_error = Some(text.clone());
+        }
+        let status = SubjectStatus {
+            next_attempt: Some(broken.until),
+            last_error: Some(text),
+            ..status
+        };
+        self.check_again(id, broken.until.min(now + LIMIT_POLL), Some(status));
     }
 
     fn refuse(&mut self, id: u64, now: OffsetDateTime, refusal: String, status: SubjectStatus) {
@@ -723,548 +453,4 @@ impl Worker {
         };
         self.check_again(id, now + MAX_SLEEP, Some(status));
     }
-
-    /// Whether another job of this kind may run now; if not, the entry waits for one to end.
-    fn has_room(&mut self, id: u64, kind: IssuerKind) -> bool {
-        let limit = match kind {
-            IssuerKind::Acme => MAX_ACME_JOBS,
-            IssuerKind::Internal => MAX_INTERNAL_JOBS,
-        };
-        let has_room = self
-            .running
-            .values()
-            .filter(|(_, other)| *other == kind)
-            .count()
-            < limit;
-        if !has_room && let Some(entry) = self.entries.get_mut(&id) {
-            entry.queued = true;
-        }
-        has_room
-    }
-
-    fn start_order(
-        &mut self,
-        id: u64,
-        now: OffsetDateTime,
-        reason: OrderReason,
-        replaces: bool,
-        authority: Option<Arc<Authority>>,
-    ) {
-        let Some(kind) = self.entries.get(&id).map(|entry| entry.issuer) else {
-            return;
-        };
-        if !self.has_room(id, kind) {
-            return;
-        }
-        let Some(entry) = self.entries.get(&id) else {
-            return;
-        };
-        let subject = entry.subject.clone();
-        tracing::debug!(name = %subject.name, reason = reason.as_str(), "a certificate is due");
-        match (kind, &entry.ledger, authority) {
-            (IssuerKind::Internal, _, _) => {
-                let job = InternalJob {
-                    subject,
-                    local_ca: self.local_ca.clone(),
-                    dir: entry.dir.clone(),
-                    all_names: Arc::clone(&self.internal_names),
-                };
-                self.start(id, kind, job.run());
-            }
-            (IssuerKind::Acme, Some(ledger), Some(authority)) => {
-                let same_ca = |stored: &&StoredCertificate| {
-                    replaces && stored.meta.ca.as_deref() == Some(authority.url())
-                };
-                let predecessor = entry.stored.as_ref().filter(same_ca);
-                let job = OrderJob {
-                    replaces: predecessor.map(|stored| stored.leaf.der.clone()),
-                    subject,
-                    ledger: Arc::clone(ledger),
-                    authority,
-                    dir: entry.dir.clone(),
-                    challenges: self.challenges.clone(),
-                    reason,
-                };
-                self.start(id, kind, job.run());
-            }
-            _ => {
-                // Its ledger, or every CA's, could not be opened: that was logged, and is tried
-                // again with the next configuration or restart.
-                self.check_again(id, now + MAX_SLEEP, None);
-            }
-        }
-    }
-
-    fn start_asking(&mut self, id: u64, now: OffsetDateTime) {
-        if !self.has_room(id, IssuerKind::Acme) {
-            return;
-        }
-        let job = self.entries.get(&id).and_then(|entry| {
-            Some(AskJob {
-                authority: Arc::clone(self.issuing_authority(entry)?),
-                ledger: Arc::clone(entry.ledger.as_ref()?),
-                certificate_id: entry.certificate_id.clone()?,
-                fraction: rand::random(),
-            })
-        });
-        match job {
-            Some(job) => self.start(id, IssuerKind::Acme, job.run()),
-            None => self.check_again(id, now + MAX_SLEEP, None),
-        }
-    }
-
-    fn start(
-        &mut self,
-        id: u64,
-        kind: IssuerKind,
-        job: impl Future<Output = Done> + Send + 'static,
-    ) {
-        let task = self.jobs.spawn(job);
-        if let Some(entry) = self.entries.get_mut(&id) {
-            self.running.insert(task.id(), (entry.dir.clone(), kind));
-            entry.running = true;
-            entry.queued = false;
-        }
-        if let Some(status) = lock(&self.statuses).get_mut(&id) {
-            status.running = true;
-        }
-    }
-
-    fn job_ended(&mut self, ended: Result<(tokio::task::Id, Done), tokio::task::JoinError>) {
-        let now = clock::now();
-        let (task, done) = match ended {
-            Ok((task, done)) => (task, done),
-            Err(error) => {
-                tracing::error!(%error, "a job of the certificate worker died");
-                let done = Done::Failed {
-                    error: "an internal error, see the log".to_owned(),
-                    ca: None,
-                    ordered: false,
-                };
-                (error.id(), done)
-            }
-        };
-        for entry in self.entries.values_mut().filter(|entry| entry.queued) {
-            entry.queued = false;
-            entry.check_at = now;
-        }
-        let Some((dir, _)) = self.running.remove(&task) else {
-            return;
-        };
-        let ended = self.entries.iter_mut().find(|(_, entry)| entry.dir == dir);
-        let Some((id, entry)) = ended.map(|(id, entry)| (*id, entry)) else {
-            return;
-        };
-        entry.running = false;
-        entry.check_at = now;
-        match done {
-            Done::Issued { stored, ca, took } => self.issued(id, *stored, ca, took),
-            Done::Failed { error, ca, ordered } => self.failed(id, now, error, ca, ordered),
-            Done::Asked { error } => self.asked(id, now, error),
-        }
-    }
-
-    fn issued(
-        &mut self,
-        id: u64,
-        stored: StoredCertificate,
-        ca: Option<String>,
-        took: StdDuration,
-    ) {
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return;
-        };
-        tracing::info!(
-            names = ?stored.leaf.names,
-            serial = stored.leaf.serial,
-            issuer = stored.leaf.issuer,
-            not_after = clock::rfc3339(stored.leaf.not_after),
-            ca = ca.as_deref().unwrap_or("internal"),
-            took_ms = u64::try_from(took.as_millis()).unwrap_or(u64::MAX),
-            "certificate issued"
-        );
-        entry.set_stored(Some(stored));
-        entry.internal_attempts = Attempts::default();
-        entry.last_error = None;
-        entry.forced = false;
-        (self.surroundings.reload_hint)(entry.dir.clone());
-        (self.surroundings.ordered)(ca.as_deref(), true);
-    }
-
-    fn failed(
-        &mut self,
-        id: u64,
-        now: OffsetDateTime,
-        error: String,
-        ca: Option<String>,
-        ordered: bool,
-    ) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.forced = false;
-            entry.last_error = Some(error.clone());
-            if entry.issuer == IssuerKind::Internal {
-                entry.internal_attempts.failures += 1;
-                entry.internal_attempts.last = Some(now);
-            }
-        }
-        if ordered {
-            (self.surroundings.ordered)(ca.as_deref(), false);
-        }
-        let (turn, blocked) = self.next_attempt(id, now);
-        let another_turn = turn.is_some() && turn != ca;
-        // Where nothing was recorded, nothing else keeps the next attempt from starting now.
-        let next = blocked.unwrap_or(if another_turn {
-            now
-        } else {
-            now + DISK_ERROR_WAIT
-        });
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.check_at = next.min(now + MAX_SLEEP);
-            let next_attempt = clock::rfc3339(next);
-            tracing::warn!(name = %entry.subject.name, next_attempt, "{error}");
-        }
-        self.republish(id, now, Some(next));
-    }
-
-    /// The CA that is next in turn, and when an order there may start if something holds it up.
-    fn next_attempt(
-        &self,
-        id: u64,
-        now: OffsetDateTime,
-    ) -> (Option<String>, Option<OffsetDateTime>) {
-        let Some(entry) = self.entries.get(&id) else {
-            return (None, None);
-        };
-        let (facts, authority) = self.facts(entry, now, None);
-        let blocked = renewal::blocked(now, &facts).map(|(until, _)| until);
-        (
-            authority.map(|authority| authority.url().to_owned()),
-            blocked,
-        )
-    }
-
-    fn republish(&self, id: u64, now: OffsetDateTime, next_attempt: Option<OffsetDateTime>) {
-        let Some(entry) = self.entries.get(&id) else {
-            return;
-        };
-        let covered = self.coverage(&entry.subject).and_then(|it| it.until);
-        let (facts, authority) = self.facts(entry, now, covered);
-        let status = SubjectStatus {
-            next_attempt,
-            ..self.status(entry, &facts, authority.as_deref(), covered)
-        };
-        self.publish(id, status);
-    }
-
-    fn asked(&mut self, id: u64, now: OffsetDateTime, error: Option<String>) {
-        if let (Some(error), Some(entry)) = (&error, self.entries.get(&id)) {
-            tracing::warn!(name = %entry.subject.name, "{error}");
-        }
-        let reply = self
-            .entries
-            .get_mut(&id)
-            .and_then(|entry| entry.reply.take());
-        if let Some(reply) = reply {
-            // Whoever asked may have gone.
-            let _ = reply.send(self.answer_if_due(id, now));
-        }
-    }
-
-    async fn obey(&mut self, command: Command) {
-        match command {
-            Command::Reassign(assignment) => {
-                self.assignment = assignment;
-                self.configure().await;
-            }
-            Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
-        }
-    }
-
-    fn renew(
-        &mut self,
-        name: &Name,
-        mode: RenewMode,
-        reply: oneshot::Sender<Result<Decision, RenewError>>,
-    ) {
-        let now = clock::now();
-        let found = self
-            .entries
-            .iter()
-            .find(|(_, entry)| entry.subject.names.contains(name));
-        let answer = match found.map(|(id, entry)| (*id, entry)) {
-            None => Err(RenewError::UnknownName(name.clone())),
-            Some(_) if self.lock.is_none() => Err(RenewError::NotWriter),
-            Some((id, entry)) if entry.running => {
-                // The end of an order answers it; behind a question to the CA it comes next.
-                self.note_forced(id, mode);
-                Ok(Decision::InProgress)
-            }
-            Some((id, entry)) => match (entry.subject.refusal(entry.issuer), mode) {
-                (Some(refusal), _) => Err(RenewError::Refused(refusal)),
-                (None, RenewMode::Force) => self.force(id, now),
-                (None, RenewMode::IfDue) => {
-                    if self.starts_asking(id, now) {
-                        if let Some(entry) = self.entries.get_mut(&id) {
-                            entry.reply = Some(reply);
-                        }
-                        return;
-                    }
-                    self.answer_if_due(id, now)
-                }
-            },
-        };
-        // Whoever asked may have gone.
-        let _ = reply.send(answer);
-    }
-
-    fn note_forced(&mut self, id: u64, mode: RenewMode) {
-        if let (Some(entry), RenewMode::Force) = (self.entries.get_mut(&id), mode) {
-            entry.forced = true;
-        }
-    }
-
-    /// Orders now, unless the CA itself asked for patience.
-    fn force(&mut self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
-        let Some(entry) = self.entries.get(&id) else {
-            return Err(RenewError::Stopped);
-        };
-        let (facts, _) = self.facts(entry, now, None);
-        let asked = facts
-            .attempts
-            .retry_after
-            .into_iter()
-            .chain(facts.session.retry_after)
-            .max();
-        if let Some(until) = asked.filter(|until| *until > now) {
-            return Ok(Decision::Waiting { until });
-        }
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.forced = true;
-            entry.check_at = now;
-        }
-        Ok(Decision::Ordering {
-            reason: OrderReason::Requested.as_str(),
-        })
-    }
-
-    /// Starts a question to the CA, where it can be asked about this certificate.
-    fn starts_asking(&mut self, id: u64, now: OffsetDateTime) -> bool {
-        let can_ask = self.entries.get(&id).is_some_and(|entry| {
-            let alive = entry
-                .stored
-                .as_ref()
-                .is_some_and(|it| it.leaf.not_after > now);
-            let reachable = self
-                .issuing_authority(entry)
-                .is_some_and(|it| it.ledger.attempts(Kind::Session, None).failures == 0);
-            alive && reachable && entry.certificate_id.is_some() && entry.ledger.is_some()
-        });
-        if can_ask {
-            self.start_asking(id, now);
-        }
-        self.entries.get(&id).is_some_and(|entry| entry.running)
-    }
-
-    /// What the plan says, and has it done at once.
-    fn answer_if_due(&mut self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
-        let Some(entry) = self.entries.get(&id) else {
-            return Err(RenewError::Stopped);
-        };
-        let covered = self.coverage(&entry.subject).ok_or(RenewError::Loading)?;
-        let covered = covered.until;
-        let (mut facts, _) = self.facts(entry, now, covered);
-        // It was asked just now, or cannot be: the decision stands without another question.
-        facts.renewal_info.next_fetch = Some(now + Duration::HOUR);
-        let explanation_url = entry
-            .ledger
-            .as_ref()
-            .zip(entry.certificate_id.as_ref())
-            .and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url);
-        let decision = match plan(now, &facts) {
-            Action::CoveredByFiles { until } => Decision::CoveredByFiles { until },
-            Action::Order { reason, .. } => Decision::Ordering {
-                reason: reason.as_str(),
-            },
-            Action::Wait {
-                until,
-                reason: WaitReason::Backoff | WaitReason::IssuerUnreachable,
-            } => Decision::Waiting { until },
-            Action::Wait { until, .. } => Decision::NotDue {
-                next_renewal: renewal::next_renewal(&facts).unwrap_or(until),
-                explanation_url,
-            },
-            Action::FetchRenewalInfo => Decision::InProgress,
-        };
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.check_at = now;
-        }
-        Ok(decision)
-    }
 }
-
-impl Entry {
-    /// `before`: another subject that wrote to the same directory, whose job may still run.
-    fn new(subject: Subject, dir: PathBuf, before: Option<Entry>) -> Entry {
-        let running = before.as_ref().is_some_and(|before| before.running);
-        Entry {
-            issuer: subject.issuer,
-            subject,
-            dir,
-            ledger: before.and_then(|before| before.ledger),
-            stored: None,
-            certificate_id: None,
-            internal_attempts: Attempts::default(),
-            running,
-            check_at: OffsetDateTime::UNIX_EPOCH,
-            queued: false,
-            forced: false,
-            reply: None,
-            last_error: None,
-            refusal_logged: false,
-        }
-    }
-
-    fn take_in(&mut self, loaded: Loaded) {
-        if let Some(error) = &loaded.error {
-            tracing::error!(name = %self.subject.name, "{error}");
-        }
-        self.ledger = loaded.ledger;
-        self.last_error = loaded.error.map(|error| error.to_string());
-        self.set_stored(loaded.stored);
-        self.check_at = OffsetDateTime::UNIX_EPOCH;
-    }
-
-    fn set_stored(&mut self, stored: Option<StoredCertificate>) {
-        let acme = stored
-            .as_ref()
-            .filter(|stored| stored.meta.source == Source::Acme);
-        let id = acme.and_then(|stored| certificate_id(&stored.leaf.der));
-        self.certificate_id = id.map(|id| id.to_string());
-        self.stored = stored;
-    }
-
-    fn serial(&self) -> Option<&str> {
-        self.stored
-            .as_ref()
-            .map(|stored| stored.leaf.serial.as_str())
-    }
-
-    /// What is planned, or the order that somebody asked for.
-    fn forced_action(&self, planned: Action, facts: &Facts, now: OffsetDateTime) -> Action {
-        if !self.forced {
-            return planned;
-        }
-        let alive = facts
-            .stored
-            .as_ref()
-            .is_some_and(|stored| now < stored.not_after);
-        match planned {
-            order @ Action::Order { .. } => order,
-            _ => Action::Order {
-                reason: OrderReason::Requested,
-                replaces: alive && self.issuer == IssuerKind::Acme,
-            },
-        }
-    }
-}
-
-/// What to read for one subject.
-struct Load {
-    subject: Subject,
-    dir: PathBuf,
-    ledger: Option<Arc<Ledger>>,
-    /// Whether what a crash interrupted may be finished.
-    may_complete: bool,
-}
-
-impl Load {
-    /// Blocks on the disk.
-    fn read(self, state: &StateDir) -> Loaded {
-        let (subject, now) = (&self.subject, clock::now());
-        let is_acme = subject.may_be_issued_by(IssuerKind::Acme);
-        let mut loaded = Loaded {
-            ledger: self.ledger,
-            stored: None,
-            error: None,
-            completed: false,
-        };
-        if is_acme && loaded.ledger.is_none() {
-            match Ledger::of_subject(state, &subject.name, subject.key_type, now) {
-                Ok(ledger) => loaded.ledger = Some(Arc::new(ledger)),
-                Err(error) => loaded.error = Some(error),
-            }
-        }
-        if is_acme && self.may_complete {
-            loaded.completed = complete(subject, &self.dir, loaded.ledger.as_deref(), now);
-        }
-        match generation::read_current(&self.dir) {
-            Ok(stored) => loaded.stored = stored,
-            Err(error @ StoreError::Broken { .. }) => {
-                tracing::error!(name = %subject.name, "{error}; a new one is made");
-            }
-            Err(error) => {
-                // What cannot be read may be good: nothing is ordered in its place.
-                loaded.ledger = None;
-                loaded.error = Some(error);
-            }
-        }
-        loaded
-    }
-}
-
-/// Finishes an order that a crash interrupted after the certificate was fetched.
-fn complete(
-    subject: &Subject,
-    dir: &std::path::Path,
-    ledger: Option<&Ledger>,
-    now: OffsetDateTime,
-) -> bool {
-    let issued = order::complete_pending(dir, &subject.names, subject.key_type, now);
-    let (Some(issued), Some(ledger)) = (issued, ledger) else {
-        return false;
-    };
-    let last = ledger.last(Kind::Order);
-    let ca = last.as_ref().map_or("", |record| record.ca.as_str());
-    let reason = last.as_ref().and_then(|record| record.reason.as_deref());
-    let recorded = ledger
-        .begin(Kind::Order, ca, reason, now)
-        .and_then(|attempt| ledger.finish(attempt, Outcome::Ok, None, now));
-    if let Err(error) = recorded {
-        tracing::warn!(%error, "cannot record the end of an interrupted order");
-    }
-    tracing::info!(
-        names = ?issued.leaf.names,
-        serial = issued.leaf.serial,
-        not_after = clock::rfc3339(issued.leaf.not_after),
-        "finished an interrupted order"
-    );
-    true
-}
-
-/// Which authority to try next: the first that is not given up for now, else the one whose
-/// failure is longest ago. `attempts`: of this subject there, and of anybody to reach it. An
-/// unreachable CA is given up only until it may be asked again; a success anywhere resets the
-/// counts of the subject, and with them the turn goes back to the first.
-fn whose_turn(attempts: &[(Attempts, Attempts)], now: OffsetDateTime) -> usize {
-    let given_up = |(own, session): &(Attempts, Attempts)| {
-        own.failures >= FAILOVER_AFTER
-            || (session.failures >= FAILOVER_AFTER && renewal::is_unreachable(now, session))
-    };
-    let last = |(own, session): &(Attempts, Attempts)| own.last.max(session.last).unwrap_or(now);
-    attempts
-        .iter()
-        .position(|it| !given_up(it))
-        .or_else(|| (0..attempts.len()).min_by_key(|at| last(&attempts[*at])))
-        .unwrap_or(0)
-}
-
-fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
-    // Entries are replaced whole, so a panic cannot have left half of one.
-    mutex
-        .lock()
-        .unwrap_or_else(|poisoned| poisoned.into_inner())
-}
-
-#[cfg(test)]
-#[path = "worker_tests.rs"]
-mod tests;

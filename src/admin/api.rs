@@ -16,7 +16,9 @@ use super::guard;
 use super::metrics::Metrics;
 use super::status::{self, CertificateStatus, NameStatus, Status};
 use crate::acme::subject::takeover_hosts;
-use crate::acme::worker::{Decision, RenewError, RenewMode, WorkerHandle};
+use crate::acme::worker::{
+    AccountChange, AccountChanged, Decision, RenewError, RenewMode, WorkerHandle,
+};
 use crate::certificate::attention::SharedAttention;
 use crate::certificate::name::Name;
 use crate::certificate::proof::SharedProof;
@@ -27,7 +29,7 @@ use crate::config::Config;
 use crate::config::watch::{ConfigReport, ConfigWatch, Outcome};
 use crate::proxy::Routing;
 
-/// What the admin API shows, and the three things it can set off.
+/// What the admin API shows, and what it can set off.
 pub struct Api {
     /// The running one.
     pub config: Arc<ArcSwap<Config>>,
@@ -59,6 +61,14 @@ impl Api {
         match (request.method(), path) {
             (&Method::GET | &Method::HEAD, _) => self.get(path),
             (&Method::POST, "/reload") => self.reload().await,
+            (&Method::POST, "/account/rollover") => {
+                self.change_account(AccountChange::RollOver, request.uri().query())
+                    .await
+            }
+            (&Method::POST, "/account/deactivate") => {
+                self.change_account(AccountChange::Deactivate, request.uri().query())
+                    .await
+            }
             (&Method::POST, _) => match renewal_target(path) {
                 Some(name) => self.renew(name, request.uri().query()).await,
                 None => not_found(path),
@@ -192,6 +202,20 @@ impl Api {
         }
     }
 
+    /// `?ca=` is the name of the CA's folder in the state directory.
+    async fn change_account(&self, change: AccountChange, query: Option<&str>) -> Answer {
+        let mut pairs = query.unwrap_or_default().split('&');
+        let ca = pairs
+            .find_map(|pair| pair.strip_prefix("ca="))
+            .map(str::to_owned);
+        match self.worker.change_account(ca, change).await {
+            Ok(AccountChanged { ca, account }) => {
+                json_answer(StatusCode::OK, &json!({ "ca": ca, "account": account }))
+            }
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
+        }
+    }
+
     async fn renew(&self, name: &str, query: Option<&str>) -> Answer {
         let Ok(name) = name.parse::<Name>() else {
             return error(StatusCode::BAD_REQUEST, &format!("{name:?} is not a name"));
@@ -248,7 +272,7 @@ impl Renewal {
 
 fn status_of(error: &RenewError) -> StatusCode {
     match error {
-        RenewError::UnknownName(_) => StatusCode::NOT_FOUND,
+        RenewError::UnknownName(_) | RenewError::UnknownCa => StatusCode::NOT_FOUND,
         RenewError::Refused(_) | RenewError::NotWriter => StatusCode::CONFLICT,
         RenewError::Loading | RenewError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     }

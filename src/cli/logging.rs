@@ -27,7 +27,8 @@ enum LogFormat {
 
 /// What the libraries below say is detail, and much of it repeats what we log ourselves.
 const LIBRARIES: &str = "pingora_core=off,pingora_proxy=off,pingora=off,h2=off,hyper=off,\
-                         reqwest=off,rustls=off,hyper_util=off,instant_acme=off";
+                         reqwest=off,rustls=off,hyper_util=off,instant_acme=off,\
+                         hickory_net=off,hickory_proto=off";
 
 /// Sends log events to stderr from now on. `configured` is the level where neither the arguments
 /// nor the environment have one.

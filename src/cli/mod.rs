@@ -1,9 +1,11 @@
 //! The command line, one file per command. Commands print; everything else logs.
 
+mod account;
 mod admin_client;
 mod certs;
 mod check;
 mod completions;
+mod doctor;
 mod logging;
 mod proxy;
 mod run;
@@ -39,6 +41,10 @@ enum Command {
     Status(status::StatusArgs),
     /// Show and renew certificates of a running perennial
     Certs(certs::CertsArgs),
+    /// Change the ACME account of a running perennial
+    Account(account::AccountArgs),
+    /// Look at what depends on DNS records that stand for good, and say what to add
+    Doctor(doctor::DoctorArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -67,6 +73,8 @@ pub fn main() -> ExitCode {
         Command::Check(args) => check::main(args),
         Command::Status(args) => status::main(args),
         Command::Certs(args) => certs::main(args),
+        Command::Account(args) => account::main(args),
+        Command::Doctor(args) => doctor::main(args),
         Command::Completions(args) => completions::main(args),
     }
 }

@@ -9,17 +9,16 @@ use std::time::Duration;
 
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
-    AuthorityDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft,
-    ServerDraft, SiteDraft,
+    CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft, SiteDraft,
 };
 use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
-use super::tls_options;
 use super::value::overlap;
 use super::{
-    Acme, AdminListen, CertificateAuthority, CertificateFiles, Certificates, ChallengeType, Config,
-    PathPattern, Route, Server, Site, Takeover, TlsMode,
+    AdminListen, CertificateFiles, Certificates, ChallengeType, Config, PathPattern, Route, Server,
+    Site, Takeover, TlsMode,
 };
+use super::{acme_options, tls_options};
 use crate::certificate::name::Name;
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
@@ -27,8 +26,6 @@ const DEFAULT_HTTPS: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFI
 const DEFAULT_ADMIN: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 2019);
 const DEFAULT_GRACE_PERIOD: Duration = Duration::from_secs(30);
 const DEFAULT_POLL_INTERVAL: Duration = Duration::from_secs(5);
-const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
-const DEFAULT_CHALLENGES: [ChallengeType; 2] = [ChallengeType::TlsAlpn01, ChallengeType::Http01];
 
 /// Makes the configuration whole. It is one to use only if `report` stays empty.
 pub(super) fn assemble(
@@ -39,11 +36,13 @@ pub(super) fn assemble(
     check_listen_addresses(&draft.server, report);
     check_listeners_suffice(&draft, report);
     check_certificate_sources(&draft.certificates, report);
-    check_directories_differ(&draft, report);
     check_hosts_unique(&draft.sites, report);
+    acme_options::check(&draft, report);
+    let wildcards = acme_options::can_order_wildcards(&draft);
     for site in &draft.sites {
-        check_tls(site, draft.certificates.has_sources, report);
-        check_site_takeover(site, &draft.certificates, report);
+        check_tls(site, draft.certificates.has_sources, wildcards, report);
+        check_site_takeover(site, &draft.certificates, wildcards, report);
+        acme_options::check_addresses(site, &draft, report);
         check_routes(site, report);
     }
     tls_options::check(&draft, report);
@@ -55,7 +54,7 @@ pub(super) fn assemble(
         server: server(draft.server, default_state_dir),
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
-        acme: acme(draft.acme, draft.fallbacks),
+        acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns),
         sites: draft
             .sites
             .into_iter()
@@ -108,55 +107,6 @@ fn certificates(draft: CertificatesDraft) -> Certificates {
         takeover,
         default: draft.default,
         files: files.collect(),
-    }
-}
-
-pub(super) fn default_authority() -> CertificateAuthority {
-    authority(AuthorityDraft::default())
-}
-
-fn acme(draft: AuthorityDraft, fallbacks: Vec<AuthorityDraft>) -> Acme {
-    let first = authority(draft);
-    let rest: Vec<_> = fallbacks
-        .into_iter()
-        .map(|draft| fallback(draft, &first))
-        .collect();
-    Acme {
-        authorities: std::iter::once(first).chain(rest).collect(),
-    }
-}
-
-fn authority(draft: AuthorityDraft) -> CertificateAuthority {
-    CertificateAuthority {
-        directory: draft
-            .directory
-            .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value),
-        email: draft.email,
-        ca_certificate: draft.ca_certificate.map(|path| path.value),
-        challenges: draft
-            .challenges
-            .unwrap_or_else(|| DEFAULT_CHALLENGES.to_vec()),
-        key_type: draft.key_type.unwrap_or_default(),
-        profile: draft.profile,
-        external_account: draft.external_account,
-    }
-}
-
-/// A profile and an external account belong to one CA alone; everything else is inherited.
-fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateAuthority {
-    CertificateAuthority {
-        directory: draft
-            .directory
-            .map_or_else(|| first.directory.clone(), |url| url.value),
-        email: draft.email.or_else(|| first.email.clone()),
-        ca_certificate: draft
-            .ca_certificate
-            .map(|path| path.value)
-            .or_else(|| first.ca_certificate.clone()),
-        challenges: draft.challenges.unwrap_or_else(|| first.challenges.clone()),
-        key_type: draft.key_type.unwrap_or(first.key_type),
-        profile: draft.profile,
-        external_account: draft.external_account,
     }
 }
 
@@ -289,7 +239,11 @@ fn check_listeners_suffice(draft: &Draft, report: &Report<'_>) {
             Problem::new("`http_listen` is empty, but there are sites with tls = \"off\"");
         report.add(at, problem.help("leave the key out, or give it an address"));
     }
-    let only_http01 = draft.acme.challenges.as_deref() == Some(&[ChallengeType::Http01]);
+    let only_http01 = draft.acme.challenges.as_ref().is_some_and(|challenges| {
+        challenges
+            .iter()
+            .all(|one| one.value == ChallengeType::Http01)
+    });
     if only_http01
         && draft
             .sites
@@ -344,7 +298,12 @@ fn check_takeover(certificates: &CertificatesDraft, report: &Report<'_>) {
     }
 }
 
-fn check_site_takeover(site: &SiteDraft, certificates: &CertificatesDraft, report: &Report<'_>) {
+fn check_site_takeover(
+    site: &SiteDraft,
+    certificates: &CertificatesDraft,
+    can_order_wildcards: bool,
+    report: &Report<'_>,
+) {
     if let (Some(takeover), Some(tls)) = (&site.takeover, mode(site))
         && takeover.value.is_some()
     {
@@ -360,18 +319,19 @@ fn check_site_takeover(site: &SiteDraft, certificates: &CertificatesDraft, repor
             return;
         }
     }
-    if site_takeover(site, default_takeover(certificates)) != Some(Takeover::Acme) {
+    let takeover = site_takeover(site, default_takeover(certificates));
+    if takeover != Some(Takeover::Acme) || can_order_wildcards {
         return;
     }
     for host in site.hosts.iter().filter(|host| host.value.is_wildcard()) {
         let problem = Problem::new(format!(
             "takeover = \"acme\" cannot have a certificate for the wildcard {}, which needs the \
-             challenge DNS-01",
+             challenge dns-01",
             host.value
         ));
         report.add(
             host.at,
-            problem.help("set takeover = \"internal\" or \"off\" in this site"),
+            problem.help("add [acme.dns] with your DNS provider, or set takeover = \"internal\" or \"off\" in this site"),
         );
     }
 }
@@ -409,27 +369,6 @@ pub(super) fn check_paths_differ<'p>(
     }
 }
 
-fn check_directories_differ(draft: &Draft, report: &Report<'_>) {
-    let first = match &draft.acme.directory {
-        Some(url) => (url.value.as_str(), Some(url.at)),
-        None => (DEFAULT_DIRECTORY, None),
-    };
-    let mut seen = HashMap::from([first]);
-    for url in draft.fallbacks.iter().filter_map(|f| f.directory.as_ref()) {
-        if let Some(first) = seen.insert(&url.value, Some(url.at)) {
-            let whence = match first {
-                Some(at) => report.source.reference(at),
-                None => "the default of [acme]".to_owned(),
-            };
-            let problem = Problem::new(format!(
-                "the directory {:?} is already in use ({whence})",
-                url.value
-            ));
-            report.add(url.at, problem.help("a fallback needs a CA of its own"));
-        }
-    }
-}
-
 fn check_hosts_unique(sites: &[SiteDraft], report: &Report<'_>) {
     let mut seen: HashMap<&Name, (usize, usize)> = HashMap::new();
     for (index, site) in sites.iter().enumerate() {
@@ -453,7 +392,12 @@ fn check_hosts_unique(sites: &[SiteDraft], report: &Report<'_>) {
 }
 
 /// Whether certificates for the site can come from where it says.
-fn check_tls(site: &SiteDraft, has_certificate_files: bool, report: &Report<'_>) {
+fn check_tls(
+    site: &SiteDraft,
+    has_certificate_files: bool,
+    can_order_wildcards: bool,
+    report: &Report<'_>,
+) {
     let Some(tls) = &site.tls else { return };
     if tls.value == TlsMode::Files && !has_certificate_files {
         let problem = Problem::new("tls = \"files\", but no certificate files are configured")
@@ -466,21 +410,10 @@ fn check_tls(site: &SiteDraft, has_certificate_files: bool, report: &Report<'_>)
             TlsMode::Auto => !host.value.is_private() && !has_certificate_files,
             TlsMode::Internal | TlsMode::Files | TlsMode::Off => false,
         };
-        if needs_order {
-            report.add(host.at, wildcard_problem(&host.value));
+        if needs_order && !can_order_wildcards {
+            report.add(host.at, acme_options::wildcard_problem(&host.value));
         }
     }
-}
-
-fn wildcard_problem(name: &Name) -> Problem {
-    Problem::new(format!(
-        "a certificate for the wildcard {name} needs the challenge DNS-01, which this version does \
-         not have"
-    ))
-    .help(
-        "list the hosts one by one, or set tls = \"files\" with a certificate of your own, or \
-         tls = \"internal\"",
-    )
 }
 
 fn check_routes(site: &SiteDraft, report: &Report<'_>) {
@@ -528,6 +461,13 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
             authorities
                 .filter_map(|authority| authority.ca_certificate.as_ref())
                 .map(|path| reference(FilePurpose::TrustAnchors, path)),
+        )
+        .chain(
+            draft
+                .dns
+                .as_ref()
+                .and_then(|dns| dns.program.as_ref())
+                .map(|path| reference(FilePurpose::DnsProgram, path)),
         )
         .chain(tls_options::files(draft).map(|(purpose, path)| reference(purpose, path)))
         .collect()

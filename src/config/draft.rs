@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use super::diagnostic::Located;
+use super::dns::read::DnsDraft;
+use super::limits::LimitsDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
     PathPattern, Takeover, TlsMode, Upstream,
@@ -20,6 +22,7 @@ pub(super) struct Draft {
     pub(super) certificates: CertificatesDraft,
     pub(super) tls: TlsDraft,
     pub(super) acme: AuthorityDraft,
+    pub(super) dns: Option<DnsDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
     pub(super) sites: Vec<SiteDraft>,
 }
@@ -68,9 +71,12 @@ pub(super) struct AuthorityDraft {
     pub(super) directory: Option<Located<String>>,
     pub(super) email: Option<String>,
     pub(super) ca_certificate: Option<Located<PathBuf>>,
-    pub(super) challenges: Option<Vec<ChallengeType>>,
+    pub(super) challenges: Option<Vec<Located<ChallengeType>>>,
     pub(super) key_type: Option<KeyType>,
     pub(super) profile: Option<String>,
+    pub(super) preferred_chain: Option<String>,
+    pub(super) agree_to_terms: Option<bool>,
+    pub(super) limits: LimitsDraft,
     pub(super) external_account: Option<ExternalAccount>,
 }
 

@@ -31,6 +31,8 @@ pub enum FilePurpose {
     Password,
     /// `ca_certificate` of `[acme]`.
     TrustAnchors,
+    /// `program` of `[acme.dns]`.
+    DnsProgram,
     /// `ca` of `client_auth`.
     ClientCa,
     /// `crl` of `client_auth`.
@@ -71,11 +73,22 @@ impl FileReference {
         if !metadata.is_file() {
             return Err(self.wrong("is not a regular file"));
         }
+        if self.purpose == FilePurpose::DnsProgram {
+            return self.check_executable();
+        }
         let mut content = Vec::new();
         File::open(&self.path)
             .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut content))
             .map_err(|error| self.unreadable(&error))?;
         self.check_content(&String::from_utf8_lossy(&content))
+    }
+
+    fn check_executable(&self) -> Result<(), Problem> {
+        let access = rustix::fs::access(&self.path, rustix::fs::Access::EXEC_OK);
+        access.map_err(|_| {
+            self.wrong("is not executable")
+                .help(format!("chmod +x {}", self.path.display()))
+        })
     }
 
     fn check_content(&self, content: &str) -> Result<(), Problem> {
@@ -105,6 +118,7 @@ impl FileReference {
             FilePurpose::PrivateKey => "private key file",
             FilePurpose::Password => "password file",
             FilePurpose::TrustAnchors => "ca_certificate",
+            FilePurpose::DnsProgram => "DNS program",
             FilePurpose::ClientCa => "client CA bundle",
             FilePurpose::ClientCrl => "revocation list",
             FilePurpose::UpstreamCa => "upstream CA bundle",

@@ -6,12 +6,15 @@
 //! draft a [`Config`] if everything fits together. All of them report everything they find, as
 //! [`Diagnostics`]; none of them touches the disk, but through the [`Environment`] they are given.
 
+mod acme_options;
 mod assemble;
 mod command_line;
 mod diagnostic;
+mod dns;
 mod draft;
 mod environment;
 mod file_check;
+mod limits;
 mod load;
 mod reader;
 #[cfg(test)]
@@ -28,8 +31,11 @@ use std::time::Duration;
 
 pub use command_line::CommandLine;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
+pub(crate) use dns::without;
+pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
 pub use environment::{DefaultStateDir, Environment};
 pub use file_check::{FilePurpose, FileReference, check_files};
+pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 
 use crate::certificate::name::Name;
@@ -180,11 +186,13 @@ impl Default for Tls {
 #[derive(Clone, Debug)]
 pub struct Acme {
     pub authorities: Vec<CertificateAuthority>,
+    /// For all of them.
+    pub dns: Dns,
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
-/// what it does not set from `[acme]` (except `external_account` and `profile`, which belong to
-/// one CA alone).
+/// what it does not set from `[acme]` (except `external_account`, `profile`,
+/// `preferred_chain` and `limits`, which belong to one CA alone).
 #[derive(Clone, Debug)]
 pub struct CertificateAuthority {
     /// The directory URL (RFC 8555 section 7.1.1).
@@ -197,6 +205,13 @@ pub struct CertificateAuthority {
     pub key_type: KeyType,
     /// The CA's certificate profile; the CA's own default if `None`.
     pub profile: Option<String>,
+    /// The common name of the issuer of the chain to choose, where the CA has several; its first
+    /// one if `None`.
+    pub preferred_chain: Option<String>,
+    /// Whether an account may be made where that means to agree to the CA's terms of service.
+    pub agree_to_terms: bool,
+    /// How much may be asked for.
+    pub limits: Limits,
     /// External account binding (RFC 8555 section 7.3.4).
     pub external_account: Option<ExternalAccount>,
 }
@@ -204,12 +219,13 @@ pub struct CertificateAuthority {
 impl CertificateAuthority {
     /// Let's Encrypt, with every setting at its default.
     pub fn lets_encrypt() -> CertificateAuthority {
-        assemble::default_authority()
+        acme_options::default_authority()
     }
 
-    /// Sets the directory URL, or says what is wrong with it.
+    /// Sets the directory URL, and with it the limits that are known, or says what is wrong with it.
     pub fn set_directory(&mut self, url: &str) -> Result<(), String> {
         self.directory = value::directory_url(url).map_err(|problem| problem.to_string())?;
+        self.limits = Limits::known(&self.directory);
         Ok(())
     }
 
@@ -243,6 +259,28 @@ pub enum ChallengeType {
     TlsAlpn01,
     /// RFC 8555 section 8.3.
     Http01,
+    /// RFC 8555 section 8.4.
+    Dns01,
+    /// draft-ietf-acme-dns-persist: a record that stands for good.
+    DnsPersist01,
+}
+
+impl ChallengeType {
+    /// Whether it shows control over every name below one: only DNS can.
+    pub fn proves_wildcards(self) -> bool {
+        match self {
+            ChallengeType::Dns01 | ChallengeType::DnsPersist01 => true,
+            ChallengeType::TlsAlpn01 | ChallengeType::Http01 => false,
+        }
+    }
+
+    /// Whether it can show control over an IP address.
+    pub fn proves_addresses(self) -> bool {
+        match self {
+            ChallengeType::TlsAlpn01 | ChallengeType::Http01 => true,
+            ChallengeType::Dns01 | ChallengeType::DnsPersist01 => false,
+        }
+    }
 }
 
 /// The kind of key that a certificate is ordered for.

@@ -12,6 +12,12 @@ pub(super) struct Section {
     keys: &'static [&'static str],
 }
 
+impl Section {
+    pub(super) fn has(&self, key: &str) -> bool {
+        self.keys.contains(&key)
+    }
+}
+
 pub(super) const TOP: Section = Section {
     header: "",
     keys: &["server", "certificates", "tls", "acme", "sites"],
@@ -60,7 +66,11 @@ pub(super) const ACME: Section = Section {
         "challenges",
         "key_type",
         "profile",
+        "preferred_chain",
+        "agree_to_terms",
+        "limits",
         "external_account",
+        "dns",
         "fallback",
     ],
 };
@@ -73,12 +83,37 @@ pub(super) const FALLBACK: Section = Section {
         "challenges",
         "key_type",
         "profile",
+        "preferred_chain",
+        "agree_to_terms",
+        "limits",
         "external_account",
     ],
 };
 pub(super) const EXTERNAL_ACCOUNT: Section = Section {
     header: "[acme.external_account]",
     keys: &["kid", "hmac_key", "hmac_key_file"],
+};
+pub(super) const LIMITS: Section = Section {
+    header: "[acme.limits]",
+    keys: &[
+        "new_orders",
+        "certificates_per_domain",
+        "duplicate_certificates",
+        "failed_validations",
+        "new_accounts",
+    ],
+};
+/// Beside these it has the keys of its provider.
+pub(super) const DNS: Section = Section {
+    header: "[acme.dns]",
+    keys: &[
+        "provider",
+        "resolvers",
+        "nameservers",
+        "propagation_timeout",
+        "propagation_delay",
+        "ttl",
+    ],
 };
 pub(super) const SITE: Section = Section {
     header: "[[sites]]",
@@ -112,7 +147,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 13] = [
+const SECTIONS: [&Section; 15] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -121,6 +156,8 @@ const SECTIONS: [&Section; 13] = [
     &ACME,
     &FALLBACK,
     &EXTERNAL_ACCOUNT,
+    &LIMITS,
+    &DNS,
     &SITE,
     &ROUTE,
     &CLIENT_AUTH,
@@ -140,6 +177,8 @@ pub(super) struct Kind {
 pub(super) struct Table<'a> {
     report: &'a Report<'a>,
     section: &'static Section,
+    /// Keys beside those of the section.
+    more: Vec<&'static str>,
     table: &'a DeTable<'a>,
     /// Where the table begins: its header, or the brace of an inline one.
     pub(super) at: usize,
@@ -152,22 +191,37 @@ impl<'a> Table<'a> {
         table: &'a DeTable<'a>,
         at: usize,
     ) -> Table<'a> {
+        Table::open_with(report, section, Vec::new(), table, at)
+    }
+
+    /// A table that has `more` keys than its section.
+    fn open_with(
+        report: &'a Report<'a>,
+        section: &'static Section,
+        more: Vec<&'static str>,
+        table: &'a DeTable<'a>,
+        at: usize,
+    ) -> Table<'a> {
         for key in table.keys() {
             let name: &str = key.get_ref();
-            if !section.keys.contains(&name) {
-                report.add(key.span().start, unknown_key(section, name));
+            if !section.has(name) && !more.contains(&name) {
+                report.add(key.span().start, unknown_key(section, &more, name));
             }
         }
         Table {
             report,
             section,
+            more,
             table,
             at,
         }
     }
 
     pub(super) fn get(&self, key: &'static str) -> Option<Value<'a>> {
-        debug_assert!(self.section.keys.contains(&key), "{key} is no known key");
+        debug_assert!(
+            self.section.has(key) || self.more.contains(&key),
+            "{key} is no known key"
+        );
         self.table.get(key).map(|value| Value {
             report: self.report,
             key,
@@ -175,6 +229,12 @@ impl<'a> Table<'a> {
             inner: value.get_ref(),
             at: value.span().start,
         })
+    }
+
+    /// Whether it has a key that its section does not have.
+    pub(super) fn has_more(&self) -> bool {
+        let mut keys = self.table.keys();
+        keys.any(|key| self.more.contains(&key.get_ref().as_ref()))
     }
 
     /// Like [`Table::get`], and reports the key if it is not there. `example` is what could stand
@@ -268,8 +328,36 @@ impl<'a> Value<'a> {
     }
 
     pub(super) fn table(self, section: &'static Section) -> Option<Table<'a>> {
+        self.table_with(section, |_| Vec::new())
+    }
+
+    /// A table whose keys depend on the text of one of them, `by`.
+    pub(super) fn table_by(
+        self,
+        section: &'static Section,
+        by: &'static str,
+        more: impl FnOnce(Option<&str>) -> Vec<&'static str>,
+    ) -> Option<Table<'a>> {
+        self.table_with(section, |table| {
+            let value = table.get(by).map(|value| value.get_ref());
+            match value {
+                Some(DeValue::String(text)) => more(Some(text)),
+                _ => more(None),
+            }
+        })
+    }
+
+    fn table_with(
+        self,
+        section: &'static Section,
+        more: impl FnOnce(&DeTable<'a>) -> Vec<&'static str>,
+    ) -> Option<Table<'a>> {
         match self.inner {
-            DeValue::Table(table) => Some(Table::open(self.report, section, table, self.at)),
+            DeValue::Table(table) => {
+                let more = more(table);
+                let table = Table::open_with(self.report, section, more, table, self.at);
+                Some(table)
+            }
             other => {
                 let problem = Problem::new(format!(
                     "`{}` must be a table, not {}",
@@ -350,18 +438,19 @@ fn type_of(value: &DeValue<'_>) -> &'static str {
     }
 }
 
-fn unknown_key(section: &Section, key: &str) -> Problem {
+fn unknown_key(section: &Section, more: &[&str], key: &str) -> Problem {
+    let known = [more, section.keys].concat();
     let home = |section: &Section| match section.header {
         "" => "at the top level".to_owned(),
         header => format!("in {header}"),
     };
     let problem = Problem::new(format!("unknown key `{key}` {}", home(section)));
-    if let Some(nearest) = nearest(key, section.keys) {
+    if let Some(nearest) = nearest(key, &known) {
         return problem.help(format!("did you mean `{nearest}`?"));
     }
     match SECTIONS.iter().find(|other| other.keys.contains(&key)) {
         Some(other) => problem.help(format!("`{key}` belongs {}", home(other))),
-        None => problem.help(format!("known here: {}", section.keys.join(", "))),
+        None => problem.help(format!("known here: {}", known.join(", "))),
     }
 }
 

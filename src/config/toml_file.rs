@@ -12,6 +12,7 @@ use super::draft::{
     RouteDraft, ServerDraft, SiteDraft, TlsDraft, UpstreamTlsDraft,
 };
 use super::environment::Environment;
+use super::limits::LimitsDraft;
 use super::reader::{
     ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
     ROUTE, ROUTE_UPSTREAM_TLS, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
@@ -54,11 +55,11 @@ const fn kind(what: &'static str, example: &'static str) -> Kind {
 }
 
 /// What a file is read with.
-struct Reader<'a> {
-    report: &'a Report<'a>,
-    environment: &'a Environment<'a>,
+pub(super) struct Reader<'a> {
+    pub(super) report: &'a Report<'a>,
+    pub(super) environment: &'a Environment<'a>,
     /// What relative paths are relative to.
-    base: &'a Path,
+    pub(super) base: &'a Path,
 }
 
 /// Reads the text that `report` is about. Nothing is returned where the text is no TOML: what its
@@ -108,6 +109,7 @@ impl<'a> Reader<'a> {
         let tls = top.get("tls").and_then(|v| v.table(&TLS));
         let acme = top.get("acme").and_then(|v| v.table(&ACME));
         let fallbacks = acme.as_ref().and_then(|acme| acme.get("fallback"));
+        let dns = acme.as_ref().and_then(|acme| acme.get("dns"));
         Draft {
             path: Some(file.to_owned()),
             server: server.map(|table| self.server(&table)).unwrap_or_default(),
@@ -119,6 +121,7 @@ impl<'a> Reader<'a> {
                 .as_ref()
                 .map(|table| self.authority(table))
                 .unwrap_or_default(),
+            dns: dns.and_then(|value| super::dns::read::dns(self, value)),
             fallbacks: fallbacks
                 .and_then(|value| value.tables(&FALLBACK))
                 .map(|tables| self.fallbacks(&tables))
@@ -274,6 +277,7 @@ impl<'a> Reader<'a> {
             .get("external_account")
             .and_then(|v| v.table(&EXTERNAL_ACCOUNT));
         let profile = |text: &str| token("profile", text);
+        let issuer = |text: &str| token("issuer name", text);
         AuthorityDraft {
             directory: table
                 .get("directory")
@@ -292,6 +296,15 @@ impl<'a> Reader<'a> {
                 .get("profile")
                 .and_then(|v| v.parse(TOKEN, profile))
                 .map(|profile| profile.value),
+            preferred_chain: table
+                .get("preferred_chain")
+                .and_then(|v| v.parse(TOKEN, issuer))
+                .map(|issuer| issuer.value),
+            agree_to_terms: table.get("agree_to_terms").and_then(Value::boolean),
+            limits: table
+                .get("limits")
+                .and_then(LimitsDraft::read)
+                .unwrap_or_default(),
             external_account: external_account.and_then(|table| self.external_account(&table)),
         }
     }
@@ -306,23 +319,23 @@ impl<'a> Reader<'a> {
         tables.values.iter().filter_map(fallback).collect()
     }
 
-    fn challenges(&self, value: Value<'a>) -> Option<Vec<ChallengeType>> {
+    fn challenges(&self, value: Value<'a>) -> Option<Vec<Located<ChallengeType>>> {
         let list = value.list(CHALLENGES, challenge_type)?;
         if list.is_empty {
             let problem = Problem::new("`challenges` is empty, so no order could succeed")
-                .help("leave the key out for both, tls-alpn-01 and http-01");
+                .help("leave the key out for tls-alpn-01 and http-01");
             self.report.add(list.at, problem);
         }
-        let mut challenges = Vec::new();
-        for Located { value, at } in list.values {
-            if challenges.contains(&value) {
+        let mut challenges: Vec<Located<ChallengeType>> = Vec::new();
+        for one in list.values {
+            if challenges.iter().any(|other| other.value == one.value) {
                 let problem = Problem::new("this challenge is already listed");
                 self.report.add(
-                    at,
+                    one.at,
                     problem.help("the order is the order of preference; remove one"),
                 );
             }
-            challenges.push(value);
+            challenges.push(one);
         }
         Some(challenges)
     }
@@ -364,7 +377,8 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn secret(&self, key: &str, text: &str) -> Result<String, Problem> {
+    /// A text that is written out, or named as `${NAME}`.
+    pub(super) fn secret(&self, key: &str, text: &str) -> Result<String, Problem> {
         token(key, &secret(key, text, self.environment.variable)?)
     }
 

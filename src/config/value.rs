@@ -278,17 +278,13 @@ pub(super) fn server_name(text: &str) -> Parsed<Name> {
 }
 
 pub(super) fn challenge_type(text: &str) -> Parsed<ChallengeType> {
-    const TYPES: [(&str, ChallengeType); 2] = [
+    const TYPES: [(&str, ChallengeType); 4] = [
         ("tls-alpn-01", ChallengeType::TlsAlpn01),
         ("http-01", ChallengeType::Http01),
+        ("dns-01", ChallengeType::Dns01),
+        ("dns-persist-01", ChallengeType::DnsPersist01),
     ];
-    match text {
-        "dns-01" | "dns-persist-01" => Err(Problem::new(format!(
-            "this version does not have the challenge {text:?}"
-        ))
-        .help("it can be tls-alpn-01, http-01")),
-        _ => choice("challenge", text, &TYPES),
-    }
+    choice("challenge", text, &TYPES)
 }
 
 /// An ACME directory URL: HTTPS (RFC 8555 section 6.1), or plain HTTP to this very host, where

@@ -6,6 +6,7 @@
 
 pub mod acme_clients;
 pub mod admin_api;
+pub mod bind;
 pub mod certs;
 pub mod client;
 pub mod clock;

@@ -29,6 +29,12 @@ pub struct Options {
     pub retry_after_seconds: u32,
     /// Where HTTP-01 is asked for; `None`: where the proxy listens.
     pub http_port: Option<u16>,
+    /// The DNS server to ask; `None`: one that knows every name and nothing else.
+    pub dns: Option<SocketAddr>,
+    /// Key identifier and MAC key, without which no account is made.
+    pub external_account: Option<(&'static str, &'static str)>,
+    /// Further roots, each with a chain of its own.
+    pub alternate_roots: u32,
 }
 
 impl Default for Options {
@@ -40,6 +46,9 @@ impl Default for Options {
             always_valid: false,
             retry_after_seconds: 1,
             http_port: None,
+            dns: None,
+            external_account: None,
+            alternate_roots: 0,
         }
     }
 }
@@ -52,10 +61,10 @@ pub struct Pebble {
     management: SocketAddr,
     log: Lines,
     // Pebble first: the last thing it does is not a DNS question.
-    _children: [Killed; 2],
+    _children: Vec<Killed>,
 }
 
-struct Killed(Child);
+pub struct Killed(pub Child);
 
 impl Drop for Killed {
     fn drop(&mut self) {
@@ -77,8 +86,14 @@ impl Pebble {
             eprintln!("PEBBLE >= 2.8 NOT FOUND: proven against the scripted CA alone");
             return None;
         };
-        let (dns, dns_management) = (place.free(), place.free());
-        let dns_server = start_dns(&dns_program, place, dns, dns_management);
+        let (dns, dns_server) = match options.dns {
+            Some(dns) => (dns, None),
+            None => {
+                let dns = place.free();
+                let child = start_dns(&dns_program, place, dns, place.free());
+                (dns, Some(child))
+            }
+        };
         let (listen, management) = (place.free(), place.free());
         let config = configure(place, &options, listen, management);
         let mut command = Command::new(program);
@@ -89,6 +104,8 @@ impl Pebble {
         command.env("PEBBLE_VA_NOSLEEP", "1");
         command.env("PEBBLE_WFE_NONCEREJECT", options.nonce_reject.to_string());
         command.env("PEBBLE_AUTHZREUSE", options.authz_reuse.to_string());
+        let alternates = options.alternate_roots.to_string();
+        command.env("PEBBLE_ALTERNATE_ROOTS", alternates);
         if options.always_valid {
             command.env("PEBBLE_VA_ALWAYS_VALID", "1");
         }
@@ -98,7 +115,11 @@ impl Pebble {
             ca_certificate: place.path("pebble/root.pem"),
             management,
             log,
-            _children: [Killed(child), Killed(dns_server)],
+            _children: [Some(child), dns_server]
+                .into_iter()
+                .flatten()
+                .map(Killed)
+                .collect(),
         };
         pebble.wait_answering().await;
         Some(pebble)
@@ -124,6 +145,16 @@ impl Pebble {
     /// The root that issued certificates lead to, PEM; new at each start.
     pub async fn issuing_root(&self) -> String {
         self.management_get("/roots/0").await
+    }
+
+    /// The common name of one of its roots.
+    pub async fn root_name(&self, number: u32) -> String {
+        let pem = self.management_get(&format!("/roots/{number}")).await;
+        let (_, pem) = x509_parser::pem::parse_x509_pem(pem.as_bytes()).expect("PEM");
+        let root = pem.parse_x509().expect("a certificate");
+        let mut names = root.subject().iter_common_name();
+        let name = names.next().and_then(|name| name.as_str().ok());
+        name.expect("a common name").to_owned()
     }
 
     pub async fn issuing_intermediate(&self) -> String {
@@ -195,6 +226,11 @@ fn configure(
         "description": "the one this test asked for",
         "validityPeriod": options.validity_seconds,
     });
+    let external_keys = options
+        .external_account
+        .iter()
+        .map(|(kid, key)| ((*kid).to_owned(), json!(key)));
+    let external_keys = serde_json::Map::from_iter(external_keys);
     let config = json!({"pebble": {
         "listenAddress": listen.to_string(),
         "managementListenAddress": management.to_string(),
@@ -203,7 +239,8 @@ fn configure(
         "httpPort": options.http_port.unwrap_or(place.http.port()),
         "tlsPort": place.https.port(),
         "ocspResponderURL": "",
-        "externalAccountBindingRequired": false,
+        "externalAccountBindingRequired": options.external_account.is_some(),
+        "externalAccountMACKeys": external_keys,
         "domainBlocklist": ["blocked-domain.example"],
         "retryAfter": {
             "authz": options.retry_after_seconds,

@@ -303,7 +303,7 @@ fn authorities() {
     check_before_site(&[
         (
             "[acme]\nchallenges = [\"tls-alpn-01\", \"dns-01\"]",
-            "2:30: this version does not have the challenge \"dns-01\"",
+            "2:30: the challenge dns-01 needs a DNS provider",
         ),
         (
             "[acme]\nchallenges = [\"http-1\"]",
@@ -439,7 +439,7 @@ fn sites() {
             "[certificates]\ntakeover = \"acme\"\ndirectories = [\"d\"]\n\
              [[sites]]\nhosts = [\"*.a.test\"]\nupstreams = [\"1\"]",
             "5:10: takeover = \"acme\" cannot have a certificate for the wildcard *.a.test, which \
-             needs the challenge DNS-01",
+             needs the challenge dns-01",
         ),
         (
             "[certificates]\ntakeover = \"Acme\"\ndirectories = [\"d\"]\n\
@@ -453,8 +453,8 @@ fn sites() {
         ),
         (
             "[[sites]]\nhosts = [\"*.example.com\"]\ntls = \"acme\"\nupstreams = [\"1\"]",
-            "2:10: a certificate for the wildcard *.example.com needs the challenge DNS-01, which \
-             this version does not have",
+            "2:10: a certificate for the wildcard *.example.com needs the challenge dns-01, which \
+             is not configured",
         ),
         (
             "[[sites]]\nhosts = [\"a.test\"]\ntls = \"files\"\nupstreams = [\"1\"]",
@@ -571,7 +571,7 @@ fn the_command_line() {
             "command line: a b=1: host \"a b\" has the character ' ', which no host name can have",
             "command line: a.test/x*=1: path \"/x*\" has a `*` that does not follow a `/`",
             "command line: *.b.test=1: a certificate for the wildcard *.b.test needs the \
-             challenge DNS-01, which this version does not have",
+             challenge dns-01, which is not configured",
         ]
     );
     assert_eq!(

@@ -368,3 +368,41 @@ fn tls_towards_upstreams_is_inherited_whole_or_not_at_all() {
         );
     }
 }
+
+#[test]
+fn a_dns_provider_makes_dns_01_a_default_and_wildcards_possible() {
+    let config = good(
+        "[acme.dns]\nprovider = \"cloudflare\"\napi_token = \"${EAB_KEY}\"\n\
+         resolvers = [\"192.0.2.53\"]\npropagation_timeout = \"5m\"\n\
+         [[acme.fallback]]\ndirectory = \"https://b.test/\"\n\
+         [[sites]]\nhosts = [\"*.example.com\"]\nupstreams = [\"3000\"]\n",
+    );
+    let dns = &config.acme.dns;
+    assert_eq!(dns.writer.as_ref().map(DnsWriter::name), Some("cloudflare"));
+    assert_eq!(dns.resolvers, ["192.0.2.53:53".parse().unwrap()]);
+    assert_eq!(dns.propagation_timeout, Duration::from_secs(300));
+    for authority in &config.acme.authorities {
+        assert!(authority.challenges.contains(&ChallengeType::Dns01));
+    }
+    assert!(
+        !format!("{config:?}").contains("c2VjcmV0"),
+        "a secret shows"
+    );
+    let other = good(
+        "[acme.dns]\nprovider = \"exec\"\nprogram = \"hook\"\ntimeout = \"5s\"\n\
+         [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n",
+    );
+    let exec = DnsWriter::Exec {
+        program: "dir/hook".into(),
+        timeout: Duration::from_secs(5),
+    };
+    assert_eq!(other.acme.dns.writer, Some(exec));
+    assert_eq!(other.file_references[0].purpose, FilePurpose::DnsProgram);
+    let none = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n");
+    assert_eq!(none.acme.dns, Dns::default());
+    assert!(
+        !none.acme.authorities[0]
+            .challenges
+            .contains(&ChallengeType::Dns01)
+    );
+}

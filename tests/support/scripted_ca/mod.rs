@@ -118,6 +118,34 @@ impl ScriptedCa {
         leaves.map(|der| serial_of(&der)).collect()
     }
 
+    /// The tokens of all challenges so far.
+    pub fn tokens(&self) -> Vec<String> {
+        let book = self.shared.book.lock().unwrap();
+        let authorizations = book.orders.iter().flat_map(|order| &order.authorizations);
+        authorizations.map(|one| one.token.clone()).collect()
+    }
+
+    /// Every pending authorization is invalid from now on.
+    pub fn fail_pending(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        let all = book
+            .orders
+            .iter_mut()
+            .flat_map(|order| &mut order.authorizations);
+        for one in all.filter(|one| one.status == "pending") {
+            one.status = "invalid";
+            one.error = Some("it took too long".to_owned());
+        }
+    }
+
+    /// The types of the challenges that it was told are ready, oldest first.
+    pub fn challenges(&self) -> Vec<String> {
+        let requests = self.requests().into_iter();
+        let told = requests.filter(|one| one.kind == Kind::Challenge);
+        let kinds = told.filter_map(|one| Some(one.path.rsplit('/').next()?.to_owned()));
+        kinds.collect()
+    }
+
     /// The `replaces` of each order, oldest first (RFC 9773 section 5).
     pub fn replaces(&self) -> Vec<Option<String>> {
         let book = self.shared.book.lock().unwrap();
@@ -138,6 +166,9 @@ impl Default for Script {
             faults: Vec::new(),
             bad_nonces: 0,
             validation: Validation::Always,
+            failing: Vec::new(),
+            profiles: Vec::new(),
+            missing_alternate: false,
             challenges: book::CHALLENGE_TYPES.to_vec(),
             stuck_in_processing: false,
             certificate: CertificateFault::None,

@@ -82,8 +82,12 @@ impl Shared {
             let key = format!("{}.{print}", found.token);
             (name.to_owned(), found.token.clone(), key)
         };
-        let mode = self.script.lock().unwrap().validation;
+        let (mode, fails) = {
+            let script = self.script.lock().unwrap();
+            (script.validation, script.failing.contains(&kind))
+        };
         let verdict = match mode {
+            _ if fails => Some(Err(format!("the script lets {kind} fail"))),
             Validation::Always => Some(Ok(())),
             Validation::PendingForEver => None,
             Validation::Never => Some(Err("the script says no".to_owned())),
@@ -145,7 +149,13 @@ impl Shared {
         let chain = book.certificates.get(number).cloned();
         let chain = chain.ok_or_else(|| malformed("no such certificate"))?;
         let media = [(header::CONTENT_TYPE, "application/pem-certificate-chain")];
-        Ok((media, chain).into_response())
+        let mut response = (media, chain).into_response();
+        if self.script.lock().unwrap().missing_alternate {
+            let link = format!("<{}/certificate/404>;rel=\"alternate\"", self.base);
+            let link = link.parse().expect("a header value");
+            response.headers_mut().insert(header::LINK, link);
+        }
+        Ok(response)
     }
 }
 

@@ -93,8 +93,12 @@ impl Shared {
             "keyChange": url("key-change"),
             "meta": {"termsOfService": url("terms")},
         });
-        if self.script.lock().unwrap().renewal_info.is_some() {
+        let script = self.script.lock().unwrap();
+        if script.renewal_info.is_some() {
             directory["renewalInfo"] = json!(url("renewal-info"));
+        }
+        for profile in &script.profiles {
+            directory["meta"]["profiles"][*profile] = json!("a profile of the script");
         }
         axum::Json(directory).into_response()
     }

@@ -50,6 +50,12 @@ pub struct Script {
     /// How many of the next signed requests are refused with `badNonce`.
     pub bad_nonces: u32,
     pub validation: Validation,
+    /// Challenges of these types are invalid at once, however others end.
+    pub failing: Vec<&'static str>,
+    /// What the directory lists; none: it lists nothing.
+    pub profiles: Vec<&'static str>,
+    /// Certificates come with a link to an alternate chain, which answers 404.
+    pub missing_alternate: bool,
     /// The types of challenges, as authorizations list them.
     pub challenges: Vec<&'static str>,
     /// A finalised order never gets its certificate.

@@ -1,0 +1,304 @@
+//! What was asked of one CA, by all certificates together, as long as its limits look back: one
+//! line each in a file of the ledger, on disk before the request leaves. It records;
+//! [`limits`](super::limits) decides what it means.
+
+use std::collections::BTreeSet;
+use std::fs;
+use std::io::{self, Write};
+use std::os::unix::fs::OpenOptionsExt;
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard};
+
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
+
+use super::limits::{End, Event, What};
+use crate::certificate::name::Name;
+use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
+
+/// Lines that are over before the file is written anew.
+const MAX_STALE_LINES: usize = 4096;
+
+/// One line of the file.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+enum Line {
+    Account {
+        id: u64,
+        #[serde(with = "time::serde::rfc3339")]
+        at: OffsetDateTime,
+    },
+    Order {
+        id: u64,
+        #[serde(with = "time::serde::rfc3339")]
+        at: OffsetDateTime,
+        names: BTreeSet<String>,
+        exempt: bool,
+    },
+    /// The order with this number left no certificate.
+    Failed { id: u64, name: Option<String> },
+}
+
+/// The history of one CA.
+#[derive(Debug)]
+pub struct History {
+    path: PathBuf,
+    memory: Mutex<Memory>,
+}
+
+#[derive(Debug, Default)]
+struct Memory {
+    events: Vec<Event>,
+    /// Of the events, in the same order.
+    ids: Vec<u64>,
+    next_id: u64,
+    lines: usize,
+}
+
+impl History {
+    /// Reads what is there and still matters. Blocks on the disk.
+    pub fn open(
+        state: &StateDir,
+        slug: &str,
+        keep: Duration,
+        now: OffsetDateTime,
+    ) -> Result<History, StoreError> {
+        let file = format!("{slug}.history.jsonl");
+        let path = state.ledger_dir().join("authorities").join(file);
+        let bytes = match fs::read(&path) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Vec::new(),
+            Err(error) => return Err(StoreError::io("read", &path, error)),
+        };
+        let mut memory = Memory::default();
+        for line in bytes
+            .split(|byte| *byte == b'\n')
+            .filter(|line| !line.is_empty())
+        {
+            match serde_json::from_slice(line) {
+                Ok(line) => memory.take_in(line),
+                // The last one may have been cut off by a crash.
+                Err(error) => {
+                    tracing::warn!(path = %path.display(), %error, "a line of the history is unreadable")
+                }
+            }
+        }
+        memory.forget(now, keep);
+        let history = History {
+            path,
+            memory: Mutex::new(memory),
+        };
+        if !bytes.is_empty() {
+            history.write_anew(&mut history.lock())?;
+        }
+        Ok(history)
+    }
+
+    /// Notes an order, on disk before this returns.
+    pub fn order(
+        &self,
+        names: &[Name],
+        exempt: bool,
+        now: OffsetDateTime,
+    ) -> Result<u64, StoreError> {
+        let names = names.iter().map(Name::to_string).collect();
+        self.add(|id| Line::Order {
+            id,
+            at: now,
+            names,
+            exempt,
+        })
+    }
+
+    /// Notes that an order left no certificate, and which name was not validated.
+    pub fn failed(&self, id: u64, name: Option<String>) -> Result<(), StoreError> {
+        self.add(|_| Line::Failed { id, name }).map(|_| ())
+    }
+
+    /// Notes an account, on disk before this returns.
+    pub fn account(&self, now: OffsetDateTime) -> Result<u64, StoreError> {
+        self.add(|id| Line::Account { id, at: now })
+    }
+
+    /// Decides over everything that may still matter; nothing is copied.
+    pub fn judge<T>(&self, decide: impl FnOnce(&[Event]) -> T) -> T {
+        decide(&self.lock().events)
+    }
+
+    /// Drops what does not matter any more.
+    pub fn forget(&self, now: OffsetDateTime, keep: Duration) {
+        self.lock().forget(now, keep);
+    }
+
+    fn add(&self, line: impl FnOnce(u64) -> Line) -> Result<u64, StoreError> {
+        let mut memory = self.lock();
+        let id = memory.next_id;
+        let line = line(id);
+        let mut bytes =
+            serde_json::to_vec(&line).map_err(|error| StoreError::broken(&self.path, error))?;
+        bytes.push(b'\n');
+        // Known to this process even if the disk refuses: then nothing is sent, and it was one
+        // attempt too many that is counted.
+        memory.take_in(line);
+        self.append(&bytes)?;
+        if memory.lines > 2 * memory.events.len() + MAX_STALE_LINES {
+            self.write_anew(&mut memory)?;
+        }
+        Ok(id)
+    }
+
+    fn append(&self, bytes: &[u8]) -> Result<(), StoreError> {
+        if let Some(parent) = self.path.parent() {
+            store::make_directory(parent)?;
+        }
+        let failed = |error| StoreError::io("append to", &self.path, error);
+        let mut file = fs::OpenOptions::new()
+            .create(true)
+            .append(true)
+            .mode(0o600)
+            .open(&self.path)
+            .map_err(failed)?;
+        file.write_all(bytes).map_err(failed)?;
+        file.sync_data().map_err(failed)
+    }
+
+    fn write_anew(&self, memory: &mut Memory) -> Result<(), StoreError> {
+        let mut bytes = Vec::new();
+        memory.lines = 0;
+        let events = memory.ids.iter().zip(&memory.events);
+        for line in events.flat_map(|(id, event)| lines_of(*id, event)) {
+            serde_json::to_writer(&mut bytes, &line)
+                .map_err(|error| StoreError::broken(&self.path, error))?;
+            bytes.push(b'\n');
+            memory.lines += 1;
+        }
+        atomic::write_file(&self.path, &bytes, SECRET_FILE)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Memory> {
+        // One event is added or changed at a time: a panic cannot leave half of one.
+        self.memory
+            .lock()
+            .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+fn lines_of(id: u64, event: &Event) -> Vec<Line> {
+    let at = event.at;
+    match &event.what {
+        What::Account => vec![Line::Account { id, at }],
+        What::Order { names, exempt, end } => {
+            let order = Line::Order {
+                id,
+                at,
+                names: names.clone(),
+                exempt: *exempt,
+            };
+            match end {
+                End::Issued => vec![order],
+                End::Failed(name) => vec![
+                    order,
+                    Line::Failed {
+                        id,
+                        name: name.clone(),
+                    },
+                ],
+            }
+        }
+    }
+}
+
+impl Memory {
+    fn take_in(&mut self, line: Line) {
+        self.lines += 1;
+        let (id, event) = match line {
+            Line::Account { id, at } => (
+                id,
+                Event {
+                    at,
+                    what: What::Account,
+                },
+            ),
+            Line::Order {
+                id,
+                at,
+                names,
+                exempt,
+            } => {
+                let end = End::Issued;
+                let what = What::Order { names, exempt, end };
+                (id, Event { at, what })
+            }
+            Line::Failed { id, name } => {
+                let found = self.ids.iter().rposition(|own| *own == id);
+                let found = found.and_then(|at| self.events.get_mut(at));
+                if let Some(What::Order { end, .. }) = found.map(|event| &mut event.what) {
+                    *end = End::Failed(name);
+                }
+                return;
+            }
+        };
+        self.next_id = self.next_id.max(id + 1);
+        self.ids.push(id);
+        self.events.push(event);
+    }
+
+    fn forget(&mut self, now: OffsetDateTime, keep: Duration) {
+        // They are in the order of their lines: what is over stands in front, but for clocks that
+        // went back, and those are over soon, too.
+        let over = self
+            .events
+            .iter()
+            .take_while(|event| now - event.at >= keep);
+        let over = over.count();
+        self.events.drain(..over);
+        self.ids.drain(..over);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use time::macros::datetime;
+
+    use super::*;
+
+    const NOW: OffsetDateTime = datetime!(2026-11-25 12:00 UTC);
+    const WEEK: Duration = Duration::days(7);
+
+    fn past_of(history: &History) -> Vec<Event> {
+        history.judge(<[Event]>::to_vec)
+    }
+
+    #[test]
+    fn what_was_asked_is_known_after_a_restart() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let open = |now| History::open(&state, "ca", WEEK, now).unwrap();
+        let history = open(NOW);
+        assert!(past_of(&history).is_empty());
+        let names = ["a.test".parse().unwrap(), "*.a.test".parse().unwrap()];
+        history.account(NOW).unwrap();
+        let first = history.order(&names, false, NOW).unwrap();
+        history
+            .order(&names[..1], true, NOW + Duration::DAY)
+            .unwrap();
+        history.failed(first, Some("a.test".to_owned())).unwrap();
+        let past = past_of(&history);
+        assert_eq!(past.len(), 3);
+        assert_eq!(past_of(&open(NOW + Duration::DAY)), past);
+        // Half a line at the end, as a crash leaves it, costs nothing else.
+        let path = state.ledger_dir().join("authorities/ca.history.jsonl");
+        let mut text = fs::read_to_string(&path).unwrap();
+        text.push_str("{\"order\":{\"id\":9,");
+        fs::write(&path, text).unwrap();
+        assert_eq!(past_of(&open(NOW + Duration::DAY)), past);
+        let later = open(NOW + WEEK);
+        assert_eq!(past_of(&later), past[2..]);
+        assert_eq!(later.order(&names, false, NOW + WEEK).unwrap(), 3);
+        let mode = fs::metadata(&path).unwrap();
+        assert_eq!(
+            std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+            0o600
+        );
+    }
+}

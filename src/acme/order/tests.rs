@@ -1,0 +1,114 @@
+use std::path::Path;
+
+use time::{Duration, OffsetDateTime};
+
+use super::delivery::verified;
+use super::*;
+
+fn names(texts: &[&str]) -> Vec<Name> {
+    texts.iter().map(|text| text.parse().unwrap()).collect()
+}
+
+#[test]
+fn an_offence_at_replaces() {
+    let mut error = AcmeError::new(Class::Retryable, "order", "x");
+    assert!(!refuses_predecessor(&error, Some(400)));
+    assert!(refuses_predecessor(&error, Some(409)));
+    error.problem = Some("alreadyReplaced".to_owned());
+    assert!(refuses_predecessor(&error, Some(400)));
+    error.problem = Some("rateLimited".to_owned());
+    assert!(!refuses_predecessor(&error, Some(429)));
+    error.problem = None;
+    error.detail = "replaces field mismatch: expected ..".to_owned();
+    assert!(refuses_predecessor(&error, Some(201)));
+}
+
+struct Made {
+    key: KeyPair,
+    chain: String,
+}
+
+fn made(texts: &[&str], not_after: OffsetDateTime) -> Made {
+    let key = KeyPair::generate().unwrap();
+    let texts: Vec<String> = texts.iter().map(|text| (*text).to_owned()).collect();
+    let mut params = CertificateParams::new(texts).unwrap();
+    params.not_before = not_after - Duration::DAY;
+    params.not_after = not_after;
+    let chain = params.self_signed(&key).unwrap().pem();
+    Made { key, chain }
+}
+
+#[test]
+fn what_the_ca_sends_is_checked() {
+    let now = clock::now();
+    let good = made(&["a.test", "b.test"], now + Duration::HOUR);
+    let wanted = names(&["a.test", "b.test"]);
+    assert!(verified(&good.chain, &good.key, &wanted, now).is_ok());
+    let other = KeyPair::generate().unwrap();
+    let fails = |chain: &str, key: &KeyPair, wanted: &[Name]| {
+        verified(chain, key, wanted, now).unwrap_err()
+    };
+    assert!(fails(&good.chain, &other, &wanted).contains("another key"));
+    assert!(fails(&good.chain, &good.key, &names(&["c.test"])).contains("c.test"));
+    assert!(fails("", &good.key, &wanted).contains("unusable"));
+    let old = made(&["a.test"], now - Duration::HOUR);
+    assert!(fails(&old.chain, &old.key, &names(&["a.test"])).contains("clock"));
+}
+
+fn put_pending(dir: &Path, made: &Made, created_at: OffsetDateTime) -> PendingDir {
+    let pending = Pending {
+        ca: "https://ca.test/dir".to_owned(),
+        order_url: "https://ca.test/order/1".to_owned(),
+        names: vec!["a.test".to_owned()],
+        key_type: "p256".to_owned(),
+        created_at,
+    };
+    let pending_dir = PendingDir::of(dir);
+    pending_dir
+        .write(ORDER_FILE, &serde_json::to_vec(&pending).unwrap())
+        .unwrap();
+    let key = made.key.serialize_pem();
+    pending_dir
+        .write(generation::PRIVATE_KEY, key.as_bytes())
+        .unwrap();
+    pending_dir
+        .write(generation::FULLCHAIN, made.chain.as_bytes())
+        .unwrap();
+    pending_dir
+}
+
+#[test]
+fn a_fetched_certificate_survives_a_crash_without_a_request() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let now = clock::now();
+    let wanted = names(&["a.test"]);
+    assert!(complete_pending(dir, &wanted, KeyType::P256, now).is_none());
+    let made = made(&["a.test"], now + Duration::DAY);
+    let pending = put_pending(dir, &made, now);
+    // Not for other names, and not after a day.
+    assert!(complete_pending(dir, &names(&["b.test"]), KeyType::P256, now).is_none());
+    assert!(complete_pending(dir, &wanted, KeyType::P384, now).is_none());
+    assert!(complete_pending(dir, &wanted, KeyType::P256, now + Duration::days(2)).is_none());
+    let issued = complete_pending(dir, &wanted, KeyType::P256, now).unwrap();
+    let stored = generation::read_current(dir).unwrap().unwrap();
+    assert_eq!(stored.leaf.serial, issued.leaf.serial);
+    assert_eq!(stored.meta.ca.as_deref(), Some("https://ca.test/dir"));
+    assert_eq!(
+        stored.meta.order_url.as_deref(),
+        Some("https://ca.test/order/1")
+    );
+    assert!(!pending.0.exists());
+}
+
+#[test]
+fn an_interrupted_order_with_a_useless_chain_is_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let now = clock::now();
+    let mut made = made(&["a.test"], now + Duration::DAY);
+    made.key = KeyPair::generate().unwrap();
+    let pending = put_pending(directory.path(), &made, now);
+    let wanted = names(&["a.test"]);
+    assert!(complete_pending(directory.path(), &wanted, KeyType::P256, now).is_none());
+    assert!(!pending.0.exists());
+}

@@ -1,0 +1,201 @@
+//! One certificate to see to and what the worker knows about it, from disk and from its own
+//! attempts. It reads, and finishes what a crash interrupted; it sends nothing and decides nothing.
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use time::OffsetDateTime;
+use tokio::sync::oneshot;
+
+use super::handle::{Decision, RenewError};
+use crate::acme::ledger::{Kind, Ledger, Outcome};
+use crate::acme::order;
+use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
+use crate::acme::renewal_info::certificate_id;
+use crate::acme::subject::Subject;
+use crate::clock;
+use crate::store::generation::{self, Source, StoredCertificate};
+use crate::store::{StateDir, StoreError};
+
+/// One subject and what the worker knows about it.
+pub(super) struct Entry {
+    pub(super) subject: Subject,
+    /// Who issues as things stand.
+    pub(super) issuer: IssuerKind,
+    pub(super) dir: PathBuf,
+    /// `None` for the internal CA, which asks nobody.
+    pub(super) ledger: Option<Arc<Ledger>>,
+    pub(super) stored: Option<StoredCertificate>,
+    /// Of `stored` (RFC 9773 section 4.1).
+    pub(super) certificate_id: Option<String>,
+    /// Attempts at the internal CA: they bother nobody, so a restart may forget them.
+    pub(super) internal_attempts: Attempts,
+    pub(super) running: bool,
+    pub(super) check_at: OffsetDateTime,
+    /// Due, and only waiting for another job to end.
+    pub(super) queued: bool,
+    /// Somebody asked for an order, whatever the plan says.
+    pub(super) forced: bool,
+    /// Somebody asked whether it is due while the CA was being asked: the answer may be older.
+    pub(super) ask_again: bool,
+    /// Somebody waits for the decision that follows the running question.
+    pub(super) reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
+    pub(super) last_error: Option<String>,
+    /// What cannot be ordered was said once.
+    pub(super) refusal_logged: bool,
+}
+
+/// What was read from disk for one subject.
+pub(super) struct Loaded {
+    pub(super) ledger: Option<Arc<Ledger>>,
+    pub(super) stored: Option<StoredCertificate>,
+    pub(super) error: Option<StoreError>,
+    pub(super) completed: bool,
+}
+
+impl Entry {
+    /// `before`: another subject that wrote to the same directory, whose job may still run.
+    pub(super) fn new(subject: Subject, dir: PathBuf, before: Option<Entry>) -> Entry {
+        let running = before.as_ref().is_some_and(|before| before.running);
+        Entry {
+            issuer: subject.issuer,
+            subject,
+            dir,
+            ledger: before.and_then(|before| before.ledger),
+            stored: None,
+            certificate_id: None,
+            internal_attempts: Attempts::default(),
+            running,
+            check_at: OffsetDateTime::UNIX_EPOCH,
+            queued: false,
+            forced: false,
+            ask_again: false,
+            reply: None,
+            last_error: None,
+            refusal_logged: false,
+        }
+    }
+
+    pub(super) fn take_in(&mut self, loaded: Loaded) {
+        if let Some(error) = &loaded.error {
+            tracing::error!(name = %self.subject.name, "{error}");
+        }
+        self.ledger = loaded.ledger;
+        self.last_error = loaded.error.map(|error| error.to_string());
+        self.set_stored(loaded.stored);
+        self.check_at = OffsetDateTime::UNIX_EPOCH;
+    }
+
+    pub(super) fn set_stored(&mut self, stored: Option<StoredCertificate>) {
+        let acme = stored
+            .as_ref()
+            .filter(|stored| stored.meta.source == Source::Acme);
+        let id = acme.and_then(|stored| certificate_id(&stored.leaf.der));
+        self.certificate_id = id.map(|id| id.to_string());
+        self.stored = stored;
+    }
+
+    pub(super) fn serial(&self) -> Option<&str> {
+        self.stored
+            .as_ref()
+            .map(|stored| stored.leaf.serial.as_str())
+    }
+
+    /// Whether the CA that issued the certificate has said anything about its renewal: then it
+    /// takes `replaces`, too.
+    pub(super) fn has_renewal_info(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
+        known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
+    }
+
+    /// What is planned, or the order that somebody asked for.
+    pub(super) fn forced_action(
+        &self,
+        planned: Action,
+        facts: &Facts,
+        now: OffsetDateTime,
+    ) -> Action {
+        if !self.forced {
+            return planned;
+        }
+        let alive = facts
+            .stored
+            .as_ref()
+            .is_some_and(|stored| now < stored.not_after);
+        match planned {
+            order @ Action::Order { .. } => order,
+            _ => Action::Order {
+                reason: OrderReason::Requested,
+                replaces: alive && self.issuer == IssuerKind::Acme,
+            },
+        }
+    }
+}
+
+/// What to read for one subject.
+pub(super) struct Load {
+    pub(super) subject: Subject,
+    pub(super) dir: PathBuf,
+    pub(super) ledger: Option<Arc<Ledger>>,
+    /// Whether what a crash interrupted may be finished.
+    pub(super) may_complete: bool,
+}
+
+impl Load {
+    /// Blocks on the disk.
+    pub(super) fn read(self, state: &StateDir) -> Loaded {
+        let (subject, now) = (&self.subject, clock::now());
+        let is_acme = subject.may_be_issued_by(IssuerKind::Acme);
+        let mut loaded = Loaded {
+            ledger: self.ledger,
+            stored: None,
+            error: None,
+            completed: false,
+        };
+        if is_acme && loaded.ledger.is_none() {
+            match Ledger::of_subject(state, &subject.name, subject.key_type, now) {
+                Ok(ledger) => loaded.ledger = Some(Arc::new(ledger)),
+                Err(error) => loaded.error = Some(error),
+            }
+        }
+        if is_acme && self.may_complete {
+            loaded.completed = complete(subject, &self.dir, loaded.ledger.as_deref(), now);
+        }
+        match generation::read_current(&self.dir) {
+            Ok(stored) => loaded.stored = stored,
+            Err(error @ StoreError::Broken { .. }) => {
+                tracing::error!(name = %subject.name, "{error}; a new one is made");
+            }
+            Err(error) => {
+                // What cannot be read may be good: nothing is ordered in its place.
+                loaded.ledger = None;
+                loaded.error = Some(error);
+            }
+        }
+        loaded
+    }
+}
+
+/// Finishes an order that a crash interrupted after the certificate was fetched.
+fn complete(subject: &Subject, dir: &Path, ledger: Option<&Ledger>, now: OffsetDateTime) -> bool {
+    let issued = order::complete_pending(dir, &subject.names, subject.key_type, now);
+    let (Some(issued), Some(ledger)) = (issued, ledger) else {
+        return false;
+    };
+    let last = ledger.last(Kind::Order);
+    let ca = last.as_ref().map_or("", |record| record.ca.as_str());
+    let reason = last.as_ref().and_then(|record| record.reason.as_deref());
+    let recorded = ledger
+        .begin(Kind::Order, ca, reason, now)
+        .and_then(|attempt| ledger.finish(attempt, Outcome::Ok, &[], now));
+    if let Err(error) = recorded {
+        tracing::warn!(%error, "cannot record the end of an interrupted order");
+    }
+    tracing::info!(
+        names = ?issued.leaf.names,
+        serial = issued.leaf.serial,
+        not_after = clock::rfc3339(issued.leaf.not_after),
+        "finished an interrupted order"
+    );
+    true
+}

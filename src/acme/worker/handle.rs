@@ -1,0 +1,190 @@
+//! The way to a running worker and what it answers: what is known about each certificate, and what
+//! follows from a request to renew one. It passes on and never decides.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+
+use time::OffsetDateTime;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::acme::renewal::IssuerKind;
+use crate::acme::subject::Assignment;
+use crate::certificate::name::Name;
+
+/// Requests from people that wait for the worker; more than that and they wait themselves.
+const COMMAND_QUEUE: usize = 64;
+
+/// What is known about one certificate, for `/status`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct SubjectStatus {
+    pub name: Name,
+    pub names: Vec<Name>,
+    pub issuer: IssuerKind,
+    /// Directory URL of the CA that is next in turn; `None` for the internal CA.
+    pub ca: Option<String>,
+    /// Of the certificate on disk.
+    pub not_after: Option<OffsetDateTime>,
+    pub next_renewal: Option<OffsetDateTime>,
+    /// Set while a failed attempt keeps the next one waiting.
+    pub next_attempt: Option<OffsetDateTime>,
+    pub last_error: Option<String>,
+    /// Failures in a row.
+    pub attempts: u32,
+    /// The CA's explanation of its suggested renewal (RFC 9773).
+    pub explanation_url: Option<String>,
+    /// Until when certificates from files make this one unnecessary.
+    pub covered_by_files_until: Option<OffsetDateTime>,
+    /// Whether an order or a question to the CA runs now.
+    pub running: bool,
+}
+
+/// How a renewal is asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RenewMode {
+    /// Order now, whatever the dates and the failures say.
+    Force,
+    /// Ask the CA for its renewal information now, and order if that or the dates say so.
+    IfDue,
+}
+
+/// What follows from a request to renew; the order itself goes on behind it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Decision {
+    Ordering {
+        reason: &'static str,
+    },
+    /// An order or a question to the CA runs already.
+    InProgress,
+    NotDue {
+        next_renewal: OffsetDateTime,
+        explanation_url: Option<String>,
+    },
+    /// Due, but failures or the CA's own wish keep the attempt waiting.
+    Waiting {
+        until: OffsetDateTime,
+    },
+    CoveredByFiles {
+        until: OffsetDateTime,
+    },
+}
+
+/// Why a request to renew cannot be followed.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RenewError {
+    #[error("{0} is no certificate of ours: it comes from files, or no site has it")]
+    UnknownName(Name),
+    #[error("{0}")]
+    Refused(String),
+    #[error(
+        "no CA of the configuration has this directory; [acme] and [[acme.fallback]] name them"
+    )]
+    UnknownCa,
+    #[error("another process writes to this state directory; ask that one")]
+    NotWriter,
+    #[error("the certificates are still being loaded; ask again in a moment")]
+    Loading,
+    #[error("the worker has stopped")]
+    Stopped,
+}
+
+pub(super) enum Command {
+    Renew {
+        name: Name,
+        mode: RenewMode,
+        reply: oneshot::Sender<Result<Decision, RenewError>>,
+    },
+    Reassign(Box<Assignment>),
+    Account {
+        /// As [`slug`](crate::acme::account::slug) makes it; `None`: the first.
+        ca: Option<String>,
+        change: AccountChange,
+        reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
+    },
+}
+
+/// What can be done to an account.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountChange {
+    /// A new key for it.
+    RollOver,
+    /// Its end.
+    Deactivate,
+}
+
+/// The account that was changed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountChanged {
+    /// Directory URL of its CA.
+    pub ca: String,
+    /// Its URL.
+    pub account: String,
+}
+
+pub(super) type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
+
+/// The way to a running worker. Cheap to clone.
+#[derive(Clone)]
+pub struct WorkerHandle {
+    commands: mpsc::Sender<Command>,
+    statuses: Statuses,
+}
+
+impl WorkerHandle {
+    /// A handle, and the worker's end of it.
+    pub(super) fn new() -> (WorkerHandle, mpsc::Receiver<Command>, Statuses) {
+        let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
+        let statuses = Statuses::default();
+        let handle = WorkerHandle {
+            commands,
+            statuses: Arc::clone(&statuses),
+        };
+        (handle, receiver, statuses)
+    }
+
+    /// Asks for a renewal of the certificate that has `name`.
+    pub async fn renew(&self, name: &Name, mode: RenewMode) -> Result<Decision, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Renew {
+            name: name.clone(),
+            mode,
+            reply,
+        };
+        let sent = self.commands.send(command).await;
+        sent.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Changes the account at a CA, once the orders that run there have ended. `ca`: its slug;
+    /// `None`: the first.
+    pub async fn change_account(
+        &self,
+        ca: Option<String>,
+        change: AccountChange,
+    ) -> Result<AccountChanged, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let sent = self.commands.send(Command::Account { ca, change, reply });
+        sent.await.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Goes on with another assignment: what is the same in both is left alone.
+    pub async fn reassign(&self, assignment: Assignment) {
+        // A worker that has stopped needs none.
+        let _ = self
+            .commands
+            .send(Command::Reassign(Box::new(assignment)))
+            .await;
+    }
+
+    /// A snapshot, in the order of the assignment.
+    pub fn status(&self) -> Vec<SubjectStatus> {
+        lock(&self.statuses).values().cloned().collect()
+    }
+}
+
+pub(super) fn lock<T>(mutex: &Mutex<T>) -> std::sync::MutexGuard<'_, T> {
+    // Entries are replaced whole, so a panic cannot have left half of one.
+    mutex
+        .lock()
+        .unwrap_or_else(|poisoned| poisoned.into_inner())
+}

@@ -1,0 +1,187 @@
+//! `[acme]` and its fallbacks: defaults are filled in, and what does not fit together is reported.
+
+use std::collections::HashMap;
+
+use super::diagnostic::{Located, Problem, Report};
+use super::dns::read::DnsDraft;
+use super::draft::{AuthorityDraft, Draft, SiteDraft};
+use super::{Acme, CertificateAuthority, ChallengeType, Limits, TlsMode};
+use crate::certificate::name::Name;
+
+const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
+const DEFAULT_CHALLENGES: [ChallengeType; 2] = [ChallengeType::TlsAlpn01, ChallengeType::Http01];
+
+pub(super) fn default_authority() -> CertificateAuthority {
+    authority(AuthorityDraft::default(), false)
+}
+
+pub(super) fn acme(
+    draft: AuthorityDraft,
+    fallbacks: Vec<AuthorityDraft>,
+    dns: Option<DnsDraft>,
+) -> Acme {
+    let first = authority(draft, has_provider(dns.as_ref()));
+    let rest: Vec<_> = fallbacks
+        .into_iter()
+        .map(|draft| fallback(draft, &first))
+        .collect();
+    Acme {
+        authorities: std::iter::once(first).chain(rest).collect(),
+        dns: dns.map(|draft| draft.dns).unwrap_or_default(),
+    }
+}
+
+fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
+    let directory = draft
+        .directory
+        .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value);
+    CertificateAuthority {
+        limits: draft.limits.over(Limits::known(&directory)),
+        directory,
+        email: draft.email,
+        ca_certificate: draft.ca_certificate.map(|path| path.value),
+        challenges: match draft.challenges {
+            Some(challenges) => values(challenges),
+            None => default_challenges(has_dns),
+        },
+        key_type: draft.key_type.unwrap_or_default(),
+        profile: draft.profile,
+        preferred_chain: draft.preferred_chain,
+        agree_to_terms: draft.agree_to_terms.unwrap_or(true),
+        external_account: draft.external_account,
+    }
+}
+
+fn has_provider(dns: Option<&DnsDraft>) -> bool {
+    dns.is_some_and(|dns| dns.provider_at.is_some())
+}
+
+fn values(challenges: Vec<Located<ChallengeType>>) -> Vec<ChallengeType> {
+    challenges.into_iter().map(|one| one.value).collect()
+}
+
+fn default_challenges(has_dns: bool) -> Vec<ChallengeType> {
+    let dns = has_dns.then_some(ChallengeType::Dns01);
+    DEFAULT_CHALLENGES.into_iter().chain(dns).collect()
+}
+
+/// A profile, a chain, limits and an external account belong to one CA alone; everything else is
+/// inherited.
+fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateAuthority {
+    let directory = draft
+        .directory
+        .map_or_else(|| first.directory.clone(), |url| url.value);
+    CertificateAuthority {
+        limits: draft.limits.over(Limits::known(&directory)),
+        directory,
+        email: draft.email.or_else(|| first.email.clone()),
+        ca_certificate: draft
+            .ca_certificate
+            .map(|path| path.value)
+            .or_else(|| first.ca_certificate.clone()),
+        challenges: draft
+            .challenges
+            .map_or_else(|| first.challenges.clone(), values),
+        key_type: draft.key_type.unwrap_or(first.key_type),
+        profile: draft.profile,
+        preferred_chain: draft.preferred_chain,
+        agree_to_terms: draft.agree_to_terms.unwrap_or(first.agree_to_terms),
+        external_account: draft.external_account,
+    }
+}
+
+fn authorities(draft: &Draft) -> impl Iterator<Item = &AuthorityDraft> {
+    std::iter::once(&draft.acme).chain(&draft.fallbacks)
+}
+
+fn written_challenges(draft: &Draft) -> impl Iterator<Item = &Located<ChallengeType>> {
+    authorities(draft).flat_map(|authority| authority.challenges.iter().flatten())
+}
+
+/// Whether some CA can be asked for wildcards, which DNS alone can show control over.
+pub(super) fn can_order_wildcards(draft: &Draft) -> bool {
+    let default = draft.acme.challenges.is_none() && has_provider(draft.dns.as_ref());
+    let proves_wildcards = |one: &Located<ChallengeType>| one.value.proves_wildcards();
+    default || written_challenges(draft).any(proves_wildcards)
+}
+
+pub(super) fn wildcard_problem(name: &Name) -> Problem {
+    Problem::new(format!(
+        "a certificate for the wildcard {name} needs the challenge dns-01, which is not configured"
+    ))
+    .help(
+        "add [acme.dns] with your DNS provider; or list the hosts one by one, or set \
+         tls = \"files\" with a certificate of your own, or tls = \"internal\"",
+    )
+}
+
+pub(super) fn check(draft: &Draft, report: &Report<'_>) {
+    check_directories_differ(draft, report);
+    check_dns(draft, report);
+}
+
+fn check_directories_differ(draft: &Draft, report: &Report<'_>) {
+    let first = match &draft.acme.directory {
+        Some(url) => (url.value.as_str(), Some(url.at)),
+        None => (DEFAULT_DIRECTORY, None),
+    };
+    let mut seen = HashMap::from([first]);
+    for url in draft.fallbacks.iter().filter_map(|f| f.directory.as_ref()) {
+        if let Some(first) = seen.insert(&url.value, Some(url.at)) {
+            let whence = match first {
+                Some(at) => report.source.reference(at),
+                None => "the default of [acme]".to_owned(),
+            };
+            let problem = Problem::new(format!(
+                "the directory {:?} is already in use ({whence})",
+                url.value
+            ));
+            report.add(url.at, problem.help("a fallback needs a CA of its own"));
+        }
+    }
+}
+
+/// DNS cannot show control over an address (RFC 8738).
+pub(super) fn check_addresses(site: &SiteDraft, draft: &Draft, report: &Report<'_>) {
+    let mut written = written_challenges(draft).peekable();
+    let possible = written.peek().is_none() || written.any(|one| one.value.proves_addresses());
+    let orders = match site.tls.as_ref().map(|tls| tls.value) {
+        Some(TlsMode::Acme) => |_: &Name| true,
+        Some(TlsMode::Auto) => |host: &Name| !host.is_private(),
+        _ => return,
+    };
+    let addresses = site
+        .hosts
+        .iter()
+        .filter(|host| matches!(host.value, Name::Ip(_)) && orders(&host.value));
+    for host in addresses.filter(|_| !possible) {
+        let problem = Problem::new(format!(
+            "a certificate for the address {} needs tls-alpn-01 or http-01, and `challenges` has neither",
+            host.value
+        ));
+        report.add(host.at, problem.help("add \"tls-alpn-01\" to `challenges`"));
+    }
+}
+
+/// DNS-01 and the provider that it needs come together or not at all.
+fn check_dns(draft: &Draft, report: &Report<'_>) {
+    let dns01 = |one: &&Located<ChallengeType>| one.value == ChallengeType::Dns01;
+    let wanted = written_challenges(draft).find(dns01);
+    let provider_at = draft.dns.as_ref().and_then(|dns| dns.provider_at);
+    match (wanted, provider_at) {
+        (Some(wanted), None) => {
+            let problem = Problem::new("the challenge dns-01 needs a DNS provider");
+            report.add(
+                wanted.at,
+                problem.help("add [acme.dns] with provider = \"...\" and its keys"),
+            );
+        }
+        (None, Some(at)) if draft.acme.challenges.is_some() => {
+            let problem = Problem::new(
+                "[acme.dns] has a provider, but no CA has dns-01 among its `challenges`",
+            );
+            report.add(at, problem.help("add \"dns-01\" to `challenges` in [acme]"));
+        }
+        _ => {}
+    }
+}

@@ -1,0 +1,257 @@
+//! Which challenge is answered, and where: an order that is learned from failures, tokens that are
+//! gone afterwards, HTTP-01 over HTTPS, and records that stand for good.
+
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use axum::extract::Request;
+use axum::response::{IntoResponse, Redirect};
+
+use crate::support::bind::{Bind, Zone};
+use crate::support::client::{Served, serial, served};
+use crate::support::http1::KeepAlive;
+use crate::support::pebble::{Options, Pebble};
+use crate::support::perennial::{Perennial, cli};
+use crate::support::place::Place;
+use crate::support::scripted_ca::{ScriptedCa, Validation};
+use crate::support::server::Server;
+use crate::support::sites::site;
+use crate::support::wait::{SOON, never_within, wait_until};
+
+const NAME: &str = "a.example.test";
+
+async fn start(place: Place, ca: &ScriptedCa) -> Perennial {
+    let site = site(NAME, "acme", &["respond:hello"]);
+    Perennial::run(place, &format!("{}{site}", ca.acme_table())).await
+}
+
+async fn renew(perennial: &Perennial, name: &str) {
+    let path = format!("/certificates/{name}/renew");
+    let (status, body) = perennial.admin_post(&path).await;
+    assert_eq!(status, 202, "{body}");
+}
+
+async fn wait_for_certificates(perennial: &Perennial, ca: &ScriptedCa, count: usize) {
+    wait_until(SOON, "one more certificate", async || {
+        let served = serial(perennial.place.https, NAME).await.ok()?;
+        (ca.serials().get(count - 1) == Some(&served)).then_some(())
+    })
+    .await;
+}
+
+async fn wait_for_certificate_by_pebble(perennial: &Perennial, name: &str) -> Served {
+    wait_until(SOON, "a certificate by Pebble", async || {
+        let served = served(perennial.place.https, Some(name)).await.ok()?;
+        served.issuer.contains("Pebble").then_some(served)
+    })
+    .await
+}
+
+async fn last_error(perennial: &Perennial, name: &str) -> String {
+    let error = wait_until(SOON, "last_error in /status", async || {
+        perennial.status_field(name, "last_error").await
+    });
+    error.await.as_str().expect("a text").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_challenge_after_a_failure_and_first_from_then_on() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.validation = Validation::Real;
+        script.failing = vec!["tls-alpn-01"];
+    });
+    let mut perennial = start(place, &ca).await;
+    let error = last_error(&perennial, NAME).await;
+    assert!(error.contains("lets tls-alpn-01 fail"), "{error}");
+    renew(&perennial, NAME).await;
+    wait_for_certificates(&perennial, &ca, 1).await;
+    assert_eq!(ca.challenges(), ["tls-alpn-01", "http-01"]);
+    // What was learned outlives the process.
+    perennial.restart().await;
+    perennial.wait_ready().await;
+    renew(&perennial, NAME).await;
+    wait_for_certificates(&perennial, &ca, 2).await;
+    assert_eq!(ca.challenges(), ["tls-alpn-01", "http-01", "http-01"]);
+    // And is unlearned: each failed once since it went well.
+    ca.script(|script| script.failing = vec!["http-01"]);
+    renew(&perennial, NAME).await;
+    last_error(&perennial, NAME).await;
+    renew(&perennial, NAME).await;
+    wait_for_certificates(&perennial, &ca, 3).await;
+    assert_eq!(ca.challenges()[3..], ["http-01", "tls-alpn-01"]);
+}
+
+/// What the plain listener says about a token.
+async fn answer(http: SocketAddr, token: &str) -> Option<String> {
+    let mut connection = KeepAlive::open_plain(http, NAME).await.ok()?;
+    let path = format!("/.well-known/acme-challenge/{token}");
+    let (status, body) = connection.get(&path).await.ok()?;
+    (status == 200).then_some(body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn tokens_are_gone_when_the_order_has_ended() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.challenges = vec!["http-01"];
+        script.validation = Validation::PendingForEver;
+    });
+    let perennial = start(place, &ca).await;
+    let http = perennial.place.http;
+    let token = wait_until(SOON, "a challenge", async || {
+        let token = ca.tokens().pop()?;
+        answer(http, &token).await.map(|_| token)
+    })
+    .await;
+    ca.fail_pending();
+    wait_until(SOON, "the answer to be taken back", async || {
+        answer(http, &token).await.is_none().then_some(())
+    })
+    .await;
+    last_error(&perennial, NAME).await;
+    ca.script(|script| script.validation = Validation::Real);
+    renew(&perennial, NAME).await;
+    wait_for_certificates(&perennial, &ca, 1).await;
+    for token in ca.tokens() {
+        wait_until(SOON, "the answer to be taken back", async || {
+            answer(http, &token).await.is_none().then_some(())
+        })
+        .await;
+    }
+}
+
+/// A CA follows redirects, and does not mind the certificate at the end (RFC 8555 section 8.3).
+#[tokio::test(flavor = "multi_thread")]
+async fn http_01_through_a_redirect_to_the_https_port() {
+    let place = Place::new();
+    let redirecting = place.free();
+    let https = place.https;
+    let to_https = move |request: Request| async move {
+        let path = request.uri().path().to_owned();
+        Redirect::permanent(&format!("https://{NAME}:{}{path}", https.port())).into_response()
+    };
+    let router = axum::Router::new().fallback(to_https);
+    let _redirecting = Server::tcp(redirecting, router).await;
+    let options = Options {
+        http_port: Some(redirecting.port()),
+        ..Options::default()
+    };
+    let Some(pebble) = Pebble::start(&place, options).await else {
+        return;
+    };
+    // A certificate of our own first, so that there is something to connect to. The site's route
+    // for everything must not shadow the challenge.
+    let perennial = Perennial::run(place, &site(NAME, "internal", &["respond:hello"])).await;
+    wait_until(SOON, "an internal certificate", async || {
+        serial(perennial.place.https, NAME).await.ok()
+    })
+    .await;
+    let acme = format!("{}challenges = [\"http-01\"]\n", pebble.acme_table());
+    perennial.rewrite_config(&format!("{acme}{}", site(NAME, "acme", &["respond:hello"])));
+    wait_for_certificate_by_pebble(&perennial, NAME).await;
+    let log = pebble.log();
+    assert!(log.contains("Attempting to validate w/ HTTP"), "{log}");
+}
+
+/// The exact record is told; once it is there it serves every order, a wildcard's, too.
+#[tokio::test(flavor = "multi_thread")]
+async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
+    let place = Place::new();
+    let records = format!("@ IN A {0}\n* IN A {0}", place.ip);
+    let zone = Zone {
+        name: "example.test",
+        records: &records,
+        takes_updates: true,
+    };
+    let bind = Bind::start(&place, "bind", &[zone]).await;
+    let options = Options {
+        dns: Some(bind.addr),
+        ..Options::default()
+    };
+    let Some(pebble) = Pebble::start(&place, options).await else {
+        return;
+    };
+    let text = format!(
+        "{}challenges = [\"dns-persist-01\"]\n[acme.dns]\nresolvers = [\"{}\"]\n\
+         [[sites]]\nhosts = [\"*.example.test\"]\nupstreams = [\"respond:hello\"]\n",
+        pebble.acme_table(),
+        bind.addr
+    );
+    let perennial = Perennial::run(place, &text).await;
+    let name = "*.example.test";
+    let error = last_error(&perennial, name).await;
+    let record = error.split_once("for all: ").expect("the record").1;
+    assert!(
+        record.starts_with("_validation-persist.example.test. IN TXT \"pebble.letsencrypt.org; "),
+        "{record}"
+    );
+    assert!(record.ends_with("; policy=wildcard\""), "{record}");
+    perennial
+        .wait_for_log("dns-persist-01 needs this record", SOON)
+        .await;
+    let file = perennial.place.path("perennial.toml").display().to_string();
+    let doctor = ["doctor", "--config", &file];
+    let told = cli(&doctor).await;
+    assert_eq!(told.code, Some(1), "{told:#?}");
+    assert!(told.stdout.contains(&format!("add {record}")), "{told:#?}");
+    // The CA was not told that anything is ready.
+    assert!(!pebble.log().contains("Pulled a task"), "{}", pebble.log());
+    let change = record.replacen(" IN TXT ", " 60 TXT ", 1);
+    bind.update(&format!("update add {change}")).await;
+    let told = cli(&doctor).await.assert_success();
+    assert!(told.stdout.contains("its TXT record is there"), "{told:#?}");
+    renew(&perennial, name).await;
+    let first = wait_for_certificate_by_pebble(&perennial, "x.example.test").await;
+    assert_eq!(first.names, [name]);
+    // It was the same order all the time, and nothing is written for the next one.
+    assert_eq!(pebble.orders(), 1);
+    renew(&perennial, name).await;
+    wait_until(SOON, "a renewed certificate", async || {
+        let served = served(perennial.place.https, Some("x.example.test"))
+            .await
+            .ok()?;
+        (served.serial != first.serial).then_some(())
+    })
+    .await;
+    let updates = bind.log();
+    let updates = updates.iter().filter(|line| line.contains("adding an RR"));
+    assert_eq!(updates.count(), 1, "the operator's own alone");
+}
+
+/// Where the operator's record is missing, a challenge that can be answered is answered.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_missing_standing_record_does_not_hold_up_another_challenge() {
+    let place = Place::new();
+    let zone = Zone {
+        name: "example.test",
+        records: &format!("* IN A {}", place.ip),
+        takes_updates: false,
+    };
+    let bind = Bind::start(&place, "bind", &[zone]).await;
+    let options = Options {
+        dns: Some(bind.addr),
+        ..Options::default()
+    };
+    let Some(pebble) = Pebble::start(&place, options).await else {
+        return;
+    };
+    let text = format!(
+        "{}challenges = [\"dns-persist-01\", \"tls-alpn-01\"]\n[acme.dns]\nresolvers = [\"{}\"]\n{}",
+        pebble.acme_table(),
+        bind.addr,
+        site(NAME, "acme", &["respond:hello"])
+    );
+    let perennial = Perennial::run(place, &text).await;
+    wait_for_certificate_by_pebble(&perennial, NAME).await;
+    perennial
+        .wait_for_log("dns-persist-01 needs this record", SOON)
+        .await;
+    never_within(Duration::from_millis(500), async || {
+        let error = perennial.status_field(NAME, "last_error").await?;
+        Some(error.to_string())
+    })
+    .await;
+}

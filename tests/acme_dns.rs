@@ -1,0 +1,404 @@
+//! DNS-01: records at a real authoritative server, written by RFC 2136, by a program and through
+//! acme-dns, validated by a real CA, and gone afterwards however it went.
+
+use std::net::SocketAddr;
+use std::os::unix::fs::PermissionsExt;
+use std::path::Path;
+use std::time::Duration;
+
+use rustix::process::Signal;
+
+use crate::support::bind::{Bind, Zone};
+use crate::support::client::{Served, served};
+use crate::support::pebble::{Options, Pebble};
+use crate::support::perennial::{Perennial, cli};
+use crate::support::place::Place;
+use crate::support::server::Server;
+use crate::support::wait::{SOON, never_within, wait_until};
+
+const ZONE: &str = "example.test";
+const CHALLENGE: &str = "_acme-challenge.example.test";
+
+/// A zone whose names lead to the place, and that takes updates.
+async fn bind(place: &Place) -> Bind {
+    let records = format!("@ IN A {0}\n* IN A {0}", place.ip);
+    let zone = Zone {
+        name: ZONE,
+        records: &records,
+        takes_updates: true,
+    };
+    Bind::start(place, "bind", &[zone]).await
+}
+
+async fn pebble(place: &Place, bind: &Bind) -> Option<Pebble> {
+    let options = Options {
+        dns: Some(bind.addr),
+        ..Options::default()
+    };
+    Pebble::start(place, options).await
+}
+
+fn site(hosts: &[&str]) -> String {
+    format!(
+        "[[sites]]\nhosts = {hosts:?}\ntls = \"acme\"\ncertificate_per = \"site\"\nupstreams = [\"respond:hello\"]\n"
+    )
+}
+
+fn config(pebble: &Pebble, dns: &str, hosts: &[&str]) -> String {
+    let acme = pebble.acme_table();
+    format!("{acme}challenges = [\"dns-01\"]\n{dns}{}", site(hosts))
+}
+
+async fn wait_for_certificate(perennial: &Perennial, name: &str) -> Served {
+    wait_until(SOON, "a certificate by Pebble", async || {
+        let served = served(perennial.place.https, Some(name)).await.ok()?;
+        served.issuer.contains("Pebble").then_some(served)
+    })
+    .await
+}
+
+async fn last_error(perennial: &Perennial, name: &str) -> String {
+    let error = wait_until(SOON, "last_error in /status", async || {
+        perennial.status_field(name, "last_error").await
+    });
+    error.await.as_str().expect("a text").to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_wildcard_and_its_parent_by_rfc_2136() {
+    let place = Place::new();
+    let bind = bind(&place).await;
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let hosts = ["example.test", "*.example.test"];
+    let perennial = Perennial::run(place, &config(&pebble, &bind.dns_table(), &hosts)).await;
+    let served = wait_for_certificate(&perennial, "any.example.test").await;
+    let mut names = served.names;
+    names.sort();
+    assert_eq!(names, ["*.example.test", "example.test"]);
+    assert_eq!(pebble.orders(), 1);
+    // Both names have the same record name: two values stood there at once.
+    let log = bind.log();
+    let added = log.iter().filter(|line| line.contains("adding an RR at"));
+    assert_eq!(added.count(), 2, "{log:#?}");
+    bind.wait_until_empty(CHALLENGE).await;
+    let journal = perennial.place.state().join("ledger/dns");
+    let left = std::fs::read_dir(journal).expect("a journal").count();
+    assert_eq!(left, 0, "nothing is left to remove");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn certificates_of_their_own_for_a_wildcard_and_its_parent_at_once() {
+    let place = Place::new();
+    let bind = bind(&place).await;
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let hosts = ["example.test", "*.example.test"];
+    let acme = format!("{}challenges = [\"dns-01\"]\n", pebble.acme_table());
+    let site = format!("[[sites]]\nhosts = {hosts:?}\nupstreams = [\"respond:hello\"]\n");
+    let text = format!("{acme}{}{site}", bind.dns_table());
+    let perennial = Perennial::run(place, &text).await;
+    for (name, expected) in [("example.test", hosts[0]), ("x.example.test", hosts[1])] {
+        let served = wait_for_certificate(&perennial, name).await;
+        assert_eq!(served.names, [expected]);
+    }
+    assert_eq!(pebble.orders(), 2);
+    bind.wait_until_empty(CHALLENGE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_delegated_challenge_is_written_where_the_alias_leads() {
+    let place = Place::new();
+    // The zone itself takes no updates: whoever wrote there would fail.
+    let records = format!(
+        "@ IN A {}\n_acme-challenge IN CNAME here.acme.test.",
+        place.ip
+    );
+    let zones = [
+        Zone {
+            name: ZONE,
+            records: &records,
+            takes_updates: false,
+        },
+        Zone {
+            name: "acme.test",
+            records: "",
+            takes_updates: true,
+        },
+    ];
+    let bind = Bind::start(&place, "bind", &zones).await;
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let text = config(&pebble, &bind.dns_table(), &["example.test"]);
+    let perennial = Perennial::run(place, &text).await;
+    wait_for_certificate(&perennial, "example.test").await;
+    bind.wait_until_empty("here.acme.test").await;
+}
+
+/// A second server of the zone that never gets the record.
+async fn with_a_server_that_lags(limit: &str) -> Option<(Perennial, Pebble, Bind, Bind)> {
+    let place = Place::new();
+    let bind = bind(&place).await;
+    let static_zone = Zone {
+        name: ZONE,
+        records: "",
+        takes_updates: true,
+    };
+    let lagging = Bind::start(&place, "lagging", &[static_zone]).await;
+    let pebble = pebble(&place, &bind).await?;
+    let servers = format!("nameservers = [\"{}\", \"{}\"]", bind.addr, lagging.addr);
+    let only = format!("nameservers = [\"{}\"]", bind.addr);
+    let dns = bind.dns_table().replace(&only, &servers);
+    let dns = format!("{dns}propagation_timeout = \"{limit}\"\n");
+    let perennial = Perennial::run(place, &config(&pebble, &dns, &["example.test"])).await;
+    Some((perennial, pebble, bind, lagging))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ca_is_told_only_when_every_server_has_the_record() {
+    let Some((perennial, pebble, bind, lagging)) = with_a_server_that_lags("60s").await else {
+        return;
+    };
+    let value = bind.wait_for_txt(CHALLENGE).await;
+    never_within(Duration::from_secs(2), async || {
+        let log = pebble.log();
+        log.contains("Pulled a task").then_some(log)
+    })
+    .await;
+    lagging
+        .update(&format!("update add {CHALLENGE} 60 TXT {value}"))
+        .await;
+    wait_for_certificate(&perennial, "example.test").await;
+    bind.wait_until_empty(CHALLENGE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_record_that_does_not_arrive_fails_in_words_and_is_removed() {
+    let Some((perennial, pebble, bind, lagging)) = with_a_server_that_lags("1s").await else {
+        return;
+    };
+    let error = last_error(&perennial, "example.test").await;
+    let lacks = format!("{} has none", lagging.addr);
+    assert!(
+        error.contains(CHALLENGE) && error.contains(&lacks),
+        "{error}"
+    );
+    assert!(!pebble.log().contains("Pulled a task"), "{}", pebble.log());
+    bind.wait_until_empty(CHALLENGE).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_removes_the_record() {
+    let Some((mut perennial, _pebble, bind, _lagging)) = with_a_server_that_lags("60s").await
+    else {
+        return;
+    };
+    bind.wait_for_txt(CHALLENGE).await;
+    perennial.signal(Signal::TERM);
+    perennial.wait_exit(SOON).await;
+    assert!(bind.txt(CHALLENGE).await.is_empty());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_a_crash_left_is_removed_by_the_next_start() {
+    let Some((mut perennial, _pebble, bind, _lagging)) = with_a_server_that_lags("60s").await
+    else {
+        return;
+    };
+    bind.wait_for_txt(CHALLENGE).await;
+    perennial.kill9();
+    assert!(!bind.txt(CHALLENGE).await.is_empty());
+    // Nothing is ordered any more: only the journal knows of the record.
+    let site = "[[sites]]\nhosts = [\"example.test\"]\ntls = \"internal\"\nupstreams = [\"respond:hello\"]\n";
+    perennial.rewrite_config(&format!("{}{site}", bind.dns_table()));
+    perennial.start_and_wait().await;
+    bind.wait_until_empty(CHALLENGE).await;
+}
+
+/// A program that writes by nsupdate(1), and writes down how it was called.
+fn hook(place: &Place, bind: &Bind, ending: &str) -> std::path::PathBuf {
+    let (ip, port) = (bind.addr.ip(), bind.addr.port());
+    let script = format!(
+        "#!/bin/sh\nset -eu\necho \"$@\" >> {calls}\ncase $1 in\n\
+         present) change=\"update add $2. 60 TXT $3\" ;;\n\
+         cleanup) change=\"update delete $2. TXT $3\" ;;\nesac\n\
+         printf 'server {ip} {port}\\nkey hmac-sha256:perennial {secret}\\n%s\\nsend\\n' \"$change\" | nsupdate\n{ending}\n",
+        calls = place.path("calls").display(),
+        secret = bind.secret,
+    );
+    let path = place.write("hook.sh", script);
+    std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    path
+}
+
+fn exec_table(bind: &Bind, program: &Path, more: &str) -> String {
+    format!(
+        "[acme.dns]\nprovider = \"exec\"\nprogram = \"{}\"\nresolvers = [\"{1}\"]\nnameservers = [\"{1}\"]\n{more}",
+        program.display(),
+        bind.addr
+    )
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_writes_and_removes_the_record() {
+    let place = Place::new();
+    let bind = bind(&place).await;
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let program = hook(&place, &bind, "");
+    let text = config(
+        &pebble,
+        &exec_table(&bind, &program, ""),
+        &["*.example.test"],
+    );
+    let perennial = Perennial::run(place, &text).await;
+    wait_for_certificate(&perennial, "x.example.test").await;
+    bind.wait_until_empty(CHALLENGE).await;
+    let calls = std::fs::read_to_string(perennial.place.path("calls")).expect("calls");
+    let calls: Vec<&str> = calls.lines().collect();
+    let [present, cleanup] = calls[..] else {
+        panic!("{calls:?}")
+    };
+    let value = present.strip_prefix(&format!("present {CHALLENGE} "));
+    assert_eq!(cleanup, format!("cleanup {CHALLENGE} {}", value.unwrap()));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_program_that_fails_is_quoted_and_one_that_hangs_is_ended() {
+    for (ending, more, expected) in [
+        ("echo no zone for you >&2; exit 3", "", "no zone for you"),
+        ("sleep 600", "timeout = \"1s\"\n", "no answer within 1s"),
+    ] {
+        let place = Place::new();
+        let bind = bind(&place).await;
+        let Some(pebble) = pebble(&place, &bind).await else {
+            return;
+        };
+        let program = hook(&place, &bind, ending);
+        let dns = exec_table(&bind, &program, more);
+        let text = config(&pebble, &dns, &["example.test"]);
+        let perennial = Perennial::run(place, &text).await;
+        let error = last_error(&perennial, "example.test").await;
+        assert!(error.contains(expected), "{error}");
+        assert!(!pebble.log().contains("Pulled a task"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn through_an_acme_dns_server() {
+    let place = Place::new();
+    let records = format!(
+        "@ IN A {}\n_acme-challenge IN CNAME 8e5700ea.auth.test.",
+        place.ip
+    );
+    let zones = [
+        Zone {
+            name: ZONE,
+            records: &records,
+            takes_updates: false,
+        },
+        Zone {
+            name: "auth.test",
+            records: "",
+            takes_updates: true,
+        },
+    ];
+    let bind = std::sync::Arc::new(Bind::start(&place, "bind", &zones).await);
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let api = place.free();
+    let _api = acme_dns(api, &bind).await;
+    let table = |subdomain: &str| {
+        format!(
+            "[acme.dns]\nprovider = \"acme-dns\"\nserver = \"http://{api}\"\nusername = \"me\"\npassword = \"a secret\"\nsubdomain = \"{subdomain}\"\nresolvers = [\"{0}\"]\nnameservers = [\"{0}\"]\n",
+            bind.addr
+        )
+    };
+    let text = config(&pebble, &table("another"), &["example.test"]);
+    let mut perennial = Perennial::run(place, &text).await;
+    let error = last_error(&perennial, "example.test").await;
+    let remedy = "_acme-challenge.example.test CNAME another.DOMAIN";
+    assert!(error.contains(remedy), "{error}");
+    perennial.kill9();
+    std::fs::remove_dir_all(perennial.place.state().join("ledger")).expect("no backoff");
+    perennial.rewrite_config(&config(&pebble, &table("8e5700ea"), &["example.test"]));
+    perennial.start_and_wait().await;
+    wait_for_certificate(&perennial, "example.test").await;
+}
+
+/// What acme-dns does with an update: the newest value of the subdomain.
+async fn acme_dns(addr: SocketAddr, bind: &std::sync::Arc<Bind>) -> Server {
+    let bind = std::sync::Arc::clone(bind);
+    let update = move |headers: axum::http::HeaderMap, body: axum::Json<serde_json::Value>| {
+        let bind = std::sync::Arc::clone(&bind);
+        async move {
+            let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok());
+            if (header("x-api-user"), header("x-api-key")) != (Some("me"), Some("a secret")) {
+                return axum::http::StatusCode::UNAUTHORIZED;
+            }
+            let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+            let name = format!("{}.auth.test.", text("subdomain"));
+            bind.update(&format!("update add {name} 1 TXT {}", text("txt")))
+                .await;
+            axum::http::StatusCode::OK
+        }
+    };
+    let router = axum::Router::new().route("/update", axum::routing::post(update));
+    Server::tcp(addr, router).await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_update_is_told_without_the_key() {
+    let place = Place::new();
+    let bind = bind(&place).await;
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let wrong = "d3JvbmcgLSB3cm9uZyAtIHdyb25n";
+    let dns = bind.dns_table().replace(&bind.secret, wrong);
+    let perennial = Perennial::run(place, &config(&pebble, &dns, &["example.test"])).await;
+    let error = last_error(&perennial, "example.test").await;
+    assert!(
+        error.contains("rfc2136 did not take the TXT record"),
+        "{error}"
+    );
+    let log = perennial.log().join("\n");
+    assert!(!error.contains(wrong) && !log.contains(wrong));
+}
+
+/// The shipped example, with the addresses and the key of this test.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_orders_a_wildcard() {
+    let place = Place::new();
+    let bind = bind(&place).await;
+    let Some(pebble) = pebble(&place, &bind).await else {
+        return;
+    };
+    let example = std::fs::read_to_string("examples/wildcard-dns-01.toml").expect("the example");
+    let key = place.write("tsig.key", &bind.secret);
+    let ours = [
+        ("example.com", ZONE),
+        ("192.0.2.53:53", &bind.addr.to_string()),
+        ("certs/sample-tsig.key", &key.display().to_string()),
+        ("[acme]\n", &pebble.acme_table()),
+        ("\"127.0.0.1:3000\"", "\"respond:hello\""),
+        ("# resolvers", "resolvers"),
+        ("# nameservers", "nameservers"),
+    ];
+    let text = ours.iter().fold(example, |text, (theirs, ours)| {
+        assert!(text.contains(theirs), "the example has no {theirs}");
+        text.replace(theirs, ours)
+    });
+    let perennial = Perennial::run(place, &text).await;
+    let served = wait_for_certificate(&perennial, "any.example.test").await;
+    assert!(served.names.contains(&"*.example.test".to_owned()));
+    let text = std::fs::read_to_string(perennial.place.path("perennial.toml")).expect("ours");
+    let file = perennial.place.write("check.toml", text);
+    let checked = cli(&["check", "--config", &file.display().to_string()]).await;
+    checked.assert_success();
+}
