@@ -155,6 +155,17 @@ async fn an_alternate_that_is_missing_never_costs_the_primary() {
     perennial.wait_for_log(kept, SOON).await;
 }
 
+/// Somebody who asks for a renewal is told until when there is none.
+async fn a_renewal_has_to_wait(perennial: &Perennial) {
+    let path = format!("/certificates/{NAME}/renew");
+    wait_until(SOON, "the answer that it has to wait", async || {
+        // Until then the order before it may be ending.
+        let (_, body) = perennial.admin_post(&path).await;
+        body.to_string().contains("until").then_some(())
+    })
+    .await;
+}
+
 /// `next_attempt` in /status.
 async fn next_attempt(perennial: &Perennial) -> OffsetDateTime {
     let next = wait_until(SOON, "next_attempt in /status", async || {
@@ -179,9 +190,7 @@ async fn an_order_that_would_break_a_limit_is_not_sent_and_its_date_is_told() {
     })
     .await;
     wait_for(&perennial, &ca).await;
-    let path = format!("/certificates/{NAME}/renew");
-    let (_, body) = perennial.admin_post(&path).await;
-    assert!(body.to_string().contains("until"), "{body}");
+    a_renewal_has_to_wait(&perennial).await;
     // A crash forgets nothing, and a lost certificate is no reason to break a limit.
     perennial.kill9();
     std::fs::remove_dir_all(perennial.place.state().join("certificates")).expect("lost");
@@ -210,9 +219,7 @@ async fn failed_validations_are_counted_for_their_name() {
     let text = format!("{}{limits}{site}", ca.acme_table());
     let perennial = Perennial::run(place, &text).await;
     last_error(&perennial).await;
-    let path = format!("/certificates/{NAME}/renew");
-    let (_, body) = perennial.admin_post(&path).await;
-    assert!(body.to_string().contains("until"), "{body}");
+    a_renewal_has_to_wait(&perennial).await;
     assert_eq!(ca.count(Kind::NewOrder), 1);
 }
 

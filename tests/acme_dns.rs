@@ -271,7 +271,11 @@ async fn a_program_writes_and_removes_the_record() {
 async fn a_program_that_fails_is_quoted_and_one_that_hangs_is_ended() {
     for (ending, more, expected) in [
         ("echo no zone for you >&2; exit 3", "", "no zone for you"),
-        ("sleep 600", "timeout = \"1s\"\n", "no answer within 1s"),
+        (
+            "sleep 600 & echo $! > $0.sleeping; wait",
+            "timeout = \"1s\"\n",
+            "no answer within 1s",
+        ),
     ] {
         let place = Place::new();
         let bind = bind(&place).await;
@@ -285,6 +289,15 @@ async fn a_program_that_fails_is_quoted_and_one_that_hangs_is_ended() {
         let error = last_error(&perennial, "example.test").await;
         assert!(error.contains(expected), "{error}");
         assert!(!pebble.log().contains("Pulled a task"));
+        // What it started is gone as well.
+        if let Ok(id) = std::fs::read_to_string(perennial.place.path("hook.sh.sleeping")) {
+            let process = Path::new("/proc").join(id.trim());
+            wait_until(SOON, "the sleeping program to be gone", async || {
+                let status = std::fs::read_to_string(process.join("stat"));
+                status.map_or(true, |it| it.contains(") Z ")).then_some(())
+            })
+            .await;
+        }
     }
 }
 

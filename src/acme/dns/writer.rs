@@ -6,7 +6,8 @@ use std::process::Stdio;
 use std::time::Duration;
 
 use dns_update::{DnsRecord, DnsRecordType, DnsUpdater};
-use tokio::process::Command;
+use rustix::process::{Pid, Signal, kill_process_group};
+use tokio::process::{Child, Command};
 
 use super::{DnsError, TxtRecord};
 use crate::acme::http::causes;
@@ -198,19 +199,21 @@ async fn run(
     record: &TxtRecord,
     timeout: Duration,
 ) -> Result<(), WriteError> {
+    let failed = |error: std::io::Error| WriteError::NoProgram {
+        program: program.display().to_string(),
+        cause: error.to_string(),
+    };
     let mut command = Command::new(program);
     command.args([action, &record.name, &record.value]);
-    command.stdin(Stdio::null()).kill_on_drop(true);
-    let ended = match tokio::time::timeout(timeout, command.output()).await {
-        Ok(Ok(ended)) => ended,
-        Ok(Err(error)) => {
-            return Err(WriteError::NoProgram {
-                program: program.display().to_string(),
-                cause: error.to_string(),
-            });
-        }
+    command.stdin(Stdio::null());
+    command.stdout(Stdio::piped()).stderr(Stdio::piped());
+    let child = command.process_group(0).spawn().map_err(failed)?;
+    let group = ProcessGroup::of(&child);
+    let ended = match tokio::time::timeout(timeout, child.wait_with_output()).await {
+        Ok(ended) => ended.map_err(failed)?,
         Err(_) => return Err(WriteError::TimedOut(timeout)),
     };
+    group.has_ended();
     match ended.status.success() {
         true => Ok(()),
         false => Err(WriteError::Program {
@@ -220,6 +223,31 @@ async fn run(
             status: ended.status.to_string(),
             output: shown(&[ended.stderr, ended.stdout].concat()),
         }),
+    }
+}
+
+/// A program and what it started: killed together when dropped, so that neither a limit nor a
+/// stop leaves anything behind.
+struct ProcessGroup(Option<Pid>);
+
+impl ProcessGroup {
+    fn of(leader: &Child) -> ProcessGroup {
+        let id = leader.id().and_then(|id| i32::try_from(id).ok());
+        ProcessGroup(id.and_then(Pid::from_raw))
+    }
+
+    /// Its number may be somebody else's from now on.
+    fn has_ended(mut self) {
+        self.0 = None;
+    }
+}
+
+impl Drop for ProcessGroup {
+    fn drop(&mut self) {
+        if let Some(group) = self.0 {
+            // It may have ended by itself just now.
+            let _ = kill_process_group(group, Signal::KILL);
+        }
     }
 }
 
