@@ -46,6 +46,8 @@ pub struct Requests {
 pub struct Cell {
     /// From the start to everything being loaded and served.
     pub ready: Duration,
+    /// Processor time until then, of threads that have ended, too.
+    pub ready_cpu: Duration,
     /// PSS in KiB: before any load, with the idle connections, after the load.
     pub at_rest: u64,
     pub holding: u64,
@@ -60,6 +62,7 @@ pub fn measure(case: &Case<'_>, options: &Options, directory: &Path) -> Cell {
     running.wait_for(&Client::new(), &last);
     running.wait_until_loaded();
     let ready = running.started.elapsed();
+    let ready_cpu = running.server.cpu();
     std::thread::sleep(SETTLE);
     let at_rest = running.server.memory_kib();
     let held = case.idle.map(|idle| hold(case, &running, idle));
@@ -77,6 +80,7 @@ pub fn measure(case: &Case<'_>, options: &Options, directory: &Path) -> Cell {
     }
     Cell {
         ready,
+        ready_cpu,
         at_rest,
         holding,
         after,

@@ -8,10 +8,20 @@ const TOLERATED: f64 = 0.25;
 /// small beside what is added, its noise must not decide.
 const BASE_NOISE: f64 = 0.6;
 
+/// One figure: of which size, and what the rounds showed.
+#[derive(Clone, Copy, Debug)]
+pub struct Point {
+    pub size: f64,
+    pub least: f64,
+    pub median: f64,
+    pub most: f64,
+}
+
 /// What a column does from its first row to its last.
 #[derive(Clone, Copy, Debug, PartialEq)]
 pub enum Growth {
-    /// The largest is `1 + spread` times the smallest.
+    /// The largest median is `1 + spread` times the smallest: little, or less than the rounds of a
+    /// row lie apart.
     Flat { spread: f64 },
     /// On the line through the first row and the last, which rises by `each` for one more.
     Linear { each: f64 },
@@ -21,33 +31,34 @@ pub enum Growth {
     Unknown,
 }
 
-/// Judges figures by their sizes, both in the order of the rows, sizes rising.
-pub fn judge(points: &[(f64, f64)]) -> Growth {
-    let ([first, .., last], true) = (points, points.iter().all(|point| point.1 > 0.0)) else {
+/// Judges figures in the order of the rows, sizes rising.
+pub fn judge(points: &[Point]) -> Growth {
+    let [first, .., last] = points else {
         return Growth::Unknown;
     };
-    let figures = || points.iter().map(|point| point.1);
-    let (least, most) = (
-        figures().fold(f64::INFINITY, f64::min),
-        figures().fold(0.0, f64::max),
-    );
-    if most / least <= 1.0 + TOLERATED {
-        return Growth::Flat {
-            spread: most / least - 1.0,
-        };
+    if !points.iter().all(|point| point.least > 0.0) {
+        return Growth::Unknown;
     }
-    let each = (last.1 - first.1) / (last.0 - first.0);
-    let is_near = |&(size, figure): &(f64, f64)| {
-        let expected = first.1 + each * (size - first.0);
-        (figure - expected).abs() <= TOLERATED * expected.abs() + BASE_NOISE * first.1
+    let least = |of: fn(&Point) -> f64| points.iter().map(of).fold(f64::INFINITY, f64::min);
+    let most = |of: fn(&Point) -> f64| points.iter().map(of).fold(0.0, f64::max);
+    let spread = most(|point| point.median) / least(|point| point.median) - 1.0;
+    let ranges_share_a_value = most(|point| point.least) <= least(|point| point.most);
+    if spread <= TOLERATED || ranges_share_a_value {
+        return Growth::Flat { spread };
+    }
+    let each = (last.median - first.median) / (last.size - first.size);
+    let is_near = |point: &Point| {
+        let expected = first.median + each * (point.size - first.size);
+        let noise = TOLERATED * expected.abs() + BASE_NOISE * first.median;
+        (point.median - expected).abs() <= noise
     };
     // Two rows are always on a line.
     if points.len() > 2 && points.iter().all(is_near) {
         return Growth::Linear { each };
     }
     Growth::Bent {
-        factor: last.1 / first.1,
-        size: last.0 / first.0,
+        factor: last.median / first.median,
+        size: last.size / first.size,
     }
 }
 
@@ -55,6 +66,9 @@ impl Growth {
     /// In words; `each` says what one more of the size costs, where that is asked for.
     pub fn words(self, each: impl FnOnce(f64) -> String) -> String {
         match self {
+            Growth::Flat { spread } if spread > TOLERATED => {
+                format!("flat within its noise ({:.0} %)", 100.0 * spread)
+            }
             Growth::Flat { spread } => format!("flat, within {:.0} %", 100.0 * spread),
             Growth::Linear { each: slope } => format!("linear, {}", each(slope)),
             Growth::Bent { factor, size } => {
@@ -70,6 +84,37 @@ impl Growth {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    /// Of one round.
+    fn judge(points: &[(f64, f64)]) -> Growth {
+        let point = |&(size, figure)| Point {
+            size,
+            least: figure,
+            median: figure,
+            most: figure,
+        };
+        super::judge(&points.iter().map(point).collect::<Vec<_>>())
+    }
+
+    #[test]
+    fn what_lies_within_the_rounds_own_noise_is_flat() {
+        let point = |size, least, median, most| Point {
+            size,
+            least,
+            median,
+            most,
+        };
+        let noisy = [
+            point(1.0, 23.0, 120.0, 217.0),
+            point(10.0, 41.0, 45.0, 50.0),
+            point(1000.0, 32.0, 67.0, 103.0),
+        ];
+        let growth = super::judge(&noisy);
+        assert!(matches!(growth, Growth::Flat { .. }), "{growth:?}");
+        let apart = [noisy[1], point(1000.0, 60.0, 67.0, 103.0)];
+        let growth = super::judge(&apart);
+        assert!(matches!(growth, Growth::Bent { .. }), "{growth:?}");
+    }
 
     #[test]
     fn what_stays_is_flat_within_a_quarter() {

@@ -272,7 +272,8 @@ const RATE: Column = column("a second", 0, Expected::FlatRate);
 const CPU: Column = column("CPU us each", 1, grows("ns", 1e3));
 const AT_REST: Column = column("MiB at rest", 1, grows("KiB", 1024.0));
 const AFTER: Column = column("MiB after the load", 1, grows("KiB", 1024.0));
-const READY: Column = column("ms until ready", 0, grows("us", 1e3));
+const READY: Column = column("ms until ready", 0, Expected::Anything);
+const READY_CPU: Column = column("CPU ms until ready", 0, grows("us", 1e3));
 
 fn columns(dimension: Dimension) -> &'static [Column] {
     const THREADS: [Column; 4] = [
@@ -290,7 +291,7 @@ fn columns(dimension: Dimension) -> &'static [Column] {
     match dimension {
         Dimension::Threads => &THREADS,
         Dimension::Connections => &CONNECTIONS,
-        _ => &[RATE, CPU, AT_REST, AFTER, READY],
+        _ => &[RATE, CPU, AT_REST, AFTER, READY, READY_CPU],
     }
 }
 
@@ -311,6 +312,7 @@ fn figures(dimension: Dimension, plan: &Plan<'_>, cell: &Cell) -> Vec<f64> {
         mib(cell.at_rest),
         mib(cell.after),
         1e3 * cell.ready.as_secs_f64(),
+        1e3 * cell.ready_cpu.as_secs_f64(),
     ]
 }
 

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 
 use perennial_bench::statistics::Summary;
 
-use crate::growth::{Growth, judge};
+use crate::growth::{Growth, Point, judge};
 
 /// A column of figures.
 #[derive(Clone, Copy, Debug)]
@@ -118,7 +118,13 @@ fn verdict(columns: &[Column], series: &[Row]) -> String {
         Some(format!("{} {words}", column.title))
     };
     let mut words: Vec<String> = columns.iter().enumerate().filter_map(words).collect();
-    if own().count() < series.len() {
+    let is_rate = |column: &Column| {
+        matches!(
+            column.expected,
+            Expected::FlatRate | Expected::ProportionalRate
+        )
+    };
+    if columns.iter().any(is_rate) && own().count() < series.len() {
         words.push(format!(
             "{} of {} rates are the server's own",
             own().count(),
@@ -129,26 +135,36 @@ fn verdict(columns: &[Column], series: &[Row]) -> String {
     format!("{name}: {}", words.join("; "))
 }
 
-/// Size and median.
-fn points<'a>(rows: impl Iterator<Item = &'a Row>, column: usize) -> Vec<(f64, f64)> {
-    rows.map(|row| (row.size as f64, row.median(column)))
-        .collect()
+fn points<'a>(rows: impl Iterator<Item = &'a Row>, column: usize) -> Vec<Point> {
+    let point = |row: &Row| {
+        let summary = row.summary(column)?;
+        Some(Point {
+            size: row.size as f64,
+            least: summary.least,
+            median: summary.median,
+            most: summary.most,
+        })
+    };
+    rows.filter_map(point).collect()
 }
 
-fn proportional(points: &[(f64, f64)]) -> String {
-    let each: Vec<(f64, f64)> = points
-        .iter()
-        .map(|(size, figure)| (*size, figure / size))
-        .collect();
+/// Of what each does, by size.
+fn proportional(points: &[Point]) -> String {
+    let each = |point: &Point| Point {
+        size: point.size,
+        least: point.least / point.size,
+        median: point.median / point.size,
+        most: point.most / point.size,
+    };
     let growth = match points {
         [first, .., last] => format!(
             "{:.2} times for {:.0} times as many",
-            last.1 / first.1,
-            last.0 / first.0
+            last.median / first.median,
+            last.size / first.size
         ),
         _ => String::new(),
     };
-    match judge(&each) {
+    match judge(&points.iter().map(each).collect::<Vec<_>>()) {
         Growth::Flat { .. } => format!("linear, {growth}"),
         Growth::Unknown => Growth::Unknown.words(|_| String::new()),
         _ => format!("**not linear**: {growth}"),
