@@ -6,7 +6,7 @@ const TOLERATED: f64 = 0.25;
 
 /// What a figure may lie beside the line by in any case, in terms of the first: where the base is
 /// small beside what is added, its noise must not decide.
-const BASE_NOISE: f64 = 0.6;
+const BASE_NOISE: f64 = 0.3;
 
 /// One figure: of which size, and what the rounds showed.
 #[derive(Clone, Copy, Debug)]
@@ -152,7 +152,7 @@ mod tests {
 
     #[test]
     fn a_noisy_base_does_not_hide_a_line() {
-        let (low, high) = ((1000.0, 44.0), (10_000.0, 478.0));
+        let (low, high) = ((1000.0, 70.0), (10_000.0, 478.0));
         let linear = judge(&[(1.0, 47.0), low, high, (100_000.0, 4361.0)]);
         assert!(matches!(linear, Growth::Linear { .. }), "{linear:?}");
     }
