@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fuzz bench bench-quick bench-guard clean setup-build setup-test setup-lint setup-bench setup-fuzz
+.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling pgo clean setup-build setup-test setup-lint setup-bench setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -36,6 +36,12 @@ bench-quick: bench ## the main rows of it, in two minutes
 
 bench-guard: build setup-bench ## count instructions per request and handshake; fails above what is recorded (RECORD=1 records)
 	cargo run --release --locked -p perennial-bench --bin guard -- $(if $(RECORD),--record)
+
+bench-scaling: build ## measure as threads, sites, certificates, upstreams, connections grow; OPTIONS="--quick ..." as in bench/README.md
+	cargo run --release --locked -p perennial-bench --bin scaling -- $(OPTIONS)
+
+pgo: setup-build ## build target/pgo/perennial with a profile of itself under load (two release builds)
+	scripts/pgo.sh
 
 fuzz: setup-build setup-fuzz ## run each fuzz target for a minute (FUZZ_SECONDS=60)
 	scripts/fuzz.sh

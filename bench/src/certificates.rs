@@ -105,6 +105,14 @@ pub fn write_all(authority: &Authority, root: &Path, count: usize) {
     });
 }
 
+/// Writes one pair for a name, or for `*.` and a domain, into a folder.
+pub fn write_one(authority: &Authority, folder: &Path, name: &str) {
+    fs::create_dir_all(folder).expect("a folder");
+    let pair = authority.issue(name);
+    write(&folder.join("one.crt"), &pair.chain);
+    write(&folder.join("one.key"), &pair.key);
+}
+
 /// Puts a new pair in the place of another: each file whole, by a rename.
 pub fn replace(root: &Path, number: usize, pair: &Pair) {
     let (certificate, key) = files(root, number);

@@ -10,3 +10,4 @@ pub mod process;
 pub mod servers;
 pub mod statistics;
 pub mod upstream;
+pub mod window;

@@ -4,13 +4,16 @@ use std::fs;
 use std::ops::Sub;
 use std::path::Path;
 use std::process::{Child, Command};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use rustix::process::{Pid, Signal, kill_process};
 
 use crate::cores::pin;
 
-/// Killed when dropped, with its children.
+/// How long a server may take to end by itself before it is killed.
+const FAREWELL: Duration = Duration::from_secs(5);
+
+/// Ended when dropped, with its children.
 pub struct Server(pub Child);
 
 /// Processor time, as the kernel counts it: in ticks of 10 ms.
@@ -79,6 +82,12 @@ impl Server {
         self.usage().total()
     }
 
+    /// Processor time of the threads that run now, to the nanosecond: for what is too little to be
+    /// counted in ticks. Threads that come and go in between are not in it.
+    pub fn cpu_exact(&self) -> Duration {
+        self.family().iter().map(|pid| on_processor(*pid)).sum()
+    }
+
     pub fn usage(&self) -> Usage {
         let mut sum = Usage::default();
         for used in self.family().iter().map(|pid| usage(*pid)) {
@@ -109,6 +118,12 @@ impl Drop for Server {
     fn drop(&mut self) {
         // nginx's workers outlive a master that is killed.
         let family = self.family();
+        // A build that is instrumented writes what it counted at its own end, not when killed.
+        self.terminate();
+        let begun = Instant::now();
+        while self.is_alive() && begun.elapsed() < FAREWELL {
+            std::thread::sleep(Duration::from_millis(5));
+        }
         let _ = self.0.kill();
         let _ = self.0.wait();
         for child in family.iter().skip(1) {
@@ -128,6 +143,17 @@ fn pss_kib(pid: u32) -> u64 {
     let line = text.lines().find_map(|line| line.strip_prefix("Pss:"));
     line.and_then(|rest| rest.split_whitespace().next()?.parse().ok())
         .unwrap_or(0)
+}
+
+/// The first field of each thread's `schedstat`, in nanoseconds.
+fn on_processor(pid: u32) -> Duration {
+    let threads = fs::read_dir(format!("/proc/{pid}/task"));
+    let threads = threads.into_iter().flatten().flatten();
+    let nanoseconds = threads.filter_map(|thread| {
+        let text = fs::read_to_string(thread.path().join("schedstat")).ok()?;
+        text.split_whitespace().next()?.parse::<u64>().ok()
+    });
+    Duration::from_nanos(nanoseconds.sum())
 }
 
 fn usage(pid: u32) -> Usage {

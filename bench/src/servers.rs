@@ -96,11 +96,20 @@ pub struct Running {
 
 impl Running {
     pub fn start(setup: &Setup<'_>) -> Running {
+        Running::start_on(setup, |address| configuration(setup, address))
+    }
+
+    /// Starts it on a configuration of the caller's own, which listens on the address it is given;
+    /// what the setup says of certificates and service is the configuration's to heed.
+    pub fn start_on(
+        setup: &Setup<'_>,
+        configuration: impl FnOnce(SocketAddr) -> String,
+    ) -> Running {
         let directory = setup.directory;
         fs::create_dir_all(directory).expect("a folder");
         let address = free_address();
         let file = directory.join("configuration");
-        fs::write(&file, configuration(setup, address)).expect("written");
+        fs::write(&file, configuration(address)).expect("written");
         let mut command = command(setup, &file);
         command.stdin(Stdio::null()).stdout(Stdio::null());
         let log = fs::File::create(directory.join("log")).expect("a log");
@@ -163,11 +172,23 @@ impl Running {
         self.log().contains("first load done")
     }
 
+    /// Waits until it says that everything is loaded.
+    pub fn wait_until_loaded(&mut self) {
+        while !self.is_loaded() {
+            self.assert_alive();
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+
+    fn assert_alive(&mut self) {
+        let alive = self.server.is_alive();
+        assert!(alive, "{:?} has ended:\n{}", self.kind, self.log());
+    }
+
     /// Waits until it serves a name, and returns how long that took from its start.
     pub fn wait_for(&mut self, client: &Client, name: &str) -> Duration {
         while client.leaf(self.address, name).is_err() {
-            let alive = self.server.is_alive();
-            assert!(alive, "{:?} has ended:\n{}", self.kind, self.log());
+            self.assert_alive();
             let patience = Duration::from_secs(1200);
             assert!(self.started.elapsed() < patience, "{name} is never served");
             std::thread::sleep(Duration::from_millis(2));

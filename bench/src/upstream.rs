@@ -2,7 +2,7 @@
 //! is small beside the server's. It reads no more of a request than its path and its end.
 
 use std::io::{ErrorKind, Read, Write};
-use std::net::SocketAddr;
+use std::net::{Ipv4Addr, SocketAddr};
 
 use mio::net::{TcpListener, TcpStream};
 use mio::{Events, Interest, Poll, Token};
@@ -16,30 +16,50 @@ pub const MEBIBYTE: &str = "/1m";
 /// The path of an answer of 100 MiB.
 pub const HUNDRED_MEBIBYTES: &str = "/100m";
 
-const LISTENER: Token = Token(usize::MAX);
+/// The listeners' tokens begin here, far above those of connections.
+const LISTENERS: usize = usize::MAX / 2;
 
 /// A body is this, over and over: small enough to stay in a core's cache.
 static PORTION: [u8; 128 << 10] = [b'x'; 128 << 10];
 
 /// Starts `threads` threads on some cores, which serve until the process ends.
 pub fn start(cores: &[usize], threads: usize) -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a port");
-    listener.set_nonblocking(true).expect("a socket option");
-    let address = listener.local_addr().expect("an address");
+    start_many(cores, threads, 1)[0]
+}
+
+/// The same on `count` loopback addresses, from 127.0.0.1 on, each of them an upstream of its own.
+pub fn start_many(cores: &[usize], threads: usize, count: usize) -> Vec<SocketAddr> {
+    let mut listeners = vec![listen(0, 0)];
+    let first = listeners[0].local_addr().expect("an address");
+    listeners.extend((1..count).map(|number| listen(number, first.port())));
     for _ in 0..threads {
-        let listener = TcpListener::from_std(listener.try_clone().expect("a descriptor"));
+        let clone = |listener: &std::net::TcpListener| {
+            TcpListener::from_std(listener.try_clone().expect("a descriptor"))
+        };
+        let listeners = listeners.iter().map(clone).collect();
         let cores = cores.to_vec();
         std::thread::spawn(move || {
             pin(&cores);
-            Upstream::new(listener).serve();
+            Upstream::new(listeners).serve();
         });
     }
-    address
+    let address = |listener: &std::net::TcpListener| listener.local_addr().expect("an address");
+    listeners.iter().map(address).collect()
+}
+
+/// On the loopback address with this number; port 0 is any that is free.
+fn listen(number: usize, port: u16) -> std::net::TcpListener {
+    let host = u32::from(Ipv4Addr::LOCALHOST) + u32::try_from(number).expect("few");
+    let address = SocketAddr::new(Ipv4Addr::from(host).into(), port);
+    let listener = std::net::TcpListener::bind(address)
+        .unwrap_or_else(|error| panic!("the upstream's {address}: {error}"));
+    listener.set_nonblocking(true).expect("a socket option");
+    listener
 }
 
 struct Upstream {
     poll: Poll,
-    listener: TcpListener,
+    listeners: Vec<TcpListener>,
     connections: Vec<Option<Connection>>,
     free: Vec<usize>,
     answers: [Answer; 3],
@@ -82,14 +102,16 @@ struct Connection {
 }
 
 impl Upstream {
-    fn new(mut listener: TcpListener) -> Upstream {
+    fn new(mut listeners: Vec<TcpListener>) -> Upstream {
         let poll = Poll::new().expect("epoll");
-        poll.registry()
-            .register(&mut listener, LISTENER, Interest::READABLE)
-            .expect("registered");
+        for (number, listener) in listeners.iter_mut().enumerate() {
+            poll.registry()
+                .register(listener, Token(LISTENERS + number), Interest::READABLE)
+                .expect("registered");
+        }
         Upstream {
             poll,
-            listener,
+            listeners,
             connections: Vec::new(),
             free: Vec::new(),
             answers: [
@@ -110,15 +132,15 @@ impl Upstream {
             }
             for event in &events {
                 match event.token() {
-                    LISTENER => self.accept(),
+                    Token(token) if token >= LISTENERS => self.accept(token - LISTENERS),
                     Token(index) => self.advance(index),
                 }
             }
         }
     }
 
-    fn accept(&mut self) {
-        while let Ok((mut stream, _)) = self.listener.accept() {
+    fn accept(&mut self, number: usize) {
+        while let Ok((mut stream, _)) = self.listeners[number].accept() {
             let _ = stream.set_nodelay(true);
             let index = self.free.pop().unwrap_or(self.connections.len());
             self.poll

@@ -1,4 +1,4 @@
-//! `guard [--record] [--keep DIR]`: counts the instructions that Perennial's user code takes for a
+//! `guard [--record] [--keep DIR] [--perennial FILE]`: counts the instructions that Perennial's user code takes for a
 //! request and for a handshake, which neither noise nor the clock moves, and fails where it is more
 //! than 5 % above what bench/guard.toml records. With `--keep` callgrind's files stay, for
 //! callgrind_annotate. See bench/README.md.
@@ -13,7 +13,7 @@ use perennial_bench::certificates::{Authority, name, write_all};
 use perennial_bench::cores::Split;
 use perennial_bench::handshake::Client;
 use perennial_bench::load::tls::{self, Groups};
-use perennial_bench::load::{Load, Pace, Plan, Protocol, Target};
+use perennial_bench::load::{Aim, Load, Pace, Plan, Protocol, Target};
 use perennial_bench::servers::{Kind, Running, Service, Setup};
 use perennial_bench::upstream;
 
@@ -60,15 +60,17 @@ const ALL: [Measured; 3] = [
 
 fn main() -> ExitCode {
     let (mut record, mut keep) = (false, None);
+    let mut perennial = PathBuf::from("target/release/perennial");
     let mut arguments = std::env::args().skip(1);
     while let Some(argument) = arguments.next() {
         match (argument.as_str(), &mut arguments) {
             ("--record", _) => record = true,
             ("--keep", rest) if keep.is_none() => keep = rest.next().map(PathBuf::from),
-            _ => {
-                eprintln!("usage: guard [--record] [--keep DIR]");
-                return ExitCode::from(64);
-            }
+            ("--perennial", rest) => match rest.next() {
+                Some(file) => perennial = file.into(),
+                None => return usage(),
+            },
+            _ => return usage(),
         }
     }
     let directory = tempfile::tempdir().expect("a folder");
@@ -79,6 +81,7 @@ fn main() -> ExitCode {
         upstream: upstream::start(&split.client, 1),
         split,
         keep,
+        perennial,
     };
     if record {
         write_record(&ALL.map(|measured| guard.least(&measured, 0)));
@@ -98,6 +101,11 @@ fn main() -> ExitCode {
         eprintln!("if that is wanted: make bench-guard RECORD=1");
     }
     result
+}
+
+fn usage() -> ExitCode {
+    eprintln!("usage: guard [--record] [--keep DIR] [--perennial FILE]");
+    ExitCode::from(64)
 }
 
 /// What is not a regression yet.
@@ -128,6 +136,7 @@ struct Guard<'a> {
     upstream: std::net::SocketAddr,
     split: Split,
     keep: Option<PathBuf>,
+    perennial: PathBuf,
 }
 
 impl Guard<'_> {
@@ -163,7 +172,7 @@ impl Guard<'_> {
         ];
         let mut running = Running::start(&Setup {
             kind: Kind::Perennial,
-            perennial: Path::new("target/release/perennial"),
+            perennial: &self.perennial,
             directory: own.path(),
             certificates: &self.directory.join("certificates"),
             count: 1,
@@ -181,6 +190,7 @@ impl Guard<'_> {
                 address: running.address,
                 tls: tls::config(Groups::X25519, measured.protocol, false),
                 targets: Arc::new([Target::new(&name(0), upstream::SMALL)]),
+                aim: Aim::PerConnection,
                 protocol: measured.protocol,
                 // What answers are together in a buffer would depend on the clock.
                 connections: 1,

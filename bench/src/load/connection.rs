@@ -103,6 +103,11 @@ impl Connection {
         }
     }
 
+    /// Requests are for this target from now on.
+    pub fn aim_at(&mut self, target: usize) {
+        self.target = target;
+    }
+
     /// Prepares a request; [`flush`](Self::flush) sends it.
     pub fn request(&mut self, targets: &[Target], due: Instant) {
         let target = &targets[self.target];

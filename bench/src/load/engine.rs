@@ -15,7 +15,7 @@ use rustix::time::{
 use rustls::HandshakeKind;
 
 use super::connection::{Connection, Scratch};
-use super::{Counters, Outcome, Pace, Plan, Switches};
+use super::{Aim, Counters, Outcome, Pace, Plan, Switches};
 
 const TIMER: Token = Token(usize::MAX);
 /// How many handshakes a thread has under way at most while it opens connections that stay: a
@@ -213,6 +213,9 @@ impl<'a> Engine<'a> {
     fn request(&mut self, connection: &mut Connection, now: Instant) {
         if let Some(left) = self.left.checked_sub(1) {
             self.left = left;
+            if self.plan.aim == Aim::PerRequest {
+                connection.aim_at(self.random_target());
+            }
             connection.request(&self.plan.targets, now);
         }
     }

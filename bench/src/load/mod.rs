@@ -41,6 +41,16 @@ pub enum Pace {
     Hold,
 }
 
+/// For which of its targets a request is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Aim {
+    /// One at random for each connection.
+    PerConnection,
+    /// One at random for each request, whatever name the connection was opened for; HTTP/1.1 alone,
+    /// since the prepared blocks of HTTP/2 hold for one name a connection.
+    PerRequest,
+}
+
 /// A name to ask for, with the requests prepared.
 pub struct Target {
     server_name: rustls::pki_types::ServerName<'static>,
@@ -62,8 +72,8 @@ impl Target {
 pub struct Plan {
     pub address: SocketAddr,
     pub tls: Arc<ClientConfig>,
-    /// One is taken at random for each connection.
     pub targets: Arc<[Target]>,
+    pub aim: Aim,
     pub protocol: Protocol,
     pub connections: usize,
     pub pace: Pace,

@@ -6,11 +6,13 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use perennial_bench::certificates::name;
-use perennial_bench::cores::{Split, Ticks};
+use perennial_bench::cores::Split;
 use perennial_bench::handshake::Client;
-use perennial_bench::load::{Counts, Load, Outcome, Pace, Plan, Target, tls};
-use perennial_bench::process::Usage;
+use perennial_bench::load::{Aim, Load, Pace, Plan, Target, tls};
 use perennial_bench::servers::{Kind, Running, Service, Setup};
+use perennial_bench::window::{self, Place};
+
+pub use perennial_bench::window::Window as Cell;
 
 use crate::options::Options;
 use crate::rows::Throughput;
@@ -33,19 +35,6 @@ pub struct Bench<'a> {
 pub struct Certificates<'a> {
     pub folder: &'a Path,
     pub count: usize,
-}
-
-/// What was seen in one window.
-pub struct Cell {
-    pub counts: Counts,
-    pub wall: Duration,
-    pub server: Usage,
-    /// Of the server's cores: the share that it used, and the share that nobody did.
-    pub server_share: f64,
-    pub server_idle: f64,
-    /// Of the client's cores, client and upstream together.
-    pub client_share: f64,
-    pub outcome: Outcome,
 }
 
 /// Memory in KiB.
@@ -150,7 +139,7 @@ impl Bench<'_> {
             let mut running = self.launch(kind, certificates, cores);
             let name = name(certificates.count * 3 / 4);
             let first_handshake = running.wait_for(&Client::new(), &name);
-            wait_until_loaded(&running);
+            running.wait_until_loaded();
             let all_loaded = running.started.elapsed();
             std::thread::sleep(SETTLE);
             let memory_kib = running.server.memory_kib() as f64;
@@ -189,7 +178,7 @@ impl Bench<'_> {
     fn start(&self, kind: Kind, certificates: Certificates<'_>, cores: usize) -> Running {
         let mut running = self.launch(kind, certificates, cores);
         running.wait_for(&Client::new(), &name(certificates.count - 1));
-        wait_until_loaded(&running);
+        running.wait_until_loaded();
         running
     }
 
@@ -219,6 +208,7 @@ impl Bench<'_> {
                 row == Throughput::Resumed,
             ),
             targets: targets.clone(),
+            aim: Aim::PerConnection,
             protocol: row.protocol(),
             connections: 1,
             pace: Pace::Closed { streams: 1 },
@@ -227,38 +217,12 @@ impl Bench<'_> {
     }
 
     fn measure(&self, running: &Running, plan: Plan, cores: usize) -> Cell {
-        let server_cores = &self.split.server[..cores];
-        let load = Load::start(plan, &self.split.client);
-        std::thread::sleep(self.options.warm_up);
-        load.record();
-        let started = Instant::now();
-        let ticks = Ticks::now(server_cores);
-        let own = Usage::own();
-        let (server, counts) = (running.server.usage(), load.counts());
-        std::thread::sleep(self.options.window);
-        let counts = load.counts() - counts;
-        let server = running.server.usage() - server;
-        let wall = started.elapsed();
-        let own = Usage::own() - own;
-        let server_idle = Ticks::now(server_cores).idle_since(ticks);
-        let share = |used: Usage, cores: usize| {
-            used.total().as_secs_f64() / wall.as_secs_f64() / cores as f64
+        let place = Place {
+            server: &self.split.server[..cores],
+            client: &self.split.client,
         };
-        Cell {
-            counts,
-            wall,
-            server,
-            server_share: share(server, cores),
-            server_idle,
-            client_share: share(own, self.split.client.len()),
-            outcome: load.stop(),
-        }
-    }
-}
-
-fn wait_until_loaded(running: &Running) {
-    while !running.is_loaded() {
-        std::thread::sleep(Duration::from_millis(5));
+        let (warm_up, window) = (self.options.warm_up, self.options.window);
+        window::measure(&running.server, plan, place, warm_up, window)
     }
 }
 

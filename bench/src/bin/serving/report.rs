@@ -181,7 +181,7 @@ fn remarks(row: Throughput, cells: &[&Cell]) -> String {
 
 /// Whether others ran on the server's cores.
 fn disturbed(cells: &[&Cell]) -> Option<String> {
-    let others = median(cells, |cell| 1.0 - cell.server_idle - cell.server_share);
+    let others = median(cells, |cell| cell.others());
     (others > TOLERATED).then(|| format!("disturbed: others took {:.0} %", 100.0 * others))
 }
 
