@@ -3,13 +3,13 @@
 use std::net::SocketAddr;
 use std::ops::Deref;
 use std::path::{Path, PathBuf};
-use std::sync::LazyLock;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
 use pingora::upstreams::peer::HttpPeer;
 
-use super::upstream_tls::TlsTransport;
+use super::upstream_tls::{TlsTerms, TlsTransport};
 
 /// For TCP and TLS together. A host that is up answers within milliseconds, or, over the world,
 /// within a second and one lost packet.
@@ -32,10 +32,9 @@ pub enum Transport {
 
 /// One address of an upstream.
 pub struct Address {
-    /// No other has the same, now or later: kept connections are found by it.
-    id: u64,
     label: String,
     endpoint: Endpoint,
+    destination: Arc<Destination>,
     /// Milliseconds since [`START`]; 0 if it has not failed.
     failed_until: AtomicU64,
 }
@@ -51,6 +50,14 @@ pub enum Endpoint {
     },
 }
 
+/// Where a connection leads, whichever site it was made for: kept connections are found by it.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub enum Destination {
+    Tcp(SocketAddr),
+    Unix(PathBuf),
+    Tls(SocketAddr, TlsTerms),
+}
+
 /// The addresses of one upstream; never empty.
 pub struct Addresses(Box<[Address]>);
 
@@ -63,8 +70,8 @@ fn milliseconds_since_start() -> u64 {
 
 impl Address {
     pub fn tcp(address: SocketAddr, transport: &Transport) -> Address {
-        let endpoint = match transport {
-            Transport::Plain => Endpoint::Tcp(address),
+        let (endpoint, destination) = match transport {
+            Transport::Plain => (Endpoint::Tcp(address), Destination::Tcp(address)),
             Transport::Tls(transport) => {
                 let mut peer = Box::new(HttpPeer::new(address, true, transport.server_name()));
                 // The dial as a whole has its time, by the runtime's timer. Pingora's own are a
@@ -72,11 +79,12 @@ impl Address {
                 peer.options.connection_timeout = None;
                 peer.options.total_connection_timeout = None;
                 transport.prepare(&mut peer);
+                let destination = Destination::Tls(address, transport.terms());
                 let transport = transport.clone();
-                Endpoint::Tls { peer, transport }
+                (Endpoint::Tls { peer, transport }, destination)
             }
         };
-        Address::new(address.to_string(), endpoint)
+        Address::new(address.to_string(), endpoint, destination)
     }
 
     /// The error names the path.
@@ -89,21 +97,25 @@ impl Address {
             ));
         }
         let label = format!("unix:{}", path.display());
-        Ok(Address::new(label, Endpoint::Unix(path.to_owned())))
-    }
-
-    fn new(label: String, endpoint: Endpoint) -> Address {
-        static NEXT_ID: AtomicU64 = AtomicU64::new(0);
-        Address {
-            id: NEXT_ID.fetch_add(1, Ordering::Relaxed),
+        let endpoint = Endpoint::Unix(path.to_owned());
+        Ok(Address::new(
             label,
             endpoint,
+            Destination::Unix(path.to_owned()),
+        ))
+    }
+
+    fn new(label: String, endpoint: Endpoint, destination: Destination) -> Address {
+        Address {
+            label,
+            endpoint,
+            destination: Arc::new(destination),
             failed_until: AtomicU64::new(0),
         }
     }
 
-    pub fn id(&self) -> u64 {
-        self.id
+    pub fn destination(&self) -> &Arc<Destination> {
+        &self.destination
     }
 
     /// For logs.
@@ -184,8 +196,14 @@ mod tests {
     }
 
     #[test]
-    fn no_two_are_the_same() {
-        assert_ne!(address().id(), address().id());
+    fn destinations_are_told_apart_by_all_that_matters() {
+        assert_eq!(address().destination(), address().destination());
+        let ip = "192.0.2.1:443".parse().unwrap();
+        let other = Transport::Tls(TlsTransport::new("b.test".parse().unwrap(), None));
+        for other in [Transport::Plain, other] {
+            let other = Address::tcp(ip, &other);
+            assert_ne!(address().destination(), other.destination());
+        }
     }
 
     #[test]

@@ -138,6 +138,10 @@ pub struct TlsTransport {
     trust: Option<Arc<UpstreamTrust>>,
 }
 
+/// The name that is asked for, and the settings. Connections of one are none of another.
+#[derive(Debug, PartialEq, Eq, Hash)]
+pub struct TlsTerms(Name, Option<UpstreamTls>);
+
 /// What the certificate of a connection is not good for.
 struct WrongAddress(IpAddr);
 
@@ -155,6 +159,12 @@ impl TlsTransport {
 
     pub fn server_name(&self) -> String {
         self.server_name.to_string()
+    }
+
+    /// What connections are made under that does not change with the files.
+    pub fn terms(&self) -> TlsTerms {
+        let settings = self.trust.as_ref().map(|trust| trust.settings.clone());
+        TlsTerms(self.server_name.clone(), settings)
     }
 
     /// What does not change with the files.
