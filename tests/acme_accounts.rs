@@ -34,12 +34,6 @@ async fn wait_for_another(perennial: &Perennial, serial: &str) -> String {
     .await
 }
 
-async fn renew(perennial: &Perennial) {
-    let path = format!("/certificates/{NAME}/renew");
-    let (status, body) = perennial.admin_post(&path).await;
-    assert_eq!(status, 202, "{body}");
-}
-
 fn folder(perennial: &Perennial) -> PathBuf {
     let accounts = perennial.place.state().join("accounts");
     let mut entries = std::fs::read_dir(accounts).expect("a folder");
@@ -67,10 +61,10 @@ async fn a_new_key_takes_over_and_is_used_after_a_restart() {
     assert_eq!(before["id"], after["id"]);
     assert_ne!(before["key_pkcs8"], after["key_pkcs8"]);
     assert!(!folder(&perennial).join("account.key.next").exists());
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     let second = wait_for_another(&perennial, &first).await;
     perennial.restart().await;
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_for_another(&perennial, &second).await;
     assert_eq!(account(&perennial), after);
     let log = perennial.log().join("\n");
@@ -103,7 +97,7 @@ async fn a_change_of_keys_that_broke_off_is_settled_by_asking_the_ca() {
         std::fs::write(folder.join(file), content).expect(file);
     }
     perennial.start_and_wait().await;
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_for_another(&perennial, &first).await;
     assert!(read("account.key") == new_key, "the new key is the key");
     assert!(!folder.join("account.key.next").exists());
@@ -113,7 +107,7 @@ async fn a_change_of_keys_that_broke_off_is_settled_by_asking_the_ca() {
     std::fs::write(folder.join("account.key.next"), stranger).expect("a key");
     perennial.start_and_wait().await;
     let now = wait_for_another(&perennial, "").await;
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_for_another(&perennial, &now).await;
     assert!(read("account.key") == new_key);
 }
@@ -133,7 +127,7 @@ async fn a_lost_or_broken_file_is_made_up_from_the_key() {
             Some(content) => std::fs::write(&file, content).expect("written"),
         }
         perennial.start_and_wait().await;
-        renew(&perennial).await;
+        perennial.renew(NAME).await;
         serial = wait_for_another(&perennial, &serial).await;
         assert_eq!(account(&perennial)["id"], before["id"]);
         perennial
@@ -153,7 +147,7 @@ async fn a_deactivated_account_is_followed_by_a_new_one() {
     let done = perennial.cli(&["account", "deactivate", "--yes"]).await;
     assert!(done.assert_success().stdout.starts_with("deactivated "));
     assert!(folder(&perennial).join("account.deactivated.json").exists());
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_for_another(&perennial, &first).await;
     let after = account(&perennial);
     assert_ne!(before["id"], after["id"]);

@@ -24,19 +24,6 @@ async fn wait_for(perennial: &Perennial, ca: &ScriptedCa) {
     .await;
 }
 
-async fn last_error(perennial: &Perennial) -> String {
-    let error = wait_until(SOON, "last_error in /status", async || {
-        perennial.status_field(NAME, "last_error").await
-    });
-    error.await.as_str().expect("a text").to_owned()
-}
-
-async fn renew(perennial: &Perennial) {
-    let path = format!("/certificates/{NAME}/renew");
-    let (status, body) = perennial.admin_post(&path).await;
-    assert_eq!(status, 202, "{body}");
-}
-
 /// The second authority issues at once, and the first has its turn again at the next renewal.
 async fn falls_over_at_once(kind: Kind, fault: Fault) {
     let place = Place::new();
@@ -51,7 +38,7 @@ async fn falls_over_at_once(kind: Kind, fault: Fault) {
     assert_eq!(first.count(kind), 1, "it was asked once");
     first.script(|script| script.behave());
     if kind == Kind::NewOrder {
-        renew(&perennial).await;
+        perennial.renew(NAME).await;
         wait_for(&perennial, &first).await;
         assert_eq!(second.issued().len(), 1);
     }
@@ -87,7 +74,7 @@ async fn a_profile_that_does_not_exist_is_told_with_those_that_do() {
         let site = site(NAME, "acme", &["respond:hello"]);
         let acme = format!("{}profile = \"shortlive\"\n", ca.acme_table());
         let perennial = Perennial::run(place, &format!("{acme}{site}")).await;
-        let error = last_error(&perennial).await;
+        let error = perennial.last_error(NAME).await;
         assert!(error.contains("no profile \"shortlive\""), "{error}");
         assert!(error.contains(expected), "{error}");
         assert_eq!(ca.count(Kind::NewOrder), 0, "nothing was ordered in vain");
@@ -184,7 +171,7 @@ async fn an_order_that_would_break_a_limit_is_not_sent_and_its_date_is_told() {
     let text = format!("{}{limits}{site}", ca.acme_table());
     let mut perennial = Perennial::run(place, &text).await;
     wait_for(&perennial, &ca).await;
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_until(SOON, "a second certificate", async || {
         (ca.issued().len() == 2).then_some(())
     })
@@ -196,7 +183,7 @@ async fn an_order_that_would_break_a_limit_is_not_sent_and_its_date_is_told() {
     std::fs::remove_dir_all(perennial.place.state().join("certificates")).expect("lost");
     std::fs::remove_dir_all(perennial.place.state().join("ledger/subjects")).expect("lost");
     perennial.start_and_wait().await;
-    let error = last_error(&perennial).await;
+    let error = perennial.last_error(NAME).await;
     assert!(
         error.contains("2 in 7d certificates for the same names"),
         "{error}"
@@ -218,7 +205,7 @@ async fn failed_validations_are_counted_for_their_name() {
     let limits = "[acme.limits]\nfailed_validations = \"1/1h\"\n";
     let text = format!("{}{limits}{site}", ca.acme_table());
     let perennial = Perennial::run(place, &text).await;
-    last_error(&perennial).await;
+    perennial.last_error(NAME).await;
     a_renewal_has_to_wait(&perennial).await;
     assert_eq!(ca.count(Kind::NewOrder), 1);
 }
@@ -234,7 +221,7 @@ async fn a_paused_name_is_told_with_the_address_that_ends_the_pause() {
     ca.script(|script| script.break_one(Kind::NewOrder, paused));
     let site = site(NAME, "acme", &["respond:hello"]);
     let perennial = Perennial::run(place, &format!("{}{site}", ca.acme_table())).await;
-    let error = last_error(&perennial).await;
+    let error = perennial.last_error(NAME).await;
     let remedy = "visit https://portal.example.test/unpause?jwt=x.y.z to end the pause";
     assert!(error.contains(remedy), "{error}");
     assert_eq!(ca.count(Kind::NewOrder), 1);

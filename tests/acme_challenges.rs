@@ -8,9 +8,9 @@ use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect};
 
 use crate::support::bind::{Bind, Zone};
-use crate::support::client::{Served, serial, served};
+use crate::support::client::{serial, served};
 use crate::support::http1::KeepAlive;
-use crate::support::pebble::{Options, Pebble};
+use crate::support::pebble::{Options, Pebble, issued_by_pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
 use crate::support::scripted_ca::{ScriptedCa, Validation};
@@ -25,33 +25,12 @@ async fn start(place: Place, ca: &ScriptedCa) -> Perennial {
     Perennial::run(place, &format!("{}{site}", ca.acme_table())).await
 }
 
-async fn renew(perennial: &Perennial, name: &str) {
-    let path = format!("/certificates/{name}/renew");
-    let (status, body) = perennial.admin_post(&path).await;
-    assert_eq!(status, 202, "{body}");
-}
-
 async fn wait_for_certificates(perennial: &Perennial, ca: &ScriptedCa, count: usize) {
     wait_until(SOON, "one more certificate", async || {
         let served = serial(perennial.place.https, NAME).await.ok()?;
         (ca.serials().get(count - 1) == Some(&served)).then_some(())
     })
     .await;
-}
-
-async fn wait_for_certificate_by_pebble(perennial: &Perennial, name: &str) -> Served {
-    wait_until(SOON, "a certificate by Pebble", async || {
-        let served = served(perennial.place.https, Some(name)).await.ok()?;
-        served.issuer.contains("Pebble").then_some(served)
-    })
-    .await
-}
-
-async fn last_error(perennial: &Perennial, name: &str) -> String {
-    let error = wait_until(SOON, "last_error in /status", async || {
-        perennial.status_field(name, "last_error").await
-    });
-    error.await.as_str().expect("a text").to_owned()
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -63,22 +42,22 @@ async fn another_challenge_after_a_failure_and_first_from_then_on() {
         script.failing = vec!["tls-alpn-01"];
     });
     let mut perennial = start(place, &ca).await;
-    let error = last_error(&perennial, NAME).await;
+    let error = perennial.last_error(NAME).await;
     assert!(error.contains("lets tls-alpn-01 fail"), "{error}");
-    renew(&perennial, NAME).await;
+    perennial.renew(NAME).await;
     wait_for_certificates(&perennial, &ca, 1).await;
     assert_eq!(ca.challenges(), ["tls-alpn-01", "http-01"]);
     // What was learned outlives the process.
     perennial.restart().await;
     perennial.wait_ready().await;
-    renew(&perennial, NAME).await;
+    perennial.renew(NAME).await;
     wait_for_certificates(&perennial, &ca, 2).await;
     assert_eq!(ca.challenges(), ["tls-alpn-01", "http-01", "http-01"]);
     // And is unlearned: each failed once since it went well.
     ca.script(|script| script.failing = vec!["http-01"]);
-    renew(&perennial, NAME).await;
-    last_error(&perennial, NAME).await;
-    renew(&perennial, NAME).await;
+    perennial.renew(NAME).await;
+    perennial.last_error(NAME).await;
+    perennial.renew(NAME).await;
     wait_for_certificates(&perennial, &ca, 3).await;
     assert_eq!(ca.challenges()[3..], ["http-01", "tls-alpn-01"]);
 }
@@ -111,9 +90,9 @@ async fn tokens_are_gone_when_the_order_has_ended() {
         answer(http, &token).await.is_none().then_some(())
     })
     .await;
-    last_error(&perennial, NAME).await;
+    perennial.last_error(NAME).await;
     ca.script(|script| script.validation = Validation::Real);
-    renew(&perennial, NAME).await;
+    perennial.renew(NAME).await;
     wait_for_certificates(&perennial, &ca, 1).await;
     for token in ca.tokens() {
         wait_until(SOON, "the answer to be taken back", async || {
@@ -151,7 +130,7 @@ async fn http_01_through_a_redirect_to_the_https_port() {
     .await;
     let acme = format!("{}challenges = [\"http-01\"]\n", pebble.acme_table());
     perennial.rewrite_config(&format!("{acme}{}", site(NAME, "acme", &["respond:hello"])));
-    wait_for_certificate_by_pebble(&perennial, NAME).await;
+    issued_by_pebble(&perennial, NAME).await;
     let log = pebble.log();
     assert!(log.contains("Attempting to validate w/ HTTP"), "{log}");
 }
@@ -182,7 +161,7 @@ async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
     );
     let perennial = Perennial::run(place, &text).await;
     let name = "*.example.test";
-    let error = last_error(&perennial, name).await;
+    let error = perennial.last_error(name).await;
     let record = error.split_once("for all: ").expect("the record").1;
     assert!(
         record.starts_with("_validation-persist.example.test. IN TXT \"pebble.letsencrypt.org; "),
@@ -203,12 +182,12 @@ async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
     bind.update(&format!("update add {change}")).await;
     let told = cli(&doctor).await.assert_success();
     assert!(told.stdout.contains("its TXT record is there"), "{told:#?}");
-    renew(&perennial, name).await;
-    let first = wait_for_certificate_by_pebble(&perennial, "x.example.test").await;
+    perennial.renew(name).await;
+    let first = issued_by_pebble(&perennial, "x.example.test").await;
     assert_eq!(first.names, [name]);
     // It was the same order all the time, and nothing is written for the next one.
     assert_eq!(pebble.orders(), 1);
-    renew(&perennial, name).await;
+    perennial.renew(name).await;
     wait_until(SOON, "a renewed certificate", async || {
         let served = served(perennial.place.https, Some("x.example.test"))
             .await
@@ -245,7 +224,7 @@ async fn a_missing_standing_record_does_not_hold_up_another_challenge() {
         site(NAME, "acme", &["respond:hello"])
     );
     let perennial = Perennial::run(place, &text).await;
-    wait_for_certificate_by_pebble(&perennial, NAME).await;
+    issued_by_pebble(&perennial, NAME).await;
     perennial
         .wait_for_log("dns-persist-01 needs this record", SOON)
         .await;

@@ -9,8 +9,7 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::bind::{Bind, Zone};
-use crate::support::client::{Served, served};
-use crate::support::pebble::{Options, Pebble};
+use crate::support::pebble::{Options, Pebble, issued_by_pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
 use crate::support::server::Server;
@@ -49,21 +48,6 @@ fn config(pebble: &Pebble, dns: &str, hosts: &[&str]) -> String {
     format!("{acme}challenges = [\"dns-01\"]\n{dns}{}", site(hosts))
 }
 
-async fn wait_for_certificate(perennial: &Perennial, name: &str) -> Served {
-    wait_until(SOON, "a certificate by Pebble", async || {
-        let served = served(perennial.place.https, Some(name)).await.ok()?;
-        served.issuer.contains("Pebble").then_some(served)
-    })
-    .await
-}
-
-async fn last_error(perennial: &Perennial, name: &str) -> String {
-    let error = wait_until(SOON, "last_error in /status", async || {
-        perennial.status_field(name, "last_error").await
-    });
-    error.await.as_str().expect("a text").to_owned()
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wildcard_and_its_parent_by_rfc_2136() {
     let place = Place::new();
@@ -73,7 +57,7 @@ async fn a_wildcard_and_its_parent_by_rfc_2136() {
     };
     let hosts = ["example.test", "*.example.test"];
     let perennial = Perennial::run(place, &config(&pebble, &bind.dns_table(), &hosts)).await;
-    let served = wait_for_certificate(&perennial, "any.example.test").await;
+    let served = issued_by_pebble(&perennial, "any.example.test").await;
     let mut names = served.names;
     names.sort();
     assert_eq!(names, ["*.example.test", "example.test"]);
@@ -101,7 +85,7 @@ async fn certificates_of_their_own_for_a_wildcard_and_its_parent_at_once() {
     let text = format!("{acme}{}{site}", bind.dns_table());
     let perennial = Perennial::run(place, &text).await;
     for (name, expected) in [("example.test", hosts[0]), ("x.example.test", hosts[1])] {
-        let served = wait_for_certificate(&perennial, name).await;
+        let served = issued_by_pebble(&perennial, name).await;
         assert_eq!(served.names, [expected]);
     }
     assert_eq!(pebble.orders(), 2);
@@ -134,7 +118,7 @@ async fn a_delegated_challenge_is_written_where_the_alias_leads() {
     };
     let text = config(&pebble, &bind.dns_table(), &["example.test"]);
     let perennial = Perennial::run(place, &text).await;
-    wait_for_certificate(&perennial, "example.test").await;
+    issued_by_pebble(&perennial, "example.test").await;
     bind.wait_until_empty("here.acme.test").await;
 }
 
@@ -171,7 +155,7 @@ async fn the_ca_is_told_only_when_every_server_has_the_record() {
     lagging
         .update(&format!("update add {CHALLENGE} 60 TXT {value}"))
         .await;
-    wait_for_certificate(&perennial, "example.test").await;
+    issued_by_pebble(&perennial, "example.test").await;
     bind.wait_until_empty(CHALLENGE).await;
 }
 
@@ -180,7 +164,7 @@ async fn a_record_that_does_not_arrive_fails_in_words_and_is_removed() {
     let Some((perennial, pebble, bind, lagging)) = with_a_server_that_lags("1s").await else {
         return;
     };
-    let error = last_error(&perennial, "example.test").await;
+    let error = perennial.last_error("example.test").await;
     let lacks = format!("{} has none", lagging.addr);
     assert!(
         error.contains(CHALLENGE) && error.contains(&lacks),
@@ -256,7 +240,7 @@ async fn a_program_writes_and_removes_the_record() {
         &["*.example.test"],
     );
     let perennial = Perennial::run(place, &text).await;
-    wait_for_certificate(&perennial, "x.example.test").await;
+    issued_by_pebble(&perennial, "x.example.test").await;
     bind.wait_until_empty(CHALLENGE).await;
     let calls = std::fs::read_to_string(perennial.place.path("calls")).expect("calls");
     let calls: Vec<&str> = calls.lines().collect();
@@ -286,7 +270,7 @@ async fn a_program_that_fails_is_quoted_and_one_that_hangs_is_ended() {
         let dns = exec_table(&bind, &program, more);
         let text = config(&pebble, &dns, &["example.test"]);
         let perennial = Perennial::run(place, &text).await;
-        let error = last_error(&perennial, "example.test").await;
+        let error = perennial.last_error("example.test").await;
         assert!(error.contains(expected), "{error}");
         assert!(!pebble.log().contains("Pulled a task"));
         // What it started is gone as well.
@@ -334,14 +318,14 @@ async fn through_an_acme_dns_server() {
     };
     let text = config(&pebble, &table("another"), &["example.test"]);
     let mut perennial = Perennial::run(place, &text).await;
-    let error = last_error(&perennial, "example.test").await;
+    let error = perennial.last_error("example.test").await;
     let remedy = "_acme-challenge.example.test CNAME another.DOMAIN";
     assert!(error.contains(remedy), "{error}");
     perennial.kill9();
     std::fs::remove_dir_all(perennial.place.state().join("ledger")).expect("no backoff");
     perennial.rewrite_config(&config(&pebble, &table("8e5700ea"), &["example.test"]));
     perennial.start_and_wait().await;
-    wait_for_certificate(&perennial, "example.test").await;
+    issued_by_pebble(&perennial, "example.test").await;
 }
 
 /// What acme-dns does with an update: the newest value of the subdomain.
@@ -375,7 +359,7 @@ async fn a_refused_update_is_told_without_the_key() {
     let wrong = "d3JvbmcgLSB3cm9uZyAtIHdyb25n";
     let dns = bind.dns_table().replace(&bind.secret, wrong);
     let perennial = Perennial::run(place, &config(&pebble, &dns, &["example.test"])).await;
-    let error = last_error(&perennial, "example.test").await;
+    let error = perennial.last_error("example.test").await;
     assert!(
         error.contains("rfc2136 did not take the TXT record"),
         "{error}"
@@ -408,7 +392,7 @@ async fn the_example_orders_a_wildcard() {
         text.replace(theirs, ours)
     });
     let perennial = Perennial::run(place, &text).await;
-    let served = wait_for_certificate(&perennial, "any.example.test").await;
+    let served = issued_by_pebble(&perennial, "any.example.test").await;
     assert!(served.names.contains(&"*.example.test".to_owned()));
     let text = std::fs::read_to_string(perennial.place.path("perennial.toml")).expect("ours");
     let file = perennial.place.write("check.toml", text);

@@ -33,20 +33,6 @@ async fn wait_for_certificate(perennial: &Perennial, ca: &ScriptedCa) -> String 
     .await
 }
 
-async fn last_error(perennial: &Perennial) -> String {
-    let error = wait_until(SOON, "last_error in /status", async || {
-        perennial.status_field(NAME, "last_error").await
-    });
-    error.await.as_str().expect("a text").to_owned()
-}
-
-async fn renew(perennial: &Perennial) {
-    let (status, body) = perennial
-        .admin_post(&format!("/certificates/{NAME}/renew"))
-        .await;
-    assert_eq!(status, 202, "{body}");
-}
-
 async fn validated_by(challenge: &str) {
     let place = Place::new();
     let ca = ScriptedCa::start(&place).await;
@@ -86,7 +72,7 @@ async fn a_rate_limit_is_waited_for_as_long_as_it_says() {
     let retry_after = Some("7200".to_owned());
     ca.script(|script| script.break_one(Kind::NewOrder, Fault::TooMany { retry_after }));
     let perennial = start(place, &ca, "").await;
-    last_error(&perennial).await;
+    perennial.last_error(NAME).await;
     let next = perennial
         .status_field(NAME, "next_attempt")
         .await
@@ -108,7 +94,7 @@ async fn a_refusal_is_told_in_the_authoritys_words() {
     let refusal = Fault::Refuse(problem(403, "caa", words));
     ca.script(|script| script.break_one(Kind::NewOrder, refusal));
     let perennial = start(place, &ca, "").await;
-    let error = last_error(&perennial).await;
+    let error = perennial.last_error(NAME).await;
     assert!(error.contains(words), "{error}");
     perennial.wait_for_log(words, SOON).await;
     assert_eq!(ca.count(Kind::NewOrder), 1);
@@ -120,8 +106,8 @@ async fn a_bad_certificate_replaces_nothing(fault: CertificateFault) {
     let perennial = start(place, &ca, "").await;
     let good = wait_for_certificate(&perennial, &ca).await;
     ca.script(|script| script.certificate = fault);
-    renew(&perennial).await;
-    let error = last_error(&perennial).await;
+    perennial.renew(NAME).await;
+    let error = perennial.last_error(NAME).await;
     assert!(!error.is_empty());
     never_within(Duration::from_secs(1), async || {
         let served = serial(perennial.place.https, NAME).await;
@@ -129,7 +115,7 @@ async fn a_bad_certificate_replaces_nothing(fault: CertificateFault) {
     })
     .await;
     ca.script(|script| script.certificate = CertificateFault::None);
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_for_certificate(&perennial, &ca).await;
 }
 
@@ -184,7 +170,7 @@ async fn already_replaced_orders_again_without_saying_so() {
     let perennial = start(place, &ca, "").await;
     wait_for_certificate(&perennial, &ca).await;
     ca.script(|script| script.already_replaced = true);
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_until(SOON, "a second certificate", async || {
         ca.issued().get(1).cloned()
     })
@@ -207,7 +193,7 @@ async fn the_account_is_made_once_and_kept() {
     };
     let before = file(&accounts);
     perennial.restart().await;
-    renew(&perennial).await;
+    perennial.renew(NAME).await;
     wait_until(SOON, "a second certificate", async || {
         ca.issued().get(1).cloned()
     })

@@ -80,10 +80,7 @@ async fn while_a_certificate_is_renewed() {
 }
 
 async fn renews_again(perennial: &Perennial, old: &str) {
-    let (status, body) = perennial
-        .admin_post(&format!("/certificates/{NAME}/renew"))
-        .await;
-    assert_eq!(status, 202, "{body}");
+    perennial.renew(NAME).await;
     wait_until(SOON, "a renewed certificate", async || {
         (served_serial(perennial).await != old).then_some(())
     })

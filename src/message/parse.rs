@@ -57,8 +57,12 @@ impl HeadEnd {
         })
     }
 
-    /// The same where lines may end in LF alone.
-    fn find_lenient(&mut self, text: &[u8], limits: &Limits) -> Result<Option<usize>, HeadError> {
+    /// The same for a response, whose lines may end in LF alone.
+    pub fn find_in_response(
+        &mut self,
+        text: &[u8],
+        limits: &Limits,
+    ) -> Result<Option<usize>, HeadError> {
         self.search(text, limits, |text, at| {
             Ok(matches!(
                 text[..at],
@@ -89,15 +93,6 @@ impl HeadEnd {
             true => Ok(None),
             false => Err(HeadError::TooLarge),
         }
-    }
-
-    /// For responses.
-    pub fn find_in_response(
-        &mut self,
-        text: &[u8],
-        limits: &Limits,
-    ) -> Result<Option<usize>, HeadError> {
-        self.find_lenient(text, limits)
     }
 }
 

@@ -127,7 +127,7 @@ impl<C: Client> Exchange<'_, C> {
         fresh: bool,
     ) -> Result<Option<(Connection, bool)>, Failure> {
         let forwarding = context.forwarding_mut()?;
-        if !fresh || forwarding.attempt.is_none() {
+        if !fresh {
             forwarding.advance().await?;
         }
         forwarding.note_version();

@@ -163,12 +163,10 @@ mod tests {
         let kept = Kept::default();
         let (near, _far) = connection(&listener).await;
         kept.put(&address, 1, near);
-        let (near, far) = connection(&listener).await;
+        let (mut near, far) = connection(&listener).await;
         drop(far);
         // The end has to be noticed by whoever waits for sockets.
-        let readable = |near: &mut Connection| !near.is_idle();
-        let mut near = near;
-        while !readable(&mut near) {
+        while near.is_idle() {
             tokio::task::yield_now().await;
         }
         kept.put(&address, 0, near);

@@ -3,7 +3,7 @@
 use serde_json::Value;
 
 use super::perennial::Perennial;
-use super::wait::SOON;
+use super::wait::{SOON, wait_until};
 
 impl Perennial {
     pub async fn admin(&self, method: reqwest::Method, path: &str) -> (u16, String) {
@@ -55,6 +55,22 @@ impl Perennial {
     /// one about what is being ordered.
     pub async fn status_field(&self, name: &str, field: &str) -> Option<Value> {
         find_field(&self.status_json().await, name, field)
+    }
+
+    /// Has the certificate for a name renewed; the order goes on behind the answer.
+    pub async fn renew(&self, name: &str) {
+        let (status, body) = self
+            .admin_post(&format!("/certificates/{name}/renew"))
+            .await;
+        assert_eq!(status, 202, "{body}");
+    }
+
+    /// What is said of the last attempt for a name, once that has failed.
+    pub async fn last_error(&self, name: &str) -> String {
+        let error = wait_until(SOON, "last_error in /status", async || {
+            self.status_field(name, "last_error").await
+        });
+        error.await.as_str().expect("a text").to_owned()
     }
 
     /// The value of a metric with this name and all these `key="value"` labels.

@@ -6,7 +6,9 @@ use std::process::{Child, Command, Stdio};
 
 use serde_json::json;
 
+use super::client::{Served, served};
 use super::command::{self, Lines};
+use super::perennial::Perennial;
 use super::place::Place;
 use super::wait::{SOON, wait_until};
 use super::{certs, tls};
@@ -16,6 +18,15 @@ const OLDEST: (u32, u32) = (2, 8);
 
 /// Set where Pebble is known to be there: not finding it is then a failure.
 const REQUIRED: &str = "PERENNIAL_REQUIRE_PEBBLE";
+
+/// Waits until a certificate that Pebble has issued is served for this name.
+pub async fn issued_by_pebble(perennial: &Perennial, name: &str) -> Served {
+    wait_until(SOON, "a certificate by Pebble", async || {
+        let served = served(perennial.place.https, Some(name)).await.ok()?;
+        served.issuer.contains("Pebble").then_some(served)
+    })
+    .await
+}
 
 pub struct Options {
     /// Lifetime of issued certificates.
