@@ -26,6 +26,7 @@ rows! {
     an_editor_keeps_a_backup: Row::PAIR;
     it_is_written_slowly: Row::PAIR;
     the_chain_follows_slowly: Row::PAIR.same_key();
+    the_leaf_alone_comes_first: Row::PAIR.built_by(with_the_leaf_alone).in_a_folder_only();
     it_is_deleted_and_made_anew: Row::PAIR;
     it_is_gone_for_a_while: Row::PAIR;
     a_thousand_events_a_second: Row::PAIR;
@@ -158,6 +159,22 @@ async fn the_chain_follows_slowly(turn: Turn<'_>) {
         file.write_all(part.as_bytes()).expect("written");
         tokio::time::sleep(GAP).await;
     }
+}
+
+/// As certbot has them: `cert.pem` holds the leaf, `fullchain.pem` the leaf and its intermediate.
+fn with_the_leaf_alone(folder: &Path, leaf: &Leaf) -> Pair {
+    let pair = Pair::write(folder, leaf);
+    fs::write(folder.join("cert.pem"), &leaf.certificate_pem).expect("written");
+    pair
+}
+
+/// In certbot's order. With the new key the leaf alone is a pair, while the whole chain is not.
+async fn the_leaf_alone_comes_first(turn: Turn<'_>) {
+    let new = &turn.new[0];
+    cp(&new.certificate_pem, &turn.folder.join("cert.pem")).await;
+    cp(&new.key_pem, &turn.pair.key).await;
+    tokio::time::sleep(GAP).await;
+    cp(&new.chain_pem(), &turn.pair.certificate).await;
 }
 
 async fn it_is_deleted_and_made_anew(turn: Turn<'_>) {

@@ -13,14 +13,13 @@ use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 
-use super::certified_key::CertifiedKey;
 use super::file_path::{FilePath, Inside};
 use super::inventory::EntryId;
 use super::material::{Leaf, Material, MaterialError, PublicKeyHash};
 use super::observe::{self, Digest, Observation, ReadError, Stamp};
 use super::parallel;
 use super::table::SourceKind;
-use super::unit::{Content, Finding, Sight, Task, Unit, Verdict};
+use super::unit::{Content, Finding, Served, Sight, Task, Unit, Verdict};
 use super::units::Units;
 use super::walk::{Walk, is_hidden};
 
@@ -451,7 +450,7 @@ impl Folder {
         &mut self,
         path: &Arc<Path>,
         finding: Finding,
-        served: Option<&CertifiedKey>,
+        served: Served<'_>,
         patience: Duration,
         now: OffsetDateTime,
     ) -> Option<Verdict> {

@@ -10,7 +10,7 @@ use time::OffsetDateTime;
 use super::folder::{FileReading, Folder, ToRead};
 use super::inventory::EntryId;
 use super::testing::{Pair, Request};
-use super::unit::{Finding, Task};
+use super::unit::{Finding, Served, Task};
 use crate::clock;
 
 struct Scene {
@@ -63,7 +63,7 @@ impl Scene {
     fn judge(&mut self, file: &str, finding: Finding, now: OffsetDateTime) {
         let path: Arc<Path> = self.path(file).into();
         self.folder
-            .judge(&path, finding, None, time::Duration::ZERO, now)
+            .judge(&path, finding, Served::default(), time::Duration::ZERO, now)
             .unwrap();
     }
 

@@ -7,11 +7,10 @@ use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 
-use super::certified_key::CertifiedKey;
 use super::file_path::FilePath;
 use super::inventory::EntryId;
 use super::table::SourceKind;
-use super::unit::{Finding, Task, Unit, Verdict};
+use super::unit::{Finding, Served, Task, Unit, Verdict};
 use super::units::Units;
 
 /// `certificates/` of the state directory.
@@ -160,7 +159,7 @@ impl Generations {
         &mut self,
         path: &Arc<Path>,
         finding: Finding,
-        served: Option<&CertifiedKey>,
+        served: Served<'_>,
         patience: Duration,
         now: OffsetDateTime,
     ) -> Option<Verdict> {

@@ -138,6 +138,17 @@ impl Inventory {
         self.entries.get(id)
     }
 
+    /// The longest chain, in certificates, that is served for one of the names by what is on disk
+    /// in sources of this kind.
+    pub fn chain_served(&self, source: SourceKind, names: &[Name]) -> usize {
+        let choices = names.iter().filter_map(|name| self.table.get(name));
+        choices
+            .filter(|choice| choice.best.source == source && choice.standing.on_disk)
+            .map(|choice| choice.best.key.chain_length())
+            .max()
+            .unwrap_or(0)
+    }
+
     /// A good certificate was read: it replaces what the entry had.
     pub fn loaded(&mut self, id: &EntryId, live: Arc<LiveCertificate>, now: OffsetDateTime) {
         let old = self.entries.get(id).and_then(|entry| entry.live.clone());

@@ -98,6 +98,17 @@ pub enum Verdict {
     },
 }
 
+/// What is served when a finding is judged.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Served<'a> {
+    /// From the unit itself.
+    pub key: Option<&'a CertifiedKey>,
+    /// The longest chain, in certificates, from the unit itself or for a name of the finding from
+    /// another file of the same source: certbot writes `cert.pem`, the key, and only then
+    /// `fullchain.pem`, and in between the leaf alone is a pair.
+    pub chain_length: usize,
+}
+
 /// A certificate to serve from now on.
 #[derive(Debug)]
 pub struct Replacement {
@@ -202,17 +213,20 @@ impl Unit {
     }
 
     /// Judges a finding: good material is taken, except a chain that has lost its intermediates and
-    /// may still be growing, and except what is not valid now where what is `served`
-    /// is. Bad material is reported once it has had `patience` to get better. What is gone has
+    /// may still be growing (here or in the file beside this one), and except what is not valid now
+    /// where what is `served` is. Bad material is reported once it has had `patience` to get better. What is gone has
     /// vanished, at each look anew, as long as it is `served`, and is missing otherwise.
     pub fn judge(
         &mut self,
         finding: Finding,
-        served: Option<&CertifiedKey>,
+        served: Served<'_>,
         patience: Duration,
         now: OffsetDateTime,
     ) -> Verdict {
-        let served_chain = served.map_or(0, CertifiedKey::chain_length);
+        let Served {
+            key: served,
+            chain_length: served_chain,
+        } = served;
         self.retry_at = None;
         match finding {
             Finding::Absent if served.is_none() => {
@@ -520,10 +534,14 @@ mod tests {
             changed_at: NOW,
         };
         let (mut unit, served) = (unit(), key());
-        let verdict = unit.judge(good, None, PATIENCE, NOW);
+        let verdict = unit.judge(good, Served::default(), PATIENCE, NOW);
         assert!(matches!(verdict, Verdict::Replace(_)));
-        let mut look = |served, after| {
+        let mut look = |key, after| {
             let now = NOW + Duration::seconds(after);
+            let served = Served {
+                key,
+                chain_length: 1,
+            };
             unit.judge(Finding::Absent, served, PATIENCE, now)
         };
         assert!(matches!(look(Some(&served), 0), Verdict::Wait));
@@ -541,7 +559,7 @@ mod tests {
                 path: "a".into(),
                 cause: "is empty".to_owned(),
             };
-            let verdict = unit.judge(finding, None, PATIENCE, now);
+            let verdict = unit.judge(finding, Served::default(), PATIENCE, now);
             (
                 matches!(verdict, Verdict::Failed { .. }),
                 unit.needs_recheck(),

@@ -5,9 +5,8 @@ use std::path::Path;
 
 use time::{Duration, OffsetDateTime};
 
-use super::certified_key::CertifiedKey;
 use super::file_path::FilePath;
-use super::unit::{Finding, Unit, Verdict};
+use super::unit::{Finding, Served, Unit, Verdict};
 
 /// Units by certificate file.
 #[derive(Default)]
@@ -65,7 +64,7 @@ impl Units {
         &mut self,
         path: &Path,
         finding: Finding,
-        served: Option<&CertifiedKey>,
+        served: Served<'_>,
         patience: Duration,
         now: OffsetDateTime,
     ) -> Option<Verdict> {

@@ -17,7 +17,7 @@ use crate::certificate::inventory::{EntryId, Failure};
 use crate::certificate::observe::ReadError;
 use crate::certificate::parallel;
 use crate::certificate::table::{LiveCertificate, SourceKind};
-use crate::certificate::unit::{Finding, Replacement, Task, Verdict};
+use crate::certificate::unit::{Finding, Replacement, Served, Task, Verdict};
 
 /// What a scan looks at.
 pub(super) enum Scope {
@@ -169,7 +169,7 @@ impl Thread {
         &mut self,
         id: &EntryId,
         finding: Finding,
-        served: Option<&CertifiedKey>,
+        served: Served<'_>,
         scan: &Scan,
     ) -> Option<Verdict> {
         let (patience, now) = (scan.patience, scan.now);
@@ -195,7 +195,15 @@ impl Thread {
         let now = scan.now;
         let served = self.inventory.get(id).and_then(|entry| entry.live.clone());
         let key = served.as_ref().map(|live| &live.key);
-        match self.judge(id, finding, key, scan)? {
+        let shown = match &finding {
+            Finding::Good { key, .. } => self.inventory.chain_served(id.source, key.names()),
+            _ => 0,
+        };
+        let in_service = Served {
+            key,
+            chain_length: key.map_or(0, CertifiedKey::chain_length).max(shown),
+        };
+        match self.judge(id, finding, in_service, scan)? {
             Verdict::Wait => None,
             Verdict::Unchanged => {
                 let news = self.inventory.recovered(id, now);
