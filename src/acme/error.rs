@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::order::challenge_name;
 use crate::config::ChallengeType;
 use crate::store::StoreError;
 
@@ -44,11 +45,56 @@ pub struct AcmeError {
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Subproblem {
     pub identifier: Option<String>,
     pub problem: Option<String>,
     pub detail: String,
+}
+
+/// A failed attempt taken apart: for the ledger, `/status` and whoever reads those.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ErrorReport {
+    pub class: Class,
+    /// As [`AcmeError::problem`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub problem: Option<String>,
+    pub detail: String,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub identifier: Option<String>,
+    /// As the configuration names it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenge: Option<String>,
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub subproblems: Vec<Subproblem>,
+    /// What the operator can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub remedy: Option<String>,
+    /// Where a pause is ended.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub unpause_url: Option<String>,
+}
+
+/// Why the last attempt failed: as a sentence, and taken apart where it is the CA's error.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LastError {
+    pub text: String,
+    pub report: Option<Box<ErrorReport>>,
+}
+
+impl From<String> for LastError {
+    fn from(text: String) -> LastError {
+        LastError { text, report: None }
+    }
+}
+
+impl From<&AcmeError> for LastError {
+    fn from(error: &AcmeError) -> LastError {
+        LastError {
+            text: error.to_string(),
+            report: Some(Box::new(error.report())),
+        }
+    }
 }
 
 impl AcmeError {
@@ -87,6 +133,20 @@ impl AcmeError {
             Class::Permanent | Class::RateLimited | Class::Operator
         );
         refused && (self.problem.is_some() || self.class == Class::RateLimited)
+    }
+
+    /// For people and for the ledger.
+    pub fn report(&self) -> ErrorReport {
+        ErrorReport {
+            class: self.class,
+            problem: self.problem.clone(),
+            detail: self.detail.clone(),
+            identifier: self.identifier.clone(),
+            challenge: self.challenge.map(|it| challenge_name(it).to_owned()),
+            subproblems: self.subproblems.clone(),
+            remedy: self.remedy().map(str::to_owned),
+            unpause_url: self.unpause_url().map(str::to_owned),
+        }
     }
 
     /// Whether the problem is of this ACME type.
@@ -138,38 +198,82 @@ impl AcmeError {
 
     /// What the operator can do, where the problem type says so much.
     fn remedy(&self) -> Option<&'static str> {
-        match self.problem.as_deref()? {
-            "caa" => Some("allow this CA in the name's CAA record"),
-            "externalAccountRequired" => Some("set [acme.external_account] from the CA's account"),
-            "userActionRequired" => Some("agree to what the CA's message links to"),
-            "dns" => Some("check that the name resolves to this host"),
-            "connection" => Some("check that the CA can reach ports 80 and 443 of this host"),
-            "invalidProfile" => Some("set `profile` to one that the CA offers, or leave it out"),
-            "unsupportedIdentifier" => Some(
-                "this CA does not issue for such names: some need a `profile`, others another CA",
-            ),
-            _ => None,
-        }
+        let own = remedy(self.problem.as_deref()?, self.challenge);
+        // A compound says nothing itself (RFC 8555 section 6.7.1).
+        let mut each = self.subproblems.iter();
+        own.or_else(|| each.find_map(|sub| remedy(sub.problem.as_deref()?, self.challenge)))
     }
 }
 
-/// The class that RFC 8555's problem types and the HTTP status speak of.
+/// What can be done about a problem of this type (RFC 8555 section 6.7), met in this challenge.
+fn remedy(problem: &str, challenge: Option<ChallengeType>) -> Option<&'static str> {
+    use ChallengeType::{Dns01, DnsPersist01, Http01, TlsAlpn01};
+    Some(match (problem, challenge) {
+        ("caa", _) => "allow this CA in the name's CAA record",
+        ("externalAccountRequired", _) => "set [acme.external_account] from the CA's account",
+        ("userActionRequired", _) => "agree to what the CA's message links to",
+        ("unsupportedContact" | "invalidContact", _) => {
+            "set `email` to an address that the CA takes, or leave it out"
+        }
+        ("badPublicKey" | "badSignatureAlgorithm", _) => {
+            "set `key_type` to one that the CA takes, such as \"p256\" or \"rsa2048\""
+        }
+        ("rejectedIdentifier", _) => {
+            "the CA will not issue for this name: ask it why, or add an [[acme.fallback]]"
+        }
+        ("unsupportedIdentifier", _) => {
+            "this CA does not issue for such names: some need a `profile`, others another CA"
+        }
+        ("invalidProfile", _) => "set `profile` to one that the CA offers, or leave it out",
+        ("dns", Some(Dns01 | DnsPersist01)) => {
+            "check that the zone's servers answer, and DNSSEC where it is signed"
+        }
+        ("dns", _) => "check that the name resolves to this host",
+        ("connection", Some(Http01)) => "check that the CA can reach port 80 of this host",
+        ("connection", Some(TlsAlpn01)) => "check that the CA can reach port 443 of this host",
+        ("connection", _) => "check that the CA can reach ports 80 and 443 of this host",
+        ("tls", _) => {
+            "check that port 443 leads to this host, with nothing in between that ends TLS"
+        }
+        ("incorrectResponse" | "unauthorized", Some(Http01)) => {
+            "check that the name resolves to this host alone, and that port 80 leads here"
+        }
+        ("incorrectResponse" | "unauthorized", Some(TlsAlpn01)) => {
+            "check that the name resolves to this host alone, and that port 443 leads here"
+        }
+        ("incorrectResponse" | "unauthorized", Some(Dns01 | DnsPersist01)) => {
+            "check that every server of the zone has the TXT record"
+        }
+        _ => return None,
+    })
+}
+
+/// The class that RFC 8555's problem types and the HTTP status speak of. Of a `compound` it is for
+/// its subproblems to say: see [`gravest`].
 pub fn classify(problem: Option<&str>, status: Option<u16>) -> Class {
     match (problem, status) {
         (Some("rateLimited"), _) | (_, Some(429)) => Class::RateLimited,
-        (Some("externalAccountRequired" | "userActionRequired" | "accountDoesNotExist"), _) => {
-            Class::Operator
-        }
+        (
+            Some(
+                "externalAccountRequired"
+                | "userActionRequired"
+                | "accountDoesNotExist"
+                | "unsupportedContact"
+                | "invalidContact"
+                | "invalidProfile",
+            ),
+            _,
+        ) => Class::Operator,
         (
             Some(
                 "caa"
                 | "rejectedIdentifier"
                 | "unsupportedIdentifier"
-                | "invalidProfile"
                 | "badPublicKey"
                 | "badCSR"
-                | "unsupportedContact"
-                | "invalidContact",
+                | "badSignatureAlgorithm"
+                | "badRevocationReason"
+                | "alreadyRevoked",
             ),
             _,
         ) => Class::Permanent,
@@ -177,25 +281,120 @@ pub fn classify(problem: Option<&str>, status: Option<u16>) -> Class {
     }
 }
 
+/// The class of several problems together: the one that waits longest for somebody.
+pub fn gravest(classes: impl Iterator<Item = Class>) -> Class {
+    let weight = |class: &Class| match class {
+        Class::Retryable => 0,
+        Class::RateLimited => 1,
+        Class::Permanent => 2,
+        Class::Operator => 3,
+    };
+    classes.max_by_key(weight).unwrap_or(Class::Retryable)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
+    /// Every type of RFC 8555 section 6.7, of RFC 9773 and of the profiles' draft: its class, and a
+    /// word of what the operator is told to do.
     #[test]
-    fn classes() {
-        for (problem, status, class) in [
-            (Some("rateLimited"), Some(400), Class::RateLimited),
-            (None, Some(429), Class::RateLimited),
-            (Some("caa"), Some(403), Class::Permanent),
-            (Some("rejectedIdentifier"), None, Class::Permanent),
-            (Some("externalAccountRequired"), Some(403), Class::Operator),
-            (Some("userActionRequired"), Some(403), Class::Operator),
-            (Some("serverInternal"), Some(500), Class::Retryable),
-            (Some("connection"), Some(400), Class::Retryable),
-            (None, None, Class::Retryable),
+    fn every_problem_type_has_its_class_and_remedy() {
+        use Class::{Operator, Permanent, RateLimited, Retryable};
+        for (problem, class, told) in [
+            ("accountDoesNotExist", Operator, ""),
+            ("alreadyRevoked", Permanent, ""),
+            ("badCSR", Permanent, ""),
+            ("badNonce", Retryable, ""),
+            ("badPublicKey", Permanent, "key_type"),
+            ("badRevocationReason", Permanent, ""),
+            ("badSignatureAlgorithm", Permanent, "key_type"),
+            ("caa", Permanent, "CAA record"),
+            ("compound", Retryable, ""),
+            ("connection", Retryable, "ports 80 and 443"),
+            ("dns", Retryable, "resolves"),
+            ("externalAccountRequired", Operator, "external_account"),
+            ("incorrectResponse", Retryable, ""),
+            ("invalidContact", Operator, "email"),
+            ("malformed", Retryable, ""),
+            ("orderNotReady", Retryable, ""),
+            ("rateLimited", RateLimited, ""),
+            ("rejectedIdentifier", Permanent, "fallback"),
+            ("serverInternal", Retryable, ""),
+            ("tls", Retryable, "443"),
+            ("unauthorized", Retryable, ""),
+            ("unsupportedContact", Operator, "email"),
+            ("unsupportedIdentifier", Permanent, "profile"),
+            ("userActionRequired", Operator, "message links to"),
+            ("alreadyReplaced", Retryable, ""),
+            ("invalidProfile", Operator, "profile"),
         ] {
-            assert_eq!(classify(problem, status), class, "{problem:?} {status:?}");
+            assert_eq!(classify(Some(problem), Some(403)), class, "{problem}");
+            let mut error = AcmeError::new(class, "order for a.test", "no");
+            error.problem = Some(problem.to_owned());
+            let report = error.report();
+            let remedy = report.remedy.unwrap_or_default();
+            assert_eq!(remedy.is_empty(), told.is_empty(), "{problem}: {remedy}");
+            assert!(remedy.contains(told), "{problem}: {remedy}");
+            assert!(error.to_string().ends_with(&remedy), "{error}");
+            // What it will not do, another CA may; what time heals stays.
+            assert_eq!(error.is_for_another_ca(), class != Retryable, "{problem}");
         }
+        assert_eq!(classify(None, Some(429)), RateLimited);
+        assert_eq!(classify(Some("malformed"), Some(429)), RateLimited);
+        assert_eq!(classify(None, Some(503)), Retryable);
+        assert_eq!(classify(None, None), Retryable);
+    }
+
+    #[test]
+    fn the_remedy_is_that_of_the_challenge() {
+        use ChallengeType::{Dns01, Http01, TlsAlpn01};
+        for (problem, challenge, told) in [
+            ("connection", Http01, "port 80 "),
+            ("connection", TlsAlpn01, "port 443 "),
+            ("unauthorized", Http01, "port 80 "),
+            ("unauthorized", TlsAlpn01, "port 443 "),
+            ("unauthorized", Dns01, "TXT record"),
+            ("incorrectResponse", Dns01, "TXT record"),
+            ("dns", Dns01, "DNSSEC"),
+        ] {
+            let mut error = AcmeError::new(Class::Retryable, "order for a.test", "no");
+            error.problem = Some(problem.to_owned());
+            error.challenge = Some(challenge);
+            let text = error.to_string();
+            assert!(text.contains(told), "{text}");
+        }
+    }
+
+    #[test]
+    fn several_problems_are_as_grave_as_the_gravest() {
+        use Class::{Operator, Permanent, RateLimited, Retryable};
+        for (classes, expected) in [
+            (&[][..], Retryable),
+            (&[Retryable, RateLimited], RateLimited),
+            (&[Permanent, Retryable], Permanent),
+            (&[RateLimited, Permanent], Permanent),
+            (&[Operator, Permanent], Operator),
+        ] {
+            assert_eq!(gravest(classes.iter().copied()), expected, "{classes:?}");
+        }
+    }
+
+    #[test]
+    fn a_report_is_read_back_from_the_ledger() {
+        let mut error = AcmeError::new(Class::Permanent, "order for a.test", "several");
+        error.problem = Some("compound".to_owned());
+        error.challenge = Some(ChallengeType::Http01);
+        error.subproblems.push(Subproblem {
+            identifier: Some("b.test".to_owned()),
+            problem: Some("caa".to_owned()),
+            detail: "no".to_owned(),
+        });
+        let report = error.report();
+        assert_eq!(report.challenge.as_deref(), Some("http-01"));
+        assert!(report.remedy.as_ref().unwrap().contains("CAA"));
+        let text = serde_json::to_string(&report).unwrap();
+        assert_eq!(serde_json::from_str::<ErrorReport>(&text).unwrap(), report);
     }
 
     #[test]

@@ -6,13 +6,13 @@ use std::collections::BTreeSet;
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
-use super::limits::{End, Event, What};
+use super::limits::{End, Event, Past, What};
 use crate::certificate::name::Name;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
@@ -42,15 +42,14 @@ enum Line {
 /// The history of one CA.
 #[derive(Debug)]
 pub struct History {
-    path: PathBuf,
+    /// `None`: in memory alone, for simulations.
+    path: Option<PathBuf>,
     memory: Mutex<Memory>,
 }
 
 #[derive(Debug, Default)]
 struct Memory {
-    events: Vec<Event>,
-    /// Of the events, in the same order.
-    ids: Vec<u64>,
+    past: Past,
     next_id: u64,
     lines: usize,
 }
@@ -83,15 +82,23 @@ impl History {
                 }
             }
         }
-        memory.forget(now, keep);
-        let history = History {
-            path,
-            memory: Mutex::new(memory),
-        };
+        memory.past.forget(now, keep);
         if !bytes.is_empty() {
-            history.write_anew(&mut history.lock())?;
+            write_anew(&path, &mut memory)?;
         }
-        Ok(history)
+        Ok(History {
+            path: Some(path),
+            memory: Mutex::new(memory),
+        })
+    }
+
+    /// One that is nowhere on disk, and so outlives a simulated crash as a whole.
+    #[cfg(test)]
+    pub(super) fn in_memory() -> History {
+        History {
+            path: None,
+            memory: Mutex::default(),
+        }
     }
 
     /// Notes an order, on disk before this returns.
@@ -121,58 +128,34 @@ impl History {
     }
 
     /// Decides over everything that may still matter; nothing is copied.
-    pub fn judge<T>(&self, decide: impl FnOnce(&[Event]) -> T) -> T {
-        decide(&self.lock().events)
+    pub fn judge<T>(&self, decide: impl FnOnce(&Past) -> T) -> T {
+        decide(&self.lock().past)
     }
 
     /// Drops what does not matter any more.
     pub fn forget(&self, now: OffsetDateTime, keep: Duration) {
-        self.lock().forget(now, keep);
+        self.lock().past.forget(now, keep);
     }
 
     fn add(&self, line: impl FnOnce(u64) -> Line) -> Result<u64, StoreError> {
         let mut memory = self.lock();
         let id = memory.next_id;
         let line = line(id);
+        let Some(path) = &self.path else {
+            memory.take_in(line);
+            return Ok(id);
+        };
         let mut bytes =
-            serde_json::to_vec(&line).map_err(|error| StoreError::broken(&self.path, error))?;
+            serde_json::to_vec(&line).map_err(|error| StoreError::broken(path, error))?;
         bytes.push(b'\n');
         // Known to this process even if the disk refuses: then nothing is sent, and it was one
         // attempt too many that is counted.
         memory.take_in(line);
-        self.append(&bytes)?;
-        if memory.lines > 2 * memory.events.len() + MAX_STALE_LINES {
-            self.write_anew(&mut memory)?;
+        append(path, &bytes)?;
+        if memory.lines > 2 * memory.past.len() + MAX_STALE_LINES {
+            write_anew(path, &mut memory)?;
         }
         Ok(id)
-    }
-
-    fn append(&self, bytes: &[u8]) -> Result<(), StoreError> {
-        if let Some(parent) = self.path.parent() {
-            store::make_directory(parent)?;
-        }
-        let failed = |error| StoreError::io("append to", &self.path, error);
-        let mut file = fs::OpenOptions::new()
-            .create(true)
-            .append(true)
-            .mode(0o600)
-            .open(&self.path)
-            .map_err(failed)?;
-        file.write_all(bytes).map_err(failed)?;
-        file.sync_data().map_err(failed)
-    }
-
-    fn write_anew(&self, memory: &mut Memory) -> Result<(), StoreError> {
-        let mut bytes = Vec::new();
-        memory.lines = 0;
-        let events = memory.ids.iter().zip(&memory.events);
-        for line in events.flat_map(|(id, event)| lines_of(*id, event)) {
-            serde_json::to_writer(&mut bytes, &line)
-                .map_err(|error| StoreError::broken(&self.path, error))?;
-            bytes.push(b'\n');
-            memory.lines += 1;
-        }
-        atomic::write_file(&self.path, &bytes, SECRET_FILE)
     }
 
     fn lock(&self) -> MutexGuard<'_, Memory> {
@@ -181,6 +164,37 @@ impl History {
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
     }
+}
+
+fn append(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
+    if let Some(parent) = path.parent() {
+        store::make_directory(parent)?;
+    }
+    let failed = |error| StoreError::io("append to", path, error);
+    let mut file = fs::OpenOptions::new()
+        .create(true)
+        .append(true)
+        .mode(0o600)
+        .open(path)
+        .map_err(failed)?;
+    file.write_all(bytes).map_err(failed)?;
+    file.sync_data().map_err(failed)
+}
+
+fn write_anew(path: &Path, memory: &mut Memory) -> Result<(), StoreError> {
+    let mut bytes = Vec::new();
+    memory.lines = 0;
+    for line in memory
+        .past
+        .events()
+        .flat_map(|(id, event)| lines_of(id, event))
+    {
+        serde_json::to_writer(&mut bytes, &line)
+            .map_err(|error| StoreError::broken(path, error))?;
+        bytes.push(b'\n');
+        memory.lines += 1;
+    }
+    atomic::write_file(path, &bytes, SECRET_FILE)
 }
 
 fn lines_of(id: u64, event: &Event) -> Vec<Line> {
@@ -229,30 +243,10 @@ impl Memory {
                 let what = What::Order { names, exempt, end };
                 (id, Event { at, what })
             }
-            Line::Failed { id, name } => {
-                let found = self.ids.iter().rposition(|own| *own == id);
-                let found = found.and_then(|at| self.events.get_mut(at));
-                if let Some(What::Order { end, .. }) = found.map(|event| &mut event.what) {
-                    *end = End::Failed(name);
-                }
-                return;
-            }
+            Line::Failed { id, name } => return self.past.end(id, End::Failed(name)),
         };
         self.next_id = self.next_id.max(id + 1);
-        self.ids.push(id);
-        self.events.push(event);
-    }
-
-    fn forget(&mut self, now: OffsetDateTime, keep: Duration) {
-        // They are in the order of their lines: what is over stands in front, but for clocks that
-        // went back, and those are over soon, too.
-        let over = self
-            .events
-            .iter()
-            .take_while(|event| now - event.at >= keep);
-        let over = over.count();
-        self.events.drain(..over);
-        self.ids.drain(..over);
+        self.past.add(id, event);
     }
 }
 
@@ -266,7 +260,7 @@ mod tests {
     const WEEK: Duration = Duration::days(7);
 
     fn past_of(history: &History) -> Vec<Event> {
-        history.judge(<[Event]>::to_vec)
+        history.judge(|past| past.events().map(|(_, event)| event.clone()).collect())
     }
 
     #[test]

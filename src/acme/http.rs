@@ -16,7 +16,7 @@ use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use time::{Duration, OffsetDateTime};
 
-use super::error::{AcmeError, Class, Subproblem, classify};
+use super::error::{AcmeError, Class, Subproblem, classify, gravest};
 use crate::clock;
 
 /// One exchange with a CA, from connecting to the last byte.
@@ -428,6 +428,11 @@ pub fn of_problem(what: &str, problem: &instant_acme::Problem, status: Option<u1
             detail: sub.detail.clone().unwrap_or_default(),
         })
         .collect();
+    if error.is("compound") {
+        let problems = problem.subproblems.iter();
+        let kinds = problems.map(|sub| sub.r#type.as_deref().map(short_type));
+        error.class = gravest(kinds.map(|kind| classify(kind.as_deref(), None)));
+    }
     if let [only] = error.subproblems.as_slice() {
         error.identifier.clone_from(&only.identifier);
     }

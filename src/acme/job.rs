@@ -8,13 +8,13 @@ use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
-use super::account::{Authority, blocking};
+use super::account::{Authority, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
-use super::error::AcmeError;
+use super::error::{AcmeError, LastError};
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order;
-use super::renewal::{OrderReason, Window};
+use super::renewal::OrderReason;
 use super::renewal_info;
 use super::subject::Subject;
 use crate::certificate::name::Name;
@@ -36,7 +36,7 @@ pub(super) enum Done {
         took: StdDuration,
     },
     Failed {
-        error: String,
+        error: LastError,
         ca: Option<String>,
         /// Whether an order was made and failed; otherwise it did not come to one.
         ordered: bool,
@@ -65,31 +65,18 @@ impl OrderJob {
         // The session has records of its own: a CA that is down is no failure of this subject.
         let session = match self.authority.session().await {
             Ok(session) => session,
-            Err(error) => return failed(error.to_string(), Some(ca), false),
-        };
-        let exempt = self.replaces.is_some() && session.directory.renewal_info.is_some();
-        let (history, names) = (
-            Arc::clone(&self.authority.history),
-            self.subject.names.clone(),
-        );
-        let noted = blocking(move || history.order(&names, exempt, clock::now())).await;
-        let event = match noted {
-            Ok(event) => event,
-            Err(error) => return failed(error.to_string(), Some(ca), false),
+            Err(error) => return failed(LastError::from(&error), Some(ca), false),
         };
         let (ledger, url, reason) = (Arc::clone(&self.ledger), ca.clone(), self.reason.as_str());
         let begun =
             blocking(move || ledger.begin(Kind::Order, &url, Some(reason), clock::now())).await;
         let attempt = match begun {
             Ok(attempt) => attempt,
-            Err(error) => return failed(error.to_string(), Some(ca), false),
+            Err(error) => return failed(error.to_string().into(), Some(ca), false),
         };
-        let result = self.order().await;
+        let result = self.order(session).await;
         let error = result.as_ref().err();
         self.authority.learn(error).await;
-        if let Some(error) = error {
-            self.note_failure(event, error).await;
-        }
         let outcome = error.map_or(Outcome::Ok, Outcome::from);
         let answered = match &result {
             Ok((_, answered)) => answered.clone(),
@@ -107,22 +94,12 @@ impl OrderJob {
                 ca: Some(ca),
                 took: started.elapsed(),
             },
-            Err(error) => failed(error.to_string(), Some(ca), true),
+            Err(error) => failed(LastError::from(&error), Some(ca), true),
         }
     }
 
-    /// It left no certificate, and the CA may count it against a name.
-    async fn note_failure(&self, event: u64, error: &AcmeError) {
-        let validated = error.challenge.is_some();
-        let name = error.identifier.clone().filter(|_| validated);
-        let history = Arc::clone(&self.authority.history);
-        if let Err(error) = blocking(move || history.failed(event, name)).await {
-            tracing::warn!(%error, "cannot record how an order ended");
-        }
-    }
-
-    async fn order(&self) -> Result<Ordered, AcmeError> {
-        match self.order_once().await {
+    async fn order(&self, session: Session) -> Result<Ordered, AcmeError> {
+        match self.order_once(session).await {
             Err(error) if error.is("accountDoesNotExist") => {
                 self.authority.forget_account().await?;
             }
@@ -133,11 +110,10 @@ impl OrderJob {
             }
             result => return result,
         }
-        self.order_once().await
+        self.order_once(self.authority.session().await?).await
     }
 
-    async fn order_once(&self) -> Result<Ordered, AcmeError> {
-        let session = self.authority.session().await?;
+    async fn order_once(&self, session: Session) -> Result<Ordered, AcmeError> {
         let configured = &self.authority.config.challenges;
         let preferred = order::learned(configured, &self.ledger.challenges());
         let issued = order::issue(order::Job {
@@ -145,6 +121,7 @@ impl OrderJob {
             key_type: self.subject.key_type,
             config: self.authority.config.clone(),
             session,
+            history: Arc::clone(&self.authority.history),
             dir: self.dir.clone(),
             challenges: self.challenges.clone(),
             dns: self.dns.clone(),
@@ -173,7 +150,7 @@ impl OrderJob {
 /// What is on disk now, and which challenges were answered for it.
 type Ordered = (StoredCertificate, Vec<ChallengeType>);
 
-fn failed(error: String, ca: Option<String>, ordered: bool) -> Done {
+fn failed(error: LastError, ca: Option<String>, ordered: bool) -> Done {
     Done::Failed { error, ca, ordered }
 }
 
@@ -246,10 +223,16 @@ impl AskJob {
         answer: &renewal_info::Answer,
         next_fetch: OffsetDateTime,
     ) -> StoredRenewalInfo {
-        let previous = before.and_then(|before| before.window).map(Window::from);
-        let window = Window::choose(previous.as_ref(), answer.start, answer.end, self.fraction);
-        if window != previous
-            && let Some(window) = &window
+        let previous = before.and_then(|before| before.window);
+        let info = StoredRenewalInfo::answered(
+            &self.certificate_id,
+            before,
+            answer,
+            next_fetch,
+            self.fraction,
+        );
+        if info.window != previous
+            && let Some(window) = &info.window
         {
             tracing::info!(
                 certificate = self.certificate_id,
@@ -258,12 +241,7 @@ impl AskJob {
                 "the CA suggests when to renew"
             );
         }
-        StoredRenewalInfo {
-            supported: true,
-            window: window.map(Into::into),
-            explanation_url: answer.explanation_url.clone(),
-            ..self.blank(next_fetch)
-        }
+        info
     }
 
     /// The answer before, if any, with a new time for the next question.
@@ -282,14 +260,7 @@ impl AskJob {
     }
 
     fn blank(&self, next_fetch: OffsetDateTime) -> StoredRenewalInfo {
-        StoredRenewalInfo {
-            certificate_id: self.certificate_id.clone(),
-            supported: false,
-            window: None,
-            explanation_url: None,
-            next_fetch,
-            failures: 0,
-        }
+        StoredRenewalInfo::blank(&self.certificate_id, next_fetch)
     }
 
     async fn store(&self, info: StoredRenewalInfo) -> Result<(), AcmeError> {
@@ -318,7 +289,7 @@ impl InternalJob {
                 ca: None,
                 took: started.elapsed(),
             },
-            Err(error) => failed(error, None, true),
+            Err(error) => failed(LastError::from(error), None, true),
         }
     }
 

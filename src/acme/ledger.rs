@@ -13,9 +13,10 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::error::{AcmeError, Class};
+use super::error::{AcmeError, Class, ErrorReport};
 use super::order::{challenge_from_name, challenge_name};
 use super::renewal::{Attempts, RenewalInfo, Window};
+use super::renewal_info::Answer;
 use crate::certificate::name::Name;
 use crate::config::{ChallengeType, KeyType};
 use crate::store::{self, SECRET_FILE, StateDir, StoreError};
@@ -24,6 +25,9 @@ use crate::store::{self, SECRET_FILE, StateDir, StoreError};
 const MAX_RECORDS: usize = 50;
 /// Clean shutdowns in a row that are still no failure. More look like a restart loop.
 const FREE_CANCELLATIONS: usize = 2;
+
+/// The reason of a revocation after which the key must not be used again (RFC 5280 section 5.3.1).
+pub const KEY_COMPROMISE: &str = "keyCompromise";
 
 /// What was attempted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -49,6 +53,9 @@ pub enum Outcome {
         /// The CA will not do it, or not soon: another may.
         #[serde(default)]
         elsewhere: bool,
+        /// What was wrong, taken apart.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        report: Option<Box<ErrorReport>>,
     },
     /// A clean shutdown in the middle.
     Cancelled,
@@ -61,6 +68,7 @@ impl From<&AcmeError> for Outcome {
             message: error.to_string(),
             retry_after: error.retry_after,
             elsewhere: error.is_for_another_ca(),
+            report: Some(Box::new(error.report())),
         }
     }
 }
@@ -136,6 +144,36 @@ impl From<StoredWindow> for Window {
 }
 
 impl StoredRenewalInfo {
+    /// Nothing is known yet.
+    pub fn blank(certificate_id: &str, next_fetch: OffsetDateTime) -> StoredRenewalInfo {
+        StoredRenewalInfo {
+            certificate_id: certificate_id.to_owned(),
+            supported: false,
+            window: None,
+            explanation_url: None,
+            next_fetch,
+            failures: 0,
+        }
+    }
+
+    /// The CA has answered. `fraction`: where in a window that is new the renewal will be.
+    pub fn answered(
+        certificate_id: &str,
+        before: Option<&StoredRenewalInfo>,
+        answer: &Answer,
+        next_fetch: OffsetDateTime,
+        fraction: f64,
+    ) -> StoredRenewalInfo {
+        let previous = before.and_then(|before| before.window).map(Window::from);
+        let window = Window::choose(previous.as_ref(), answer.start, answer.end, fraction);
+        StoredRenewalInfo {
+            supported: true,
+            window: window.map(Into::into),
+            explanation_url: answer.explanation_url.clone(),
+            ..StoredRenewalInfo::blank(certificate_id, next_fetch)
+        }
+    }
+
     pub fn facts(&self) -> RenewalInfo {
         RenewalInfo {
             // One that had none may have some tomorrow: `next_fetch` says when to look.
@@ -146,12 +184,35 @@ impl StoredRenewalInfo {
     }
 }
 
+/// That one certificate was found to be revoked.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct StoredRevocation {
+    /// As [`Leaf::serial`](crate::store::leaf::Leaf::serial).
+    pub serial: String,
+    #[serde(with = "time::serde::rfc3339")]
+    pub found_at: OffsetDateTime,
+    /// The list or responder that says so.
+    pub source: String,
+    /// As RFC 5280 section 5.3.1 names it, where one is given.
+    #[serde(default)]
+    pub reason: Option<String>,
+}
+
+impl StoredRevocation {
+    /// Whether somebody else may have the key.
+    pub fn compromises_key(&self) -> bool {
+        self.reason.as_deref() == Some(KEY_COMPROMISE)
+    }
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     #[serde(default)]
     records: Vec<Record>,
     #[serde(default)]
     renewal_info: Option<StoredRenewalInfo>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revocation: Option<StoredRevocation>,
 }
 
 /// A running attempt.
@@ -163,7 +224,8 @@ pub struct AttemptId(u64);
 /// never waits for a write.
 #[derive(Debug)]
 pub struct Ledger {
-    path: PathBuf,
+    /// `None`: in memory alone, for simulations.
+    path: Option<PathBuf>,
     memory: Mutex<Memory>,
     /// Held while a new content is made and written, so that writes follow each other.
     writing: Mutex<()>,
@@ -219,13 +281,30 @@ impl Ledger {
             Err(error) => return Err(StoreError::io("read", &path, error)),
         };
         Ok(Ledger {
-            path,
+            path: Some(path),
             memory: Mutex::new(Memory {
                 content,
                 running: HashSet::new(),
             }),
             writing: Mutex::new(()),
         })
+    }
+
+    /// One that is nowhere on disk.
+    #[cfg(test)]
+    pub(super) fn in_memory() -> Ledger {
+        Ledger {
+            path: None,
+            memory: Mutex::default(),
+            writing: Mutex::default(),
+        }
+    }
+
+    /// What a crash and a restart make of one that is nowhere on disk: the records stay, and what
+    /// ran runs no more.
+    #[cfg(test)]
+    pub(super) fn crash(&self) {
+        self.read().running.clear();
     }
 
     /// Records an attempt, on disk before this returns. Only then may a request leave.
@@ -316,6 +395,18 @@ impl Ledger {
             .cloned()
     }
 
+    /// Notes that a certificate is revoked.
+    pub fn set_revocation(&self, revocation: StoredRevocation) -> Result<(), StoreError> {
+        self.change(|memory| memory.content.revocation = Some(revocation))
+    }
+
+    /// Whether the certificate with this serial number was found to be revoked.
+    pub fn revocation(&self, serial: &str) -> Option<StoredRevocation> {
+        let memory = self.read();
+        let revocation = memory.content.revocation.as_ref();
+        revocation.filter(|it| it.serial == serial).cloned()
+    }
+
     /// The failures of `kind` since its last success, at `ca` or at any.
     pub fn attempts(&self, kind: Kind, ca: Option<&str>) -> Attempts {
         let memory = self.read();
@@ -366,13 +457,15 @@ impl Ledger {
             .writing
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner());
-        let bytes = {
-            let mut memory = self.read();
-            change(&mut memory);
-            serde_json::to_vec_pretty(&memory.content)
-                .map_err(|error| StoreError::broken(&self.path, error))?
+        let mut memory = self.read();
+        change(&mut memory);
+        let Some(path) = &self.path else {
+            return Ok(());
         };
-        write(&self.path, &bytes)
+        let bytes = serde_json::to_vec_pretty(&memory.content)
+            .map_err(|error| StoreError::broken(path, error))?;
+        drop(memory);
+        write(path, &bytes)
     }
 }
 
@@ -415,11 +508,13 @@ fn replace_corrupt(
                 message: format!("the ledger was unreadable: {error}"),
                 retry_after: None,
                 elsewhere: false,
+                report: None,
             }),
             reason: None,
             challenge: None,
         }],
         renewal_info: None,
+        revocation: None,
     };
     let bytes =
         serde_json::to_vec_pretty(&content).map_err(|error| StoreError::broken(path, error))?;
@@ -491,6 +586,7 @@ mod tests {
             message: "no".to_owned(),
             retry_after: Some(NOW + Duration::HOUR),
             elsewhere: false,
+            report: None,
         }
     }
 
@@ -580,7 +676,8 @@ mod tests {
         for n in 0..120 {
             run(&ledger, CA, NOW + Duration::minutes(n), failure());
         }
-        let content: Content = serde_json::from_slice(&fs::read(&ledger.path).unwrap()).unwrap();
+        let content: Content =
+            serde_json::from_slice(&fs::read(ledger.path.as_ref().unwrap()).unwrap()).unwrap();
         assert_eq!(content.records.len(), MAX_RECORDS);
         assert_eq!(content.records.last().unwrap().id, 119);
         assert_eq!(
@@ -594,12 +691,12 @@ mod tests {
         let (_directory, state) = state();
         let ledger = open(&state);
         run(&ledger, CA, NOW, Outcome::Ok);
-        fs::write(&ledger.path, "{\"records\": [tru").unwrap();
+        fs::write(ledger.path.as_ref().unwrap(), "{\"records\": [tru").unwrap();
         for _ in 0..2 {
             let attempts = open(&state).attempts(Kind::Order, Some(CA));
             assert_eq!((attempts.failures, attempts.last), (1, Some(NOW)));
         }
-        let aside = ledger.path.with_extension("json.corrupt");
+        let aside = ledger.path.as_ref().unwrap().with_extension("json.corrupt");
         assert_eq!(fs::read_to_string(aside).unwrap(), "{\"records\": [tru");
     }
 

@@ -4,7 +4,7 @@
 //! A limit is taken as a sliding window, which is at least as strict as the refilling buckets that
 //! CAs use, so that an order that passes here passes there.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use time::{Duration, OffsetDateTime};
 
@@ -44,6 +44,8 @@ pub enum End {
 pub struct Broken {
     pub until: OffsetDateTime,
     pub limit: String,
+    /// Whether every other order at this CA would break it, too.
+    pub of_account: bool,
 }
 
 impl std::fmt::Display for Broken {
@@ -57,11 +59,131 @@ impl std::fmt::Display for Broken {
     }
 }
 
+/// Further in the future than this nothing can have been noted, unless by a wrong clock.
+const CLOCK_TOLERANCE: Duration = Duration::minutes(1);
+
+/// Instants, and whose they are.
+type Times = BTreeSet<(OffsetDateTime, u64)>;
+
+/// What was asked before, found by what the limits count: no question looks through all of it.
+#[derive(Clone, Debug, Default)]
+pub struct Past {
+    /// By number, in the order in which they were noted.
+    events: BTreeMap<u64, Event>,
+    by_time: Times,
+    accounts: Times,
+    orders: Times,
+    /// By registered domain.
+    certificates: HashMap<String, Times>,
+    /// By all names together.
+    sets: HashMap<String, Times>,
+    /// By name, without the `*.` of a wildcard.
+    failures: HashMap<String, Times>,
+}
+
+impl Past {
+    /// Every event with its number, the first noted first.
+    pub fn events(&self) -> impl Iterator<Item = (u64, &Event)> {
+        self.events.iter().map(|(id, event)| (*id, event))
+    }
+
+    pub fn len(&self) -> usize {
+        self.events.len()
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.events.is_empty()
+    }
+
+    /// Notes an event under a number of its own.
+    pub fn add(&mut self, id: u64, event: Event) {
+        self.index(id, &event, true);
+        self.events.insert(id, event);
+    }
+
+    /// Notes how the order with this number ended.
+    pub fn end(&mut self, id: u64, ended: End) {
+        let Some(mut event) = self.remove(id) else {
+            return;
+        };
+        if let What::Order { end, .. } = &mut event.what {
+            *end = ended;
+        }
+        self.add(id, event);
+    }
+
+    /// Drops what is older than `keep`. What lies in the future was noted under a wrong clock: it
+    /// counts as of now, and is over as soon as anything else of now.
+    pub fn forget(&mut self, now: OffsetDateTime, keep: Duration) {
+        while let Some((at, id)) = self.by_time.last().copied()
+            && at > now + CLOCK_TOLERANCE
+            && let Some(event) = self.remove(id)
+        {
+            self.add(id, Event { at: now, ..event });
+        }
+        while let Some((at, id)) = self.by_time.first().copied()
+            && now - at >= keep
+        {
+            self.remove(id);
+        }
+    }
+
+    fn remove(&mut self, id: u64) -> Option<Event> {
+        let event = self.events.remove(&id)?;
+        self.index(id, &event, false);
+        Some(event)
+    }
+
+    /// Puts an event where the limits look for it, or takes it out.
+    fn index(&mut self, id: u64, event: &Event, add: bool) {
+        let entry = (event.at, id);
+        let put = |times: &mut Times| match add {
+            true => times.insert(entry),
+            false => times.remove(&entry),
+        };
+        let put_under = |map: &mut HashMap<String, Times>, key: String| {
+            let times = map.entry(key.clone()).or_default();
+            put(times);
+            if times.is_empty() {
+                map.remove(&key);
+            }
+        };
+        put(&mut self.by_time);
+        let What::Order { names, exempt, end } = &event.what else {
+            put(&mut self.accounts);
+            return;
+        };
+        if !exempt {
+            put(&mut self.orders);
+        }
+        match end {
+            End::Issued if !exempt => {
+                put_under(&mut self.sets, all_of(names));
+                for domain in domains(names) {
+                    put_under(&mut self.certificates, domain.to_owned());
+                }
+            }
+            End::Failed(Some(name)) => put_under(&mut self.failures, bare(name).to_owned()),
+            End::Issued | End::Failed(None) => {}
+        }
+    }
+}
+
+impl FromIterator<Event> for Past {
+    fn from_iter<I: IntoIterator<Item = Event>>(events: I) -> Past {
+        let mut past = Past::default();
+        for (id, event) in (0..).zip(events) {
+            past.add(id, event);
+        }
+        past
+    }
+}
+
 /// Whether an order for these names may be sent now.
 pub fn order(
     now: OffsetDateTime,
     limits: &Limits,
-    past: &[Event],
+    past: &Past,
     names: &[Name],
     exempt: bool,
 ) -> Option<Broken> {
@@ -69,55 +191,62 @@ pub fn order(
         return None;
     }
     let wanted: BTreeSet<String> = names.iter().map(Name::to_string).collect();
-    let issued = |event: &Event, fits: &dyn Fn(&BTreeSet<String>) -> bool| matches!(&event.what, What::Order { names, exempt: false, end: End::Issued } if fits(names));
-    let any = |event: &Event| matches!(event.what, What::Order { exempt: false, .. });
-    let same = |event: &Event| issued(event, &|names| *names == wanted);
-    // The cheapest to see, and the one that thousands of names would break together.
-    let orders = window(now, limits.new_orders, past, "new orders", any);
-    if orders.is_some() {
-        return orders;
+    let of_account = window(now, limits.new_orders, Some(&past.orders), || {
+        "new orders".to_owned()
+    });
+    if let Some(broken) = of_account {
+        return Some(Broken {
+            of_account: true,
+            ..broken
+        });
     }
-    let duplicates = limits.duplicate_certificates;
-    let what = "certificates for the same names";
-    let mut broken = vec![window(now, duplicates, past, what, same)];
-    for domain in wanted
-        .iter()
-        .filter_map(|name| registered_domain(name))
-        .collect::<BTreeSet<_>>()
-    {
-        let of_domain = |names: &BTreeSet<String>| {
-            let mut domains = names.iter().filter_map(|name| registered_domain(name));
-            domains.any(|other| other == domain)
-        };
-        let what = format!("certificates for {domain}");
-        let fits = |event: &Event| issued(event, &of_domain);
-        broken.push(window(
-            now,
-            limits.certificates_per_domain,
-            past,
-            &what,
-            fits,
-        ));
-    }
-    for name in &wanted {
-        let bare = name.strip_prefix("*.").unwrap_or(name);
-        let failed = |event: &Event| {
-            matches!(&event.what, What::Order { end: End::Failed(Some(failed)), .. }
-                if failed.strip_prefix("*.").unwrap_or(failed) == bare)
-        };
-        let what = format!("failed validations of {bare}");
-        broken.push(window(now, limits.failed_validations, past, &what, failed));
-    }
-    broken
+    let same = past.sets.get(&all_of(&wanted));
+    let duplicates = window(now, limits.duplicate_certificates, same, || {
+        "certificates for the same names".to_owned()
+    });
+    let of_domains = domains(&wanted).into_iter().filter_map(|domain| {
+        let times = past.certificates.get(domain);
+        window(now, limits.certificates_per_domain, times, || {
+            format!("certificates for {domain}")
+        })
+    });
+    let failed = wanted.iter().filter_map(|name| {
+        let times = past.failures.get(bare(name));
+        window(now, limits.failed_validations, times, || {
+            format!("failed validations of {}", bare(name))
+        })
+    });
+    duplicates
         .into_iter()
-        .flatten()
+        .chain(of_domains)
+        .chain(failed)
         .max_by_key(|broken| broken.until)
 }
 
 /// Whether one more account may be made now.
-pub fn account(now: OffsetDateTime, limits: &Limits, past: &[Event]) -> Option<Broken> {
-    let accounts = |event: &Event| event.what == What::Account;
-    window(now, limits.new_accounts, past, "new accounts", accounts)
+pub fn account(now: OffsetDateTime, limits: &Limits, past: &Past) -> Option<Broken> {
+    window(now, limits.new_accounts, Some(&past.accounts), || {
+        "new accounts".to_owned()
+    })
+}
+
+fn all_of(names: &BTreeSet<String>) -> String {
+    names
+        .iter()
+        .map(String::as_str)
+        .collect::<Vec<_>>()
+        .join(" ")
+}
+
+fn domains(names: &BTreeSet<String>) -> BTreeSet<&str> {
+    names
+        .iter()
+        .filter_map(|name| registered_domain(name))
+        .collect()
+}
+
+fn bare(name: &str) -> &str {
+    name.strip_prefix("*.").unwrap_or(name)
 }
 
 /// How long what happened matters.
@@ -135,33 +264,31 @@ pub fn memory(limits: &Limits) -> Duration {
     })
 }
 
+/// `times`: of what counts. A look at as many of them as the limit has, and no more.
 fn window(
     now: OffsetDateTime,
     limit: Option<Limit>,
-    past: &[Event],
-    what: &str,
-    fits: impl Fn(&Event) -> bool,
+    times: Option<&Times>,
+    what: impl FnOnce() -> String,
 ) -> Option<Broken> {
     let limit = limit?;
     let per = Duration::try_from(limit.per).unwrap_or(Duration::MAX);
+    let before = usize::try_from(limit.count)
+        .unwrap_or(usize::MAX)
+        .saturating_sub(1);
+    let (at, _) = times?.iter().rev().nth(before)?;
     // What lies in the future says that the clock was wrong then, and counts as just now.
-    let recent = past
-        .iter()
-        .filter(|event| now - event.at < per && fits(event));
-    let mut times: Vec<OffsetDateTime> = recent.map(|event| event.at.min(now)).collect();
-    times.sort_unstable();
-    let count = usize::try_from(limit.count).unwrap_or(usize::MAX);
-    let oldest = times.len().checked_sub(count)?;
-    let until = times.get(oldest).copied().unwrap_or(now) + per;
-    Some(Broken {
-        until,
-        limit: format!("{limit} {what}"),
+    let at = (*at).min(now);
+    (now - at < per).then(|| Broken {
+        until: at + per,
+        limit: format!("{limit} {}", what()),
+        of_account: false,
     })
 }
 
 /// The domain that somebody registered, below a public suffix; for addresses none.
 fn registered_domain(name: &str) -> Option<&str> {
-    let name = name.strip_prefix("*.").unwrap_or(name);
+    let name = bare(name);
     let is_address = name.parse::<std::net::IpAddr>().is_ok();
     psl::domain_str(name).filter(|_| !is_address)
 }
@@ -191,7 +318,8 @@ mod tests {
 
     fn broken(past: &[Event], text: &str) -> Option<(i64, String)> {
         let limits = Limits::lets_encrypt();
-        let broken = order(NOW, &limits, past, &names(text), false)?;
+        let past = past.iter().cloned().collect();
+        let broken = order(NOW, &limits, &past, &names(text), false)?;
         Some(((broken.until - NOW).whole_hours(), broken.limit))
     }
 
@@ -235,6 +363,12 @@ mod tests {
             .collect();
         assert_eq!(broken(&past, "x.test").unwrap().0, 2);
         let limits = Limits::lets_encrypt();
+        let past: Past = past.into_iter().collect();
+        assert!(
+            order(NOW, &limits, &past, &names("x.test"), false)
+                .unwrap()
+                .of_account
+        );
         assert_eq!(
             order(NOW, &limits, &past, &names("x.test"), true),
             None,
@@ -253,9 +387,44 @@ mod tests {
             what: What::Account,
         };
         let limits = Limits::lets_encrypt();
-        assert_eq!(account(NOW, &limits, &vec![one.clone(); 9]), None);
-        let until = account(NOW, &limits, &vec![one; 10]).unwrap().until;
+        let past = |count| std::iter::repeat_n(one.clone(), count).collect::<Past>();
+        assert_eq!(account(NOW, &limits, &past(9)), None);
+        let until = account(NOW, &limits, &past(10)).unwrap().until;
         assert_eq!(until, NOW + Duration::hours(2));
         assert_eq!(memory(&limits), Duration::days(7));
+    }
+
+    #[test]
+    fn what_is_over_or_ended_otherwise_counts_no_more() {
+        let mut past: Past = (0..5).map(|_| event(1, "a.test", End::Issued)).collect();
+        let limits = Limits::lets_encrypt();
+        let broken = |past: &Past| order(NOW, &limits, past, &names("a.test"), false);
+        assert!(broken(&past).is_some());
+        past.end(3, End::Failed(Some("*.a.test".to_owned())));
+        assert_eq!(broken(&past), None);
+        past.end(3, End::Issued);
+        assert!(broken(&past).is_some());
+        past.forget(NOW + Duration::days(6), Duration::days(7));
+        assert_eq!(past.len(), 5);
+        past.forget(NOW + Duration::days(7), Duration::days(7));
+        assert!(past.is_empty() && past.orders.is_empty() && past.sets.is_empty());
+        assert!(past.certificates.is_empty() && past.failures.is_empty());
+    }
+
+    #[test]
+    fn a_clock_that_was_far_ahead_blocks_no_order_for_longer_than_the_limit_says() {
+        let ahead = |number: i64| event(-2400 - number, &format!("n{number}.test"), End::Issued);
+        let mut past: Past = (0..300).map(ahead).collect();
+        let limits = Limits::lets_encrypt();
+        let week = Duration::days(7);
+        let broken = |past: &Past, now| order(now, &limits, past, &names("x.test"), false);
+        past.forget(NOW, week);
+        assert_eq!(broken(&past, NOW).unwrap().until, NOW + Duration::hours(3));
+        let later = NOW + Duration::hours(3);
+        past.forget(later, week);
+        assert_eq!(broken(&past, later), None);
+        assert_eq!(past.len(), 300);
+        past.forget(NOW + week, week);
+        assert!(past.is_empty());
     }
 }

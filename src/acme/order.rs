@@ -13,7 +13,7 @@ mod tests;
 mod validation;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration as StdDuration;
 
 use instant_acme::{Account, Identifier, NewOrder, Order, OrderStatus};
@@ -23,6 +23,7 @@ use super::account::{Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, Class};
+use super::history::History;
 use super::http::{JobHttp, of_problem, with_nonce};
 use super::renewal_info::certificate_id;
 use crate::certificate::name::Name;
@@ -46,6 +47,8 @@ pub struct Job {
     pub key_type: KeyType,
     pub config: CertificateAuthority,
     pub session: Session,
+    /// Of the CA: every new order is noted there before it is sent.
+    pub history: Arc<History>,
     /// `certificates/<name>/<key_type>`.
     pub dir: PathBuf,
     pub challenges: Challenges,
@@ -77,8 +80,12 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         job,
         account,
         http,
+        noted: Mutex::default(),
     };
     let result = run.to_the_end().await;
+    if let Err(error) = &result {
+        run.note_failure(error).await;
+    }
     if let Err(error) = &result
         && error.ends_the_order()
     {
@@ -95,6 +102,9 @@ struct Run {
     pending: PendingDir,
     account: Account,
     http: JobHttp,
+    /// The number of the newest order in the history; `None` where one is resumed: that is there
+    /// already.
+    noted: Mutex<Option<u64>>,
 }
 
 impl Run {
@@ -180,6 +190,36 @@ impl Run {
         Ok((order, pending, Arc::new(key)))
     }
 
+    /// On disk before an order is sent: the CA counts it from then on.
+    async fn note(&self, exempt: bool) -> Result<(), AcmeError> {
+        let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
+        let event = blocking(move || history.order(&names, exempt, clock::now()))
+            .await
+            .map_err(|error| AcmeError::store(&self.what, &error))?;
+        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(event);
+        Ok(())
+    }
+
+    /// The order left no certificate, and the CA may count that against a name.
+    async fn note_failure(&self, error: &AcmeError) {
+        let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let validated = error.challenge.is_some();
+        let name = error.identifier.clone().filter(|_| validated);
+        let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
+        let recorded = blocking(move || match (noted, &name) {
+            (Some(event), _) => history.failed(event, name),
+            // A resumed order counts no more, but what failed in it does.
+            (None, Some(_)) => {
+                let event = history.order(&names, true, clock::now())?;
+                history.failed(event, name)
+            }
+            (None, None) => Ok(()),
+        });
+        if let Err(error) = recorded.await {
+            tracing::warn!(%error, "cannot record how an order ended");
+        }
+    }
+
     /// A profile that the CA does not have is known before it is asked.
     fn check_profile(&self) -> Result<(), AcmeError> {
         let offered = &self.job.session.directory.profiles;
@@ -215,6 +255,7 @@ impl Run {
             && self.job.session.directory.renewal_info.is_some()
         {
             let order = new_order().replaces(predecessor);
+            self.note(true).await?;
             match with_nonce!(self.account.new_order(&order)) {
                 Ok(order) => return Ok(order),
                 Err(error) => {
@@ -227,6 +268,7 @@ impl Run {
                 }
             }
         }
+        self.note(false).await?;
         with_nonce!(self.account.new_order(&new_order())).map_err(|error| self.explain(error))
     }
 

@@ -15,6 +15,7 @@
 
 use time::{Duration, OffsetDateTime};
 
+use super::queue::Priority;
 use crate::certificate::name::Name;
 use crate::certificate::overdue::due_after;
 use crate::config::{KeyType, Takeover};
@@ -112,8 +113,11 @@ pub struct Stored {
     pub issuer_configured: bool,
     /// When we wrote it, by our own clock.
     pub issued_at: OffsetDateTime,
-    /// Whether it was itself ordered because renewal information said so.
-    pub ordered_for_renewal_info: bool,
+    /// Whether it was itself ordered before its time: because renewal information said so, or
+    /// because its predecessor was revoked.
+    pub ordered_early: bool,
+    /// Whether the CA is known to have revoked it.
+    pub revoked: bool,
 }
 
 impl Stored {
@@ -256,6 +260,8 @@ pub enum OrderReason {
     Due,
     /// The CA suggests it (RFC 9773).
     RenewalInfo,
+    /// What is stored is revoked.
+    Revoked,
     /// Hardly any lifetime is left.
     Emergency,
     Expired,
@@ -273,6 +279,7 @@ impl OrderReason {
             OrderReason::First => "first",
             OrderReason::Due => "due",
             OrderReason::RenewalInfo => "renewal-info",
+            OrderReason::Revoked => "revoked",
             OrderReason::Emergency => "emergency",
             OrderReason::Expired => "expired",
             OrderReason::NamesChanged => "names-changed",
@@ -348,6 +355,35 @@ pub fn is_unreachable(now: OffsetDateTime, session: &Attempts) -> bool {
         .is_some_and(|last| last <= now + CLOCK_TOLERANCE && !over(last))
 }
 
+/// When time alone changes what is needed, or how urgently.
+pub fn changes_at(now: OffsetDateTime, facts: &Facts) -> Option<OffsetDateTime> {
+    let stored = facts.stored.as_ref()?;
+    let (renewal, _) = renewal_at(stored, facts);
+    let each = [renewal, stored.emergency_at(), stored.not_after];
+    each.into_iter().filter(|at| *at > now).min()
+}
+
+/// How urgent an order for this reason is.
+pub fn priority(now: OffsetDateTime, facts: &Facts, reason: OrderReason) -> Priority {
+    let Some(stored) = facts.stored.as_ref().filter(|it| now < it.not_after) else {
+        return Priority::Missing;
+    };
+    match reason {
+        OrderReason::First | OrderReason::Expired | OrderReason::NamesChanged => Priority::Missing,
+        OrderReason::Revoked | OrderReason::Requested => Priority::Revoked,
+        _ if now >= stored.emergency_at() => Priority::Expiring,
+        // A whole window in the past, before the certificate is due: so a CA tells that it is about
+        // to revoke, or has revoked (RFC 9773 section 4.2).
+        OrderReason::RenewalInfo if calls_at_once(now, stored, facts) => Priority::Revoked,
+        _ => Priority::Due,
+    }
+}
+
+fn calls_at_once(now: OffsetDateTime, stored: &Stored, facts: &Facts) -> bool {
+    let window = facts.renewal_info.window;
+    now < stored.due_at(1.0) && window.is_some_and(|window| window.end <= now)
+}
+
 enum Need {
     Now(OrderReason),
     At(OffsetDateTime),
@@ -363,10 +399,18 @@ fn need(now: OffsetDateTime, facts: &Facts) -> Need {
         return Need::Now(reason);
     }
     let (at, reason) = renewal_at(stored, facts);
+    if stored.revoked && now < stored.not_after {
+        // The first hint is believed at once. A successor that is revoked as well, or called so by
+        // a list that is wrong, must not be ordered again and again.
+        return match stored.ordered_early && stored.is_immature(now) {
+            true => Need::Young(stored.mature_at()),
+            false => Need::Now(OrderReason::Revoked),
+        };
+    }
     if now < at {
         return Need::At(at);
     }
-    let first_hint = reason == OrderReason::RenewalInfo && !stored.ordered_for_renewal_info;
+    let first_hint = reason == OrderReason::RenewalInfo && !stored.ordered_early;
     if stored.is_immature(now) && !first_hint {
         return Need::Young(stored.mature_at());
     }

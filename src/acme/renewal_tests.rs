@@ -33,7 +33,8 @@ fn stored(lifetime: Duration) -> Stored {
         issuer: IssuerKind::Acme,
         issuer_configured: true,
         issued_at: START,
-        ordered_for_renewal_info: false,
+        ordered_early: false,
+        revoked: false,
     }
 }
 
@@ -429,7 +430,7 @@ fn a_new_certificate_that_looks_due_is_not_replaced_at_once() {
     facts.renewal_info = window(START - Duration::DAY, START, START - Duration::HOUR);
     facts.renewal_info.next_fetch = Some(now + Duration::HOUR);
     assert_eq!(plan(now, &facts), order(OrderReason::RenewalInfo, true));
-    facts.stored.as_mut().unwrap().ordered_for_renewal_info = true;
+    facts.stored.as_mut().unwrap().ordered_early = true;
     assert_eq!(
         plan(now, &facts),
         wait(START + Duration::DAY, WaitReason::JustIssued)
@@ -525,7 +526,7 @@ fn simulate(mut ca: SimulatedCa) -> Year {
                         not_before: now - Duration::HOUR,
                         not_after: now - Duration::HOUR + ca.lifetime,
                         issued_at: now,
-                        ordered_for_renewal_info: reason == OrderReason::RenewalInfo,
+                        ordered_early: reason == OrderReason::RenewalInfo,
                         ..stored(ca.lifetime)
                     });
                     facts.renewal_info = RenewalInfo {
@@ -600,4 +601,63 @@ fn a_dead_ca_gets_few_requests_and_the_outage_ends_soon_after() {
     // 30 days twice and the start: daily where nothing is at stake, denser around the expiry.
     assert!(year.failed < 400, "{year:?}");
     assert!(year.expired_for < Duration::days(60), "{year:?}");
+}
+
+#[test]
+fn what_is_revoked_is_replaced_at_once_but_not_in_circles() {
+    let mut facts = with(Duration::days(90));
+    let now = START + Duration::HOUR;
+    facts.renewal_info.next_fetch = Some(now + Duration::HOUR);
+    facts.stored.as_mut().unwrap().revoked = true;
+    assert_eq!(plan(now, &facts), order(OrderReason::Revoked, true));
+    assert_eq!(
+        priority(now, &facts, OrderReason::Revoked),
+        Priority::Revoked
+    );
+    // The failures of its orders are waited for as those of any other.
+    facts.attempts = failed(2, now);
+    let until = now + Duration::minutes(10);
+    assert_eq!(plan(now, &facts), wait(until, WaitReason::Backoff));
+    facts.attempts = Attempts::default();
+    // Its successor, if that is revoked, too, has to live for a while first.
+    facts.stored.as_mut().unwrap().ordered_early = true;
+    let mature = START + Duration::DAY;
+    assert_eq!(plan(now, &facts), wait(mature, WaitReason::JustIssued));
+    assert_eq!(plan(mature, &facts), order(OrderReason::Revoked, true));
+    let expired = START + Duration::days(91);
+    assert_eq!(plan(expired, &facts), order(OrderReason::Expired, false));
+}
+
+#[test]
+fn what_cannot_be_served_comes_first() {
+    use Priority::{Due, Expiring, Missing, Revoked};
+    let at = |days| START + Duration::days(days);
+    let mut facts = with(Duration::days(100));
+    for (reason, now, expected) in [
+        (OrderReason::First, at(1), Missing),
+        (OrderReason::NamesChanged, at(1), Missing),
+        (OrderReason::Expired, at(101), Missing),
+        (OrderReason::RenewalInfo, at(101), Missing),
+        (OrderReason::Revoked, at(1), Revoked),
+        (OrderReason::Requested, at(1), Revoked),
+        (OrderReason::Due, at(70), Due),
+        (OrderReason::KeyTypeChanged, at(1), Due),
+        (OrderReason::IssuerChanged, at(1), Due),
+        (OrderReason::Emergency, at(96), Expiring),
+        (OrderReason::KeyTypeChanged, at(96), Expiring),
+    ] {
+        assert_eq!(priority(now, &facts, reason), expected, "{reason:?} {now}");
+    }
+    let reason = OrderReason::RenewalInfo;
+    facts.renewal_info = window(at(-2), at(-1), at(-1));
+    assert_eq!(priority(at(1), &facts, reason), Revoked, "the CA calls");
+    facts.renewal_info = window(at(60), at(62), at(61));
+    assert_eq!(priority(at(61), &facts, reason), Due);
+    assert_eq!(
+        priority(at(70), &facts, reason),
+        Due,
+        "late, but as planned"
+    );
+    facts.stored = None;
+    assert_eq!(priority(at(1), &facts, OrderReason::First), Missing);
 }

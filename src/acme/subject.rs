@@ -50,6 +50,11 @@ impl Subject {
         self.issuer == issuer || self.takeover == Some(issuer)
     }
 
+    /// Whether certificates from files change what is to be done about it.
+    pub fn depends_on_files(&self) -> bool {
+        self.auto || self.takeover.is_some()
+    }
+
     /// Who issues it, given whether there are certificate files for it and who issued what is
     /// stored and valid.
     pub fn issuer_now(&self, files_known: bool, stored: Option<IssuerKind>) -> IssuerKind {

@@ -6,9 +6,10 @@ use std::path::PathBuf;
 use std::sync::Arc;
 
 use time::OffsetDateTime;
+use tokio::sync::broadcast;
 
 use crate::certificate::name::Name;
-use crate::certificate::reloader::Reloader;
+use crate::certificate::reloader::{Reloader, Swapped};
 use crate::certificate::table::TableReader;
 
 /// What the live table knows about one name.
@@ -40,6 +41,9 @@ impl Coverage {
 /// Told how an order ended.
 pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 
+/// From now on.
+pub type Subscribe = dyn Fn() -> broadcast::Receiver<Swapped> + Send + Sync;
+
 /// See the module.
 #[derive(Clone)]
 pub struct Surroundings {
@@ -50,6 +54,9 @@ pub struct Surroundings {
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
     /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
     pub ordered: Arc<Ordered>,
+    /// Tells which names got another certificate in the live table; `None`: nobody does, and it is
+    /// looked every few minutes.
+    pub swaps: Option<Arc<Subscribe>>,
 }
 
 impl Surroundings {
@@ -59,10 +66,12 @@ impl Surroundings {
         ordered: impl Fn(Option<&str>, bool) + Send + Sync + 'static,
     ) -> Surroundings {
         let (table, hint) = (reloader.table().clone(), reloader.clone());
+        let swaps = reloader.clone();
         Surroundings {
             coverage: Arc::new(move |name: &Name| Coverage::of(&table, name)),
             reload_hint: Arc::new(move |directory| hint.hint(directory)),
             ordered: Arc::new(ordered),
+            swaps: Some(Arc::new(move || swaps.swaps())),
         }
     }
 }

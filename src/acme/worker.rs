@@ -1,26 +1,30 @@
-//! The one task that keeps certificates fresh: it asks the plan for every subject what to do, runs
-//! what it says beside itself, and writes what comes of it to disk. It never touches the live
+//! The one task that keeps certificates fresh: it asks the desk what is to be done, runs that
+//! beside itself, and tells the desk how it ended. It decides nothing, never touches the live
 //! table, and nothing that serves waits for it.
 //!
 //! It sleeps a minute at most and then compares the wall clock: a monotonic sleep stands still
 //! while a host is suspended.
 
+mod desk;
 mod entry;
 mod facts;
 mod handle;
 mod jobs;
 mod requests;
 #[cfg(test)]
+mod simulation;
+#[cfg(test)]
 mod tests;
 mod turn;
 
-use std::collections::{BTreeMap, HashMap};
+use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
 use time::{Duration, OffsetDateTime};
-use tokio::sync::mpsc;
+use tokio::sync::broadcast::error::RecvError;
+use tokio::sync::{broadcast, mpsc};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
@@ -29,31 +33,27 @@ use super::challenges::Challenges;
 use super::dns::{self, DnsChallenges};
 use super::job::Done;
 use super::ledger::Ledger;
-use super::limits::Broken;
-use super::renewal::{self, Action, IssuerKind, WaitReason, plan};
+use super::queue::Lane;
+use super::renewal::IssuerKind;
 use super::subject::Assignment;
 use super::surroundings::Surroundings;
 use crate::certificate::name::Name;
+use crate::certificate::reloader::Swapped;
 use crate::clock;
 use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
 use crate::store::{StateDir, WriterLock};
+use desk::Desk;
 use entry::{Entry, Load, Loaded};
+use handle::Command;
 pub use handle::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
 };
-use handle::{Command, Statuses, lock};
-use turn::Covered;
 
 /// How long a stop waits for TXT records to be removed; the next start removes what is left.
 const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
 /// The longest sleep, and how often another process's writer lock is tried.
 const MAX_SLEEP: Duration = Duration::minutes(1);
-/// How often an order that a limit holds back is looked at: its date stands, unless the
-/// configuration changes, which looks at everything anew.
-const LIMIT_POLL: Duration = Duration::minutes(10);
-/// How often the first load of the certificates from files is looked for.
-const LOADING_POLL: Duration = Duration::milliseconds(100);
 
 impl From<Source> for IssuerKind {
     fn from(source: Source) -> IssuerKind {
@@ -69,22 +69,18 @@ pub struct Worker {
     assignment: Assignment,
     state: StateDir,
     challenges: Challenges,
-    surroundings: Surroundings,
+    desk: Desk,
     local_ca: LocalCa,
     commands: mpsc::Receiver<Command>,
-    statuses: Statuses,
     lock: Option<WriterLock>,
     try_lock_at: OffsetDateTime,
-    authorities: Vec<Arc<Authority>>,
     /// `None`: before the first configuration, or where it cannot be used.
     dns: Option<Arc<DnsChallenges>>,
     dns_claims: dns::Claims,
-    entries: BTreeMap<u64, Entry>,
-    next_entry: u64,
     internal_names: Arc<Vec<Name>>,
     jobs: JoinSet<Done>,
     /// By the directory they write to: numbers change with the configuration.
-    running: HashMap<tokio::task::Id, (PathBuf, IssuerKind)>,
+    running: HashMap<tokio::task::Id, (PathBuf, Lane)>,
 }
 
 impl Worker {
@@ -95,22 +91,19 @@ impl Worker {
         challenges: Challenges,
         surroundings: Surroundings,
     ) -> (Worker, WorkerHandle) {
-        let (handle, commands, statuses) = WorkerHandle::new();
+        let (handle, commands) = WorkerHandle::new();
+        let (statuses, lanes) = (handle.statuses.clone(), handle.lanes.clone());
         let worker = Worker {
             local_ca: LocalCa::new(&state),
             assignment,
             state,
             challenges,
-            surroundings,
+            desk: Desk::new(surroundings, statuses, lanes),
             commands,
-            statuses,
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
-            authorities: Vec::new(),
             dns: None,
             dns_claims: dns::Claims::default(),
-            entries: BTreeMap::new(),
-            next_entry: 0,
             internal_names: Arc::default(),
             jobs: JoinSet::new(),
             running: HashMap::new(),
@@ -121,23 +114,39 @@ impl Worker {
     /// Runs until `shutdown`. What is in flight then is given up cleanly: recorded as cancelled,
     /// and resumed by the next start.
     pub async fn run(mut self, shutdown: CancellationToken) {
+        let subscribe = self.desk.surroundings.swaps.clone();
+        let mut swaps = subscribe.map(|subscribe| subscribe());
         self.take_lock().await;
         self.configure().await;
         loop {
             self.take_lock().await;
-            let wake_at = self.decide_all(clock::now());
-            let sleep = (wake_at - clock::now()).clamp(Duration::ZERO, MAX_SLEEP);
-            let sleep = StdDuration::try_from(sleep).unwrap_or_default();
+            for start in self.desk.turn(clock::now()) {
+                self.start(start);
+            }
+            let sleep = self.sleep(clock::now());
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(done) = self.jobs.join_next_with_id(), if !self.jobs.is_empty() => {
                     self.job_ended(done);
                 }
                 Some(command) = self.commands.recv() => self.obey(command).await,
+                names = next_swap(&mut swaps) => match names {
+                    Some(names) => self.desk.names_changed(&names),
+                    None => self.desk.names_missed(),
+                },
                 () = tokio::time::sleep(sleep) => {}
             }
         }
         self.stop().await;
+    }
+
+    /// Until the next turn; a minute at most, see the module.
+    fn sleep(&self, now: OffsetDateTime) -> StdDuration {
+        let lock_at = (!self.desk.is_writer).then_some(self.try_lock_at);
+        let next = [self.desk.wake_at(now), lock_at];
+        let wake_at = next.into_iter().flatten().min().unwrap_or(now + MAX_SLEEP);
+        let sleep = (wake_at - now).clamp(Duration::ZERO, MAX_SLEEP);
+        StdDuration::try_from(sleep).unwrap_or_default()
     }
 
     async fn stop(&mut self) {
@@ -145,16 +154,10 @@ impl Worker {
         if let Some(dns) = &self.dns {
             dns.finish(DNS_REMOVAL_LIMIT).await;
         }
-        let ledgers: Vec<Arc<Ledger>> = self
-            .entries
-            .values()
-            .filter_map(|entry| entry.ledger.clone())
-            .chain(
-                self.authorities
-                    .iter()
-                    .map(|authority| Arc::clone(&authority.ledger)),
-            )
-            .collect();
+        let of_subjects = self.desk.entries().filter_map(|(_, it)| it.ledger.clone());
+        let authorities = self.desk.authorities.iter();
+        let of_authorities = authorities.map(|authority| Arc::clone(&authority.ledger));
+        let ledgers: Vec<Arc<Ledger>> = of_subjects.chain(of_authorities).collect();
         blocking(move || {
             for ledger in ledgers {
                 if let Err(error) = ledger.cancel_running(clock::now()) {
@@ -169,7 +172,9 @@ impl Worker {
     /// it before may have written.
     async fn take_lock(&mut self) {
         let now = clock::now();
-        if self.lock.is_some() || now < self.try_lock_at {
+        // A date further away than a minute was made by another clock.
+        let is_early = now < self.try_lock_at && self.try_lock_at - now <= MAX_SLEEP;
+        if self.lock.is_some() || is_early {
             return;
         }
         let waited = self.try_lock_at != OffsetDateTime::UNIX_EPOCH;
@@ -178,10 +183,11 @@ impl Worker {
         match blocking(move || state.try_lock_writer()).await {
             Ok(Some(lock)) => {
                 self.lock = Some(lock);
+                self.desk.is_writer = true;
                 if waited {
                     tracing::info!("this process orders certificates now");
                 }
-                let ids: Vec<u64> = self.entries.keys().copied().collect();
+                let ids: Vec<u64> = self.desk.entries().map(|(id, _)| id).collect();
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
             }
@@ -199,11 +205,7 @@ impl Worker {
     async fn configure(&mut self) {
         self.open_authorities().await;
         self.open_dns().await;
-        let mut old: HashMap<PathBuf, Entry> = std::mem::take(&mut self.entries)
-            .into_values()
-            .map(|entry| (entry.dir.clone(), entry))
-            .collect();
-        lock(&self.statuses).clear();
+        let mut old = self.desk.take_entries();
         let wanted = self.assignment.subjects.clone();
         let internal = wanted
             .iter()
@@ -211,32 +213,26 @@ impl Worker {
         self.internal_names = Arc::new(internal.flat_map(|it| it.names.clone()).collect());
         let mut new = Vec::new();
         for subject in wanted {
-            let id = self.next_entry;
-            self.next_entry += 1;
             let dir = self.state.certificate_dir(&subject.name, subject.key_type);
-            let entry = match old.remove(&dir) {
-                Some(entry) if entry.subject == subject => Entry {
-                    check_at: OffsetDateTime::UNIX_EPOCH,
-                    ..entry
-                },
-                before => {
-                    new.push(id);
-                    Entry::new(subject, dir, before)
+            match old.remove(&dir) {
+                Some(entry) if entry.subject == subject => {
+                    self.desk.add(entry);
                 }
-            };
-            self.entries.insert(id, entry);
+                before => new.push(self.desk.add(Entry::new(subject, dir, before))),
+            }
         }
         self.load(&new).await;
     }
 
     async fn open_authorities(&mut self) {
         let known: HashMap<String, Arc<Authority>> = self
+            .desk
             .authorities
             .iter()
             .map(|authority| (slug(authority.url()), Arc::clone(authority)))
             .collect();
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
-        self.authorities = blocking(move || {
+        let opened = blocking(move || {
             let open = |config: crate::config::CertificateAuthority| {
                 let Some(known) = known.get(&slug(&config.directory)) else {
                     return Authority::open(&state, config, clock::now());
@@ -255,6 +251,7 @@ impl Worker {
                 .collect()
         })
         .await;
+        self.desk.set_authorities(opened);
     }
 
     /// With the same settings it goes on as it is, running removals and all.
@@ -285,7 +282,7 @@ impl Worker {
         let requests: Vec<(u64, Load)> = ids
             .iter()
             .filter_map(|id| {
-                let entry = self.entries.get(id)?;
+                let entry = self.desk.entry(*id)?;
                 let load = Load {
                     subject: entry.subject.clone(),
                     dir: entry.dir.clone(),
@@ -302,155 +299,31 @@ impl Worker {
         })
         .await;
         for (id, loaded) in loaded {
-            let Some(entry) = self.entries.get_mut(&id) else {
+            let completed = loaded.completed;
+            let Some(entry) = self.desk.entry_mut(id) else {
                 continue;
             };
-            if loaded.completed {
-                (self.surroundings.reload_hint)(entry.dir.clone());
-            }
             entry.take_in(loaded);
-        }
-    }
-
-    /// Decides for every entry whose time has come. Answers when to wake up.
-    fn decide_all(&mut self, now: OffsetDateTime) -> OffsetDateTime {
-        let due: Vec<u64> = self
-            .entries
-            .iter()
-            .filter(|(_, entry)| !entry.running && entry.check_at <= now)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in due {
-            self.decide(id, now);
-        }
-        let checks = self
-            .entries
-            .values()
-            .filter(|entry| !entry.running && !entry.queued);
-        let lock_at = self.lock.is_none().then_some(self.try_lock_at);
-        checks
-            .map(|entry| entry.check_at)
-            .chain(lock_at)
-            .min()
-            .unwrap_or(now + MAX_SLEEP)
-    }
-
-    /// Asks the plan, and starts what it says.
-    fn decide(&mut self, id: u64, now: OffsetDateTime) {
-        let Some(entry) = self.entries.get(&id) else {
-            return;
-        };
-        let Some(Covered { until, file_known }) = self.coverage(&entry.subject) else {
-            let (facts, authority) = self.facts(entry, now, None);
-            let status = self.status(entry, &facts, authority.as_deref(), None);
-            return self.check_again(id, now + LOADING_POLL, Some(status));
-        };
-        if entry.subject.only_takeover && !file_known && entry.stored.is_none() && !entry.forced {
-            // There is nothing yet that could be late.
-            lock(&self.statuses).remove(&id);
-            return self.check_again(id, now + MAX_SLEEP, None);
-        }
-        self.choose_issuer(id, file_known, now);
-        let Some(entry) = self.entries.get(&id) else {
-            return;
-        };
-        let covered = until;
-        let (facts, authority) = self.facts(entry, now, covered);
-        let next_attempt = renewal::blocked(now, &facts).map(|(until, _)| until);
-        let mut status = self.status(entry, &facts, authority.as_deref(), covered);
-        if self.lock.is_none() {
-            return self.check_again(id, now + MAX_SLEEP, Some(status));
-        }
-        match entry.forced_action(plan(now, &facts), &facts, now) {
-            Action::CoveredByFiles { until } => {
-                self.check_again(id, until.min(now + MAX_SLEEP), Some(status));
+            let dir = entry.dir.clone();
+            if completed {
+                (self.desk.surroundings.reload_hint)(dir);
             }
-            Action::Wait { until, reason } => {
-                let held = matches!(reason, WaitReason::Backoff | WaitReason::IssuerUnreachable);
-                status.next_attempt = next_attempt.filter(|_| held);
-                self.check_again(id, until.min(now + MAX_SLEEP), Some(status));
-            }
-            Action::FetchRenewalInfo => {
-                self.publish(id, status);
-                self.start_asking(id, now);
-            }
-            Action::Order { reason, replaces } => {
-                if let Some(refusal) = entry.subject.refusal(entry.issuer) {
-                    return self.refuse(id, now, refusal, status);
-                }
-                // Before the limits, which many that are due together would look through in vain.
-                let issuer = entry.issuer;
-                if !self.has_room(id, issuer) {
-                    return self.publish(id, status);
-                }
-                let Some(entry) = self.entries.get(&id) else {
-                    return;
-                };
-                if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
-                {
-                    return self.hold(id, now, &broken, status);
-                }
-                self.publish(id, status);
-                self.start_order(id, now, reason, replaces, authority);
-            }
+            self.desk.check_at(id, OffsetDateTime::UNIX_EPOCH);
         }
     }
+}
 
-    /// Files that come, go or are overdue may change who issues.
-    fn choose_issuer(&mut self, id: u64, file_known: bool, now: OffsetDateTime) {
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return;
+/// The names that changed in the live table; `None` where some were missed. Without anybody who
+/// tells, never.
+async fn next_swap(swaps: &mut Option<broadcast::Receiver<Swapped>>) -> Option<Swapped> {
+    loop {
+        let Some(receiver) = swaps else {
+            return std::future::pending().await;
         };
-        let stored = entry.stored.as_ref();
-        let stored = stored.filter(|stored| now < stored.leaf.not_after);
-        let issued_by = stored.map(|stored| IssuerKind::from(stored.meta.source));
-        entry.issuer = entry.subject.issuer_now(file_known, issued_by);
-    }
-
-    fn publish(&self, id: u64, status: SubjectStatus) {
-        lock(&self.statuses).insert(id, status);
-    }
-
-    fn check_again(&mut self, id: u64, at: OffsetDateTime, status: Option<SubjectStatus>) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.check_at = at;
-            entry.queued = false;
+        match receiver.recv().await {
+            Ok(names) => return Some(names),
+            Err(RecvError::Lagged(_)) => return None,
+            Err(RecvError::Closed) => *swaps = None,
         }
-        if let Some(status) = status {
-            self.publish(id, status);
-        }
-    }
-
-    /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
-    fn hold(&mut self, id: u64, now: OffsetDateTime, broken: &Broken, status: SubjectStatus) {
-        let text = format!("order for {}: {broken}", status.name);
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.forced = false;
-            if entry.last_error.as_ref() != Some(&text) {
-                tracing::warn!("{text}");
-            }
-            entry.last_error = Some(text.clone());
-        }
-        let status = SubjectStatus {
-            next_attempt: Some(broken.until),
-            last_error: Some(text),
-            ..status
-        };
-        self.check_again(id, broken.until.min(now + LIMIT_POLL), Some(status));
-    }
-
-    fn refuse(&mut self, id: u64, now: OffsetDateTime, refusal: String, status: SubjectStatus) {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.forced = false;
-            if !entry.refusal_logged {
-                tracing::error!("{refusal}");
-            }
-            entry.refusal_logged = true;
-        }
-        let status = SubjectStatus {
-            last_error: Some(refusal),
-            ..status
-        };
-        self.check_again(id, now + MAX_SLEEP, Some(status));
     }
 }

@@ -161,6 +161,7 @@ impl Api {
             sites: status::sites(&config, &self.reloader.table().load(), now),
             upstreams: status::upstreams(&self.routing.load()),
             certificates: self.certificates(&report),
+            queue: status::queue(&self.worker.queue()),
             tls_files: status::tls_files(&self.tls_files.report(), now),
             warnings: self.attention.load().warnings(),
         }
@@ -172,6 +173,7 @@ impl Api {
             .set_certificates(&report, &self.worker.status());
         self.metrics
             .set_tls_files(&self.tls_files.report(), clock::now());
+        self.metrics.set_queue(&self.worker.queue());
         self.metrics.set_config(&self.config_report());
         self.metrics.set_proof(&self.proof.lock());
         self.metrics

@@ -9,6 +9,7 @@ use prometheus::{
 };
 use time::OffsetDateTime;
 
+use crate::acme::queue::{LaneReport, Priority};
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::overdue::Late;
 use crate::certificate::proof::Proof;
@@ -35,6 +36,7 @@ pub struct Metrics {
     doubts: Doubts,
     acme_orders: IntCounterVec,
     acme_next_attempt: GaugeVec,
+    queue: QueueMetrics,
     config_reloads: IntCounterVec,
     config_reload_failing: IntGauge,
 }
@@ -44,6 +46,38 @@ struct Doubts {
     served_differs: IntGaugeVec,
     overdue: IntGaugeVec,
     tls_file_reload_failing: IntGaugeVec,
+}
+
+/// What waits for its turn at the CAs, and what runs.
+struct QueueMetrics {
+    waiting: IntGaugeVec,
+    running: IntGaugeVec,
+    held_until: GaugeVec,
+}
+
+impl QueueMetrics {
+    fn new(registry: &Registry) -> QueueMetrics {
+        QueueMetrics {
+            waiting: gauges(
+                registry,
+                "perennial_acme_queue_waiting",
+                "Orders, and questions for renewal information, that wait for their turn, by CA and urgency.",
+                &["ca", "work", "priority"],
+            ),
+            running: gauges(
+                registry,
+                "perennial_acme_queue_running",
+                "Orders, and questions for renewal information, that run, by CA.",
+                &["ca", "work"],
+            ),
+            held_until: float_gauges(
+                registry,
+                "perennial_acme_queue_held_until_seconds",
+                "Until when a limit of the CA holds back orders, in Unix time; absent while none does.",
+                &["ca"],
+            ),
+        }
+    }
 }
 
 impl Doubts {
@@ -139,6 +173,7 @@ impl Metrics {
                 "When the next order for a name is due after a failure, in Unix time.",
                 &["name"],
             ),
+            queue: QueueMetrics::new(&registry),
             config_reloads: config_reloads(&registry),
             config_reload_failing: config_reload_failing(&registry),
             registry,
@@ -244,6 +279,35 @@ impl Metrics {
         for (result, total) in [("ok", report.reloads), ("failed", report.failures)] {
             let counter = self.config_reloads.with_label_values(&[result]);
             counter.inc_by(total.saturating_sub(counter.get()));
+        }
+    }
+
+    /// Brings the queue up to date.
+    pub fn set_queue(&self, lanes: &[LaneReport]) {
+        let QueueMetrics {
+            waiting,
+            running,
+            held_until,
+        } = &self.queue;
+        waiting.reset();
+        running.reset();
+        held_until.reset();
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        for report in lanes {
+            let (ca, work) = (report.lane.ca(), report.lane.kind());
+            running
+                .with_label_values(&[ca, work])
+                .set(count(report.running));
+            for (priority, number) in Priority::ALL.iter().zip(report.waiting) {
+                waiting
+                    .with_label_values(&[ca, work, priority.as_str()])
+                    .set(count(number));
+            }
+            if let Some((until, _)) = &report.held {
+                held_until
+                    .with_label_values(&[ca])
+                    .set(unix_seconds(*until));
+            }
         }
     }
 

@@ -6,6 +6,8 @@ use std::path::PathBuf;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use crate::acme::error::ErrorReport;
+use crate::acme::queue::{LaneReport, Priority};
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::explain;
 use crate::certificate::inventory::{Entry, EntryId};
@@ -34,6 +36,9 @@ pub struct Status {
     pub sites: Vec<SiteStatus>,
     pub upstreams: Vec<UpstreamStatus>,
     pub certificates: Vec<CertificateStatus>,
+    /// What waits for its turn at the CAs, and what runs.
+    #[serde(default)]
+    pub queue: Vec<QueueStatus>,
     /// Files for TLS that are not certificates in service.
     #[serde(default)]
     pub tls_files: Vec<TlsFileStatus>,
@@ -53,6 +58,42 @@ pub struct TlsFileStatus {
     /// When it expires or is to be updated, where it says.
     pub not_after: Option<String>,
     pub last_error: Option<String>,
+}
+
+/// One kind of work at one CA.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct QueueStatus {
+    /// Directory URL, or `internal`.
+    pub ca: String,
+    /// `orders`, or `questions` for renewal information.
+    pub work: String,
+    pub running: usize,
+    /// By urgency: `missing`, `revoked`, `expiring`, `due`.
+    pub waiting: BTreeMap<String, usize>,
+    /// Until when a limit of the CA holds back orders, and which one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_until: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub held_by: Option<String>,
+}
+
+/// The lanes of the queue.
+pub fn queue(lanes: &[LaneReport]) -> Vec<QueueStatus> {
+    let row = |lane: &LaneReport| {
+        let waiting = Priority::ALL.iter().zip(lane.waiting);
+        let (until, limit) = lane.held.clone().unzip();
+        QueueStatus {
+            ca: lane.lane.ca().to_owned(),
+            work: lane.lane.kind().to_owned(),
+            running: lane.running,
+            waiting: waiting
+                .map(|(priority, count)| (priority.as_str().to_owned(), count))
+                .collect(),
+            held_until: until.map(rfc3339),
+            held_by: limit,
+        }
+    };
+    lanes.iter().map(row).collect()
 }
 
 /// The TLS files and how they are doing.
@@ -112,6 +153,13 @@ pub struct CertificateStatus {
     /// When the CA is asked next, where an attempt failed or is still to come.
     pub next_attempt: Option<String>,
     pub last_error: Option<String>,
+    /// The last error taken apart, where it is the CA's: its class, its problem document, the
+    /// challenge, and what the operator can do.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<Box<ErrorReport>>,
+    /// How urgent the order is that waits for its turn.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub queued: Option<String>,
     /// The file that the last error is about, where it is about one.
     pub failing_file: Option<PathBuf>,
     /// The CA that issues it.
@@ -260,9 +308,14 @@ fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     row.next_renewal = subject.next_renewal.map(rfc3339);
     row.next_attempt = subject.next_attempt.map(rfc3339);
     row.ca = subject.ca.clone();
+    row.queued = subject
+        .queued
+        .as_ref()
+        .map(|(_, priority)| priority.as_str().to_owned());
     row.explanation_url = subject.explanation_url.clone();
     if row.last_error.is_none() {
         row.last_error = subject.last_error.clone();
+        row.error = subject.error.clone();
     }
 }
 

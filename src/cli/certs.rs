@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::admin_client::{AdminArgs, AdminClientError};
 use super::status::print_certificates;
+use crate::acme::error::{Class, ErrorReport};
 use crate::admin::status::{CertificateStatus, NameStatus, Sighting, Status};
 use crate::certificate::name::Name;
 
@@ -119,6 +120,35 @@ fn print_json(certificates: &[CertificateStatus]) {
     }
 }
 
+/// What the last error, as one sentence, cannot say.
+fn print_error(error: &ErrorReport) {
+    let text = |label: &str, value: &Option<String>| {
+        if let Some(value) = value {
+            println!("    {label:12} {value}");
+        }
+    };
+    let class = match error.class {
+        Class::Permanent => "permanent: the CA will say the same until something changes",
+        Class::Retryable => "retryable: time may heal it",
+        Class::RateLimited => "rate-limited: the CA asks for patience",
+        Class::Operator => "operator's: somebody has to do something first",
+    };
+    text("kind", &Some(class.to_owned()));
+    text("problem", &error.problem);
+    text("identifier", &error.identifier);
+    text("challenge", &error.challenge);
+    for sub in &error.subproblems {
+        let of = sub.identifier.as_deref().unwrap_or("-");
+        let problem = sub.problem.as_deref().unwrap_or("-");
+        text(
+            "subproblem",
+            &Some(format!("{of}: {} ({problem})", sub.detail)),
+        );
+    }
+    text("remedy", &error.remedy);
+    text("unpause at", &error.unpause_url);
+}
+
 fn print_details(certificate: &CertificateStatus) {
     let line = |label: &str, value: &Option<String>| {
         if let Some(value) = value {
@@ -155,7 +185,11 @@ fn print_details(certificate: &CertificateStatus) {
     line("CA", &certificate.ca);
     line("next renewal", &certificate.next_renewal);
     line("next attempt", &certificate.next_attempt);
+    line("queued as", &certificate.queued);
     line("last error", &certificate.last_error);
+    if let Some(error) = &certificate.error {
+        print_error(error);
+    }
     line("explanation", &certificate.explanation_url);
     if !certificate.on_disk && certificate.serial.is_some() {
         println!("  its files are gone; it is served until something better is there");

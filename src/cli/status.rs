@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::admin_client::AdminArgs;
-use crate::admin::status::{CertificateStatus, Status};
+use crate::admin::status::{CertificateStatus, QueueStatus, Status};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
@@ -57,8 +57,36 @@ fn print(status: &Status) {
         }
     }
     print_certificates(&status.certificates);
+    print_queue(&status.queue);
     for warning in &status.warnings {
         println!("warning: {warning}");
+    }
+}
+
+/// A line for each CA at which something runs or waits.
+fn print_queue(queue: &[QueueStatus]) {
+    for lane in queue {
+        let waiting: Vec<String> = lane
+            .waiting
+            .iter()
+            .filter(|(_, count)| **count > 0)
+            .map(|(priority, count)| format!("{count} {priority}"))
+            .collect();
+        if lane.running == 0 && waiting.is_empty() {
+            continue;
+        }
+        let waiting = match waiting.is_empty() {
+            true => "none".to_owned(),
+            false => waiting.join(", "),
+        };
+        let held = lane.held_by.as_ref().map(|limit| format!("; {limit}"));
+        println!(
+            "{} at {}: {} running, waiting: {waiting}{}",
+            lane.work,
+            lane.ca,
+            lane.running,
+            held.unwrap_or_default()
+        );
     }
 }
 

@@ -1,15 +1,25 @@
 //! `[acme]` and its fallbacks: defaults are filled in, and what does not fit together is reported.
 
 use std::collections::HashMap;
+use std::time::Duration;
 
 use super::diagnostic::{Located, Problem, Report};
 use super::dns::read::DnsDraft;
 use super::draft::{AuthorityDraft, Draft, SiteDraft};
-use super::{Acme, CertificateAuthority, ChallengeType, Limits, TlsMode};
+use super::{Acme, CertificateAuthority, ChallengeType, Limit, Limits, TlsMode};
 use crate::certificate::name::Name;
 
 const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
 const DEFAULT_CHALLENGES: [ChallengeType; 2] = [ChallengeType::TlsAlpn01, ChallengeType::Http01];
+
+/// An order takes seconds, most of them the CA's: more at once are no faster for few certificates,
+/// and for many these are thousands an hour.
+const DEFAULT_PARALLEL_ORDERS: u32 = 8;
+/// A few sites start together; a hundred thousand come at a pace that no CA notices.
+const DEFAULT_ORDER_RATE: Limit = Limit {
+    count: 60,
+    per: Duration::from_secs(10),
+};
 
 pub(super) fn default_authority() -> CertificateAuthority {
     authority(AuthorityDraft::default(), false)
@@ -48,6 +58,10 @@ fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
         profile: draft.profile,
         preferred_chain: draft.preferred_chain,
         agree_to_terms: draft.agree_to_terms.unwrap_or(true),
+        parallel_orders: draft.parallel_orders.unwrap_or(DEFAULT_PARALLEL_ORDERS),
+        order_rate: draft.order_rate.unwrap_or(Some(DEFAULT_ORDER_RATE)),
+        reuse_key: draft.reuse_key.unwrap_or(false),
+        check_revocation: draft.check_revocation.unwrap_or(true),
         external_account: draft.external_account,
     }
 }
@@ -86,6 +100,10 @@ fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateA
         profile: draft.profile,
         preferred_chain: draft.preferred_chain,
         agree_to_terms: draft.agree_to_terms.unwrap_or(first.agree_to_terms),
+        parallel_orders: draft.parallel_orders.unwrap_or(first.parallel_orders),
+        order_rate: draft.order_rate.unwrap_or(first.order_rate),
+        reuse_key: draft.reuse_key.unwrap_or(first.reuse_key),
+        check_revocation: draft.check_revocation.unwrap_or(first.check_revocation),
         external_account: draft.external_account,
     }
 }

@@ -9,8 +9,8 @@ use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
-    PathPattern, Takeover, TlsMode, Upstream,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, Limit,
+    LogLevel, PathPattern, Takeover, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -77,6 +77,11 @@ pub(super) struct AuthorityDraft {
     pub(super) preferred_chain: Option<String>,
     pub(super) agree_to_terms: Option<bool>,
     pub(super) limits: LimitsDraft,
+    pub(super) parallel_orders: Option<u32>,
+    /// `None` inside is "off".
+    pub(super) order_rate: Option<Option<Limit>>,
+    pub(super) reuse_key: Option<bool>,
+    pub(super) check_revocation: Option<bool>,
     pub(super) external_account: Option<ExternalAccount>,
 }
 

@@ -7,7 +7,7 @@ use super::diagnostic::Problem;
 use super::reader::{Kind, LIMITS, Value};
 use super::value::duration;
 
-const LIMIT: Kind = Kind {
+pub(super) const LIMIT: Kind = Kind {
     what: "a limit in quotes",
     example: "\"50/7d\"",
 };
@@ -118,7 +118,7 @@ impl LimitsDraft {
 }
 
 /// `"50/7d"` or `"off"`.
-fn limit(text: &str) -> Result<Option<Limit>, Problem> {
+pub(super) fn limit(text: &str) -> Result<Option<Limit>, Problem> {
     if text == "off" {
         return Ok(None);
     }

@@ -212,6 +212,15 @@ pub struct CertificateAuthority {
     pub agree_to_terms: bool,
     /// How much may be asked for.
     pub limits: Limits,
+    /// Orders at this CA at the same time; at least one.
+    pub parallel_orders: u32,
+    /// How fast orders may be begun: a bucket of so many, full again after so long; `None`: as
+    /// fast as it goes.
+    pub order_rate: Option<Limit>,
+    /// Whether a renewal keeps the private key, unless that is known to be compromised.
+    pub reuse_key: bool,
+    /// Whether revocation lists and OCSP responders that certificates name are asked.
+    pub check_revocation: bool,
     /// External account binding (RFC 8555 section 7.3.4).
     pub external_account: Option<ExternalAccount>,
 }

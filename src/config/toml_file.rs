@@ -12,7 +12,7 @@ use super::draft::{
     RouteDraft, ServerDraft, SiteDraft, TlsDraft, UpstreamTlsDraft,
 };
 use super::environment::Environment;
-use super::limits::LimitsDraft;
+use super::limits::{LIMIT, LimitsDraft, limit};
 use super::reader::{
     ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
     ROUTE, ROUTE_UPSTREAM_TLS, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
@@ -45,10 +45,14 @@ const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
 const LOG_LEVEL: Kind = kind("a log level in quotes", "\"info\"");
 const TAKEOVER: Kind = kind("\"acme\", \"internal\" or \"off\"", "\"acme\"");
 const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
+const PARALLEL_ORDERS: Kind = kind("a number of orders", "8");
 const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
 
 /// More threads than any machine has cores are a slip of the finger.
 const MAX_THREADS: i128 = 1024;
+
+/// Each holds connections, answers to challenges and perhaps TXT records.
+const MAX_PARALLEL_ORDERS: i128 = 256;
 
 const fn kind(what: &'static str, example: &'static str) -> Kind {
     Kind { what, example }
@@ -305,8 +309,28 @@ impl<'a> Reader<'a> {
                 .get("limits")
                 .and_then(LimitsDraft::read)
                 .unwrap_or_default(),
+            parallel_orders: table
+                .get("parallel_orders")
+                .and_then(|v| self.parallel_orders(v)),
+            order_rate: table
+                .get("order_rate")
+                .and_then(|v| v.parse(LIMIT, limit))
+                .map(|rate| rate.value),
+            reuse_key: table.get("reuse_key").and_then(Value::boolean),
+            check_revocation: table.get("check_revocation").and_then(Value::boolean),
             external_account: external_account.and_then(|table| self.external_account(&table)),
         }
+    }
+
+    fn parallel_orders(&self, value: Value<'a>) -> Option<u32> {
+        let orders = value.integer(PARALLEL_ORDERS)?;
+        let in_bounds = (1..=MAX_PARALLEL_ORDERS).contains(&orders.value);
+        let count = u32::try_from(orders.value).ok().filter(|_| in_bounds);
+        let problem = || {
+            Problem::new(format!("{} is no number of orders at a time", orders.value))
+                .help(format!("write a number from 1 to {MAX_PARALLEL_ORDERS}"))
+        };
+        self.report.keep(orders.at, count.ok_or_else(problem))
     }
 
     fn fallbacks(&self, tables: &List<Table<'a>>) -> Vec<AuthorityDraft> {

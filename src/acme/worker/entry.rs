@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::handle::{Decision, RenewError};
+use crate::acme::error::LastError;
 use crate::acme::ledger::{Kind, Ledger, Outcome};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
@@ -31,16 +32,19 @@ pub(super) struct Entry {
     /// Attempts at the internal CA: they bother nobody, so a restart may forget them.
     pub(super) internal_attempts: Attempts,
     pub(super) running: bool,
-    pub(super) check_at: OffsetDateTime,
-    /// Due, and only waiting for another job to end.
-    pub(super) queued: bool,
+    /// When it is looked at next; `None` while something runs.
+    pub(super) timer: Option<OffsetDateTime>,
+    /// Since when it waits for its turn.
+    pub(super) waiting_since: Option<OffsetDateTime>,
     /// Somebody asked for an order, whatever the plan says.
     pub(super) forced: bool,
+    /// Somebody asked to have the CA asked now.
+    pub(super) ask_now: bool,
     /// Somebody asked whether it is due while the CA was being asked: the answer may be older.
     pub(super) ask_again: bool,
     /// Somebody waits for the decision that follows the running question.
     pub(super) reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
-    pub(super) last_error: Option<String>,
+    pub(super) last_error: Option<LastError>,
     /// What cannot be ordered was said once.
     pub(super) refusal_logged: bool,
 }
@@ -66,9 +70,10 @@ impl Entry {
             certificate_id: None,
             internal_attempts: Attempts::default(),
             running,
-            check_at: OffsetDateTime::UNIX_EPOCH,
-            queued: false,
+            timer: None,
+            waiting_since: None,
             forced: false,
+            ask_now: false,
             ask_again: false,
             reply: None,
             last_error: None,
@@ -81,9 +86,9 @@ impl Entry {
             tracing::error!(name = %self.subject.name, "{error}");
         }
         self.ledger = loaded.ledger;
-        self.last_error = loaded.error.map(|error| error.to_string());
+        let error = loaded.error.map(|error| error.to_string());
+        self.last_error = error.map(LastError::from);
         self.set_stored(loaded.stored);
-        self.check_at = OffsetDateTime::UNIX_EPOCH;
     }
 
     pub(super) fn set_stored(&mut self, stored: Option<StoredCertificate>) {
@@ -93,6 +98,14 @@ impl Entry {
         let id = acme.and_then(|stored| certificate_id(&stored.leaf.der));
         self.certificate_id = id.map(|id| id.to_string());
         self.stored = stored;
+    }
+
+    /// What was wrong is over.
+    pub(super) fn succeeded(&mut self) {
+        self.internal_attempts = Attempts::default();
+        self.last_error = None;
+        self.forced = false;
+        self.ask_again = false;
     }
 
     pub(super) fn serial(&self) -> Option<&str> {

@@ -5,11 +5,12 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::Worker;
+use super::desk::Desk;
 use super::entry::Entry;
 use super::handle::SubjectStatus;
 use super::turn::{Covered, covered, whose_turn};
 use crate::acme::account::Authority;
+use crate::acme::error::LastError;
 use crate::acme::ledger::{Kind, Outcome, Record};
 use crate::acme::limits::Broken;
 use crate::acme::renewal::{
@@ -20,7 +21,7 @@ use crate::certificate::name::Name;
 use crate::store::generation::StoredCertificate;
 use crate::store::key_type_from_name;
 
-impl Worker {
+impl Desk {
     /// What the live table knows about all names of a subject. `None`: not loaded yet.
     pub(super) fn coverage(&self, subject: &Subject) -> Option<Covered> {
         let names = subject.names.iter();
@@ -73,10 +74,12 @@ impl Worker {
             .ledger
             .as_ref()
             .and_then(|ledger| ledger.last(Kind::Order));
-        let for_renewal_info = last.is_some_and(|record| {
-            record.outcome == Some(Outcome::Ok)
-                && record.reason.as_deref() == Some(OrderReason::RenewalInfo.as_str())
+        let early = [OrderReason::RenewalInfo, OrderReason::Revoked].map(OrderReason::as_str);
+        let ordered_early = last.is_some_and(|record| {
+            let reason = record.reason.as_deref();
+            record.outcome == Some(Outcome::Ok) && reason.is_some_and(|it| early.contains(&it))
         });
+        let ledger = entry.ledger.as_ref();
         Stored {
             not_before: stored.leaf.not_before,
             not_after: stored.leaf.not_after,
@@ -85,7 +88,8 @@ impl Worker {
             issuer: stored.meta.source.into(),
             issuer_configured: ca.is_none_or(configured),
             issued_at: stored.meta.issued_at,
-            ordered_for_renewal_info: for_renewal_info,
+            ordered_early,
+            revoked: ledger.is_some_and(|it| it.revocation(&stored.leaf.serial).is_some()),
         }
     }
 
@@ -122,19 +126,22 @@ impl Worker {
         self.authorities.iter().filter(able).collect()
     }
 
+    /// Whether the CA counts an order as nothing: it is told what that renews (RFC 9773 section 5).
+    pub(super) fn is_exempt(&self, entry: &Entry, authority: &Authority, replaces: bool) -> bool {
+        let stored = entry.stored.as_ref();
+        let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
+        replaces && same_ca && entry.certificate_id.is_some() && entry.has_renewal_info()
+    }
+
     /// The limit that an order would break now.
     pub(super) fn broken_limit(
         &self,
         entry: &Entry,
-        authority: Option<&Authority>,
+        authority: &Authority,
         replaces: bool,
         now: OffsetDateTime,
     ) -> Option<Broken> {
-        let authority = authority?;
-        let stored = entry.stored.as_ref();
-        let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
-        let informed = entry.certificate_id.is_some() && entry.has_renewal_info();
-        let exempt = replaces && same_ca && informed;
+        let exempt = self.is_exempt(entry, authority, replaces);
         authority.broken_by(&entry.subject.names, exempt, now)
     }
 
@@ -182,16 +189,15 @@ impl Worker {
             .as_ref()
             .filter(|_| facts.attempts.failures > 0);
         let own_error = own_error.and_then(|ledger| ledger.last(Kind::Order));
-        let recorded = |record: Option<Record>| match record?.outcome {
-            Some(Outcome::Failed { message, .. }) => Some(message),
-            Some(_) => None,
-            None => Some("the last attempt was interrupted".to_owned()),
-        };
         let last_error = entry
             .last_error
             .clone()
             .or_else(|| recorded(session_error))
             .or_else(|| recorded(own_error));
+        let (last_error, error) = match last_error {
+            Some(LastError { text, report }) => (Some(text), report),
+            None => (None, None),
+        };
         let info = entry.ledger.as_ref().zip(entry.certificate_id.as_ref());
         SubjectStatus {
             name: entry.subject.name.clone(),
@@ -206,6 +212,8 @@ impl Worker {
             explanation_url: info.and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url),
             covered_by_files_until,
             running: entry.running,
+            queued: None,
+            error,
         }
     }
 
@@ -215,7 +223,7 @@ impl Worker {
         id: u64,
         now: OffsetDateTime,
     ) -> (Option<String>, Option<OffsetDateTime>) {
-        let Some(entry) = self.entries.get(&id) else {
+        let Some(entry) = self.entry(id) else {
             return (None, None);
         };
         let (facts, authority) = self.facts(entry, now, None);
@@ -224,5 +232,21 @@ impl Worker {
             authority.map(|authority| authority.url().to_owned()),
             blocked,
         )
+    }
+}
+
+/// What the ledger says of a failed attempt.
+fn recorded(record: Option<Record>) -> Option<LastError> {
+    match record?.outcome {
+        Some(Outcome::Failed {
+            message, report, ..
+        }) => Some(LastError {
+            text: message,
+            report,
+        }),
+        Some(_) => None,
+        None => Some(LastError::from(
+            "the last attempt was interrupted".to_owned(),
+        )),
     }
 }

@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use crate::acme::error::ErrorReport;
+use crate::acme::queue::{Lane, LaneReport, Priority};
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::Assignment;
 use crate::certificate::name::Name;
@@ -36,6 +38,10 @@ pub struct SubjectStatus {
     pub covered_by_files_until: Option<OffsetDateTime>,
     /// Whether an order or a question to the CA runs now.
     pub running: bool,
+    /// Where it waits for its turn, and how urgently.
+    pub queued: Option<(Lane, Priority)>,
+    /// The last error taken apart, where it is the CA's.
+    pub error: Option<Box<ErrorReport>>,
 }
 
 /// How a renewal is asked for.
@@ -121,24 +127,26 @@ pub struct AccountChanged {
 }
 
 pub(super) type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
+pub(super) type Lanes = Arc<Mutex<Vec<LaneReport>>>;
 
 /// The way to a running worker. Cheap to clone.
 #[derive(Clone)]
 pub struct WorkerHandle {
     commands: mpsc::Sender<Command>,
-    statuses: Statuses,
+    pub(super) statuses: Statuses,
+    pub(super) lanes: Lanes,
 }
 
 impl WorkerHandle {
     /// A handle, and the worker's end of it.
-    pub(super) fn new() -> (WorkerHandle, mpsc::Receiver<Command>, Statuses) {
+    pub(super) fn new() -> (WorkerHandle, mpsc::Receiver<Command>) {
         let (commands, receiver) = mpsc::channel(COMMAND_QUEUE);
-        let statuses = Statuses::default();
         let handle = WorkerHandle {
             commands,
-            statuses: Arc::clone(&statuses),
+            statuses: Statuses::default(),
+            lanes: Lanes::default(),
         };
-        (handle, receiver, statuses)
+        (handle, receiver)
     }
 
     /// Asks for a renewal of the certificate that has `name`.
@@ -178,7 +186,27 @@ impl WorkerHandle {
 
     /// A snapshot, in the order of the assignment.
     pub fn status(&self) -> Vec<SubjectStatus> {
-        lock(&self.statuses).values().cloned().collect()
+        let lanes = self.queue();
+        let held = |status: &SubjectStatus| {
+            let (lane, _) = status.queued.as_ref()?;
+            let report = lanes.iter().find(|report| report.lane == *lane)?;
+            report.held.clone()
+        };
+        let statuses = lock(&self.statuses);
+        let each = statuses.values().cloned().map(|mut status| {
+            if let Some((until, limit)) = held(&status) {
+                status.next_attempt.get_or_insert(until);
+                let text = || format!("order for {}: {limit}", status.name);
+                status.last_error = status.last_error.or_else(|| Some(text()));
+            }
+            status
+        });
+        each.collect()
+    }
+
+    /// What waits for its turn and what runs, by CA.
+    pub fn queue(&self) -> Vec<LaneReport> {
+        lock(&self.lanes).clone()
     }
 }
 

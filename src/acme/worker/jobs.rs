@@ -1,4 +1,4 @@
-//! Jobs: started within limits, and what follows when one ends. What a job does is in
+//! Jobs: what the desk says is started, and what follows when it ends. What a job does is in
 //! [`job`](crate::acme::job).
 
 use std::sync::Arc;
@@ -6,126 +6,100 @@ use std::time::Duration as StdDuration;
 
 use time::{Duration, OffsetDateTime};
 
-use super::handle::{SubjectStatus, lock};
+use super::desk::{Desk, Start, Work};
+use super::handle::SubjectStatus;
 use super::{MAX_SLEEP, Worker};
 use crate::acme::account::Authority;
+use crate::acme::error::LastError;
 use crate::acme::job::{AskJob, Done, InternalJob, OrderJob};
-use crate::acme::renewal::{Attempts, IssuerKind, OrderReason};
+use crate::acme::queue::Lane;
+use crate::acme::renewal::{IssuerKind, OrderReason};
 use crate::clock;
 use crate::store::generation::StoredCertificate;
 
-/// Jobs that talk to CAs at the same time, and jobs of the internal CA.
-const MAX_ACME_JOBS: usize = 4;
-const MAX_INTERNAL_JOBS: usize = 4;
 /// After an error of our own disk: no request was sent, so none is owed a longer wait.
 const DISK_ERROR_WAIT: Duration = Duration::minutes(1);
 
 impl Worker {
-    /// Whether another job of this kind may run now; if not, the entry waits for one to end.
-    pub(super) fn has_room(&mut self, id: u64, kind: IssuerKind) -> bool {
-        let limit = match kind {
-            IssuerKind::Acme => MAX_ACME_JOBS,
-            IssuerKind::Internal => MAX_INTERNAL_JOBS,
+    /// Starts what the desk counts as running from now on.
+    pub(super) fn start(&mut self, start: Start) {
+        let Start { id, lane, work } = start;
+        let started = match work {
+            Work::Internal => self.start_internal(id, &lane),
+            Work::Order {
+                reason,
+                replaces,
+                authority,
+            } => self.start_order(id, &lane, reason, replaces, authority),
+            Work::Ask { authority } => self.start_asking(id, &lane, authority),
         };
-        let has_room = self
-            .running
-            .values()
-            .filter(|(_, other)| *other == kind)
-            .count()
-            < limit;
-        if !has_room && let Some(entry) = self.entries.get_mut(&id) {
-            entry.queued = true;
+        if started.is_none() {
+            // What it needs was there when it was decided: nothing is lost but a minute.
+            self.desk.ended(&lane, Some(id));
+            self.desk.check_at(id, clock::now() + MAX_SLEEP);
         }
-        has_room
     }
 
-    pub(super) fn start_order(
+    fn start_internal(&mut self, id: u64, lane: &Lane) -> Option<()> {
+        let entry = self.desk.entry(id)?;
+        let job = InternalJob {
+            subject: entry.subject.clone(),
+            local_ca: self.local_ca.clone(),
+            dir: entry.dir.clone(),
+            all_names: Arc::clone(&self.internal_names),
+        };
+        self.spawn(id, lane, job.run())
+    }
+
+    fn start_order(
         &mut self,
         id: u64,
-        now: OffsetDateTime,
+        lane: &Lane,
         reason: OrderReason,
         replaces: bool,
-        authority: Option<Arc<Authority>>,
-    ) {
-        let Some(kind) = self.entries.get(&id).map(|entry| entry.issuer) else {
-            return;
-        };
-        if !self.has_room(id, kind) {
-            return;
-        }
-        let Some(entry) = self.entries.get(&id) else {
-            return;
-        };
+        authority: Arc<Authority>,
+    ) -> Option<()> {
+        let entry = self.desk.entry(id)?;
         let subject = entry.subject.clone();
         tracing::debug!(name = %subject.name, reason = reason.as_str(), "a certificate is due");
-        match (kind, &entry.ledger, authority) {
-            (IssuerKind::Internal, _, _) => {
-                let job = InternalJob {
-                    subject,
-                    local_ca: self.local_ca.clone(),
-                    dir: entry.dir.clone(),
-                    all_names: Arc::clone(&self.internal_names),
-                };
-                self.start(id, kind, job.run());
-            }
-            (IssuerKind::Acme, Some(ledger), Some(authority)) => {
-                let same_ca = |stored: &&StoredCertificate| {
-                    replaces && stored.meta.ca.as_deref() == Some(authority.url())
-                };
-                let predecessor = entry.stored.as_ref().filter(same_ca);
-                let job = OrderJob {
-                    replaces: predecessor.map(|stored| stored.leaf.der.clone()),
-                    subject,
-                    ledger: Arc::clone(ledger),
-                    authority,
-                    dir: entry.dir.clone(),
-                    challenges: self.challenges.clone(),
-                    dns: self.dns.clone(),
-                    reason,
-                };
-                self.start(id, kind, job.run());
-            }
-            _ => {
-                // Its ledger, or every CA's, could not be opened: that was logged, and is tried
-                // again with the next configuration or restart.
-                self.check_again(id, now + MAX_SLEEP, None);
-            }
-        }
+        let same_ca = |stored: &&StoredCertificate| {
+            replaces && stored.meta.ca.as_deref() == Some(authority.url())
+        };
+        let predecessor = entry.stored.as_ref().filter(same_ca);
+        let job = OrderJob {
+            replaces: predecessor.map(|stored| stored.leaf.der.clone()),
+            subject,
+            ledger: Arc::clone(entry.ledger.as_ref()?),
+            authority,
+            dir: entry.dir.clone(),
+            challenges: self.challenges.clone(),
+            dns: self.dns.clone(),
+            reason,
+        };
+        self.spawn(id, lane, job.run())
     }
 
-    pub(super) fn start_asking(&mut self, id: u64, now: OffsetDateTime) {
-        if !self.has_room(id, IssuerKind::Acme) {
-            return;
-        }
-        let job = self.entries.get(&id).and_then(|entry| {
-            Some(AskJob {
-                authority: Arc::clone(self.issuing_authority(entry)?),
-                ledger: Arc::clone(entry.ledger.as_ref()?),
-                certificate_id: entry.certificate_id.clone()?,
-                fraction: rand::random(),
-            })
-        });
-        match job {
-            Some(job) => self.start(id, IssuerKind::Acme, job.run()),
-            None => self.check_again(id, now + MAX_SLEEP, None),
-        }
+    fn start_asking(&mut self, id: u64, lane: &Lane, authority: Arc<Authority>) -> Option<()> {
+        let entry = self.desk.entry(id)?;
+        let job = AskJob {
+            authority,
+            ledger: Arc::clone(entry.ledger.as_ref()?),
+            certificate_id: entry.certificate_id.clone()?,
+            fraction: rand::random(),
+        };
+        self.spawn(id, lane, job.run())
     }
 
-    pub(super) fn start(
+    fn spawn(
         &mut self,
         id: u64,
-        kind: IssuerKind,
+        lane: &Lane,
         job: impl Future<Output = Done> + Send + 'static,
-    ) {
+    ) -> Option<()> {
+        let dir = self.desk.entry(id)?.dir.clone();
         let task = self.jobs.spawn(job);
-        if let Some(entry) = self.entries.get_mut(&id) {
-            self.running.insert(task.id(), (entry.dir.clone(), kind));
-            entry.running = true;
-            entry.queued = false;
-        }
-        if let Some(status) = lock(&self.statuses).get_mut(&id) {
-            status.running = true;
-        }
+        self.running.insert(task.id(), (dir, lane.clone()));
+        Some(())
     }
 
     pub(super) fn job_ended(
@@ -138,33 +112,28 @@ impl Worker {
             Err(error) => {
                 tracing::error!(%error, "a job of the certificate worker died");
                 let done = Done::Failed {
-                    error: "an internal error, see the log".to_owned(),
+                    error: LastError::from("an internal error, see the log".to_owned()),
                     ca: None,
                     ordered: false,
                 };
                 (error.id(), done)
             }
         };
-        for entry in self.entries.values_mut().filter(|entry| entry.queued) {
-            entry.queued = false;
-            entry.check_at = now;
-        }
-        let Some((dir, _)) = self.running.remove(&task) else {
+        let Some((dir, lane)) = self.running.remove(&task) else {
             return;
         };
-        let ended = self.entries.iter_mut().find(|(_, entry)| entry.dir == dir);
-        let Some((id, entry)) = ended.map(|(id, entry)| (*id, entry)) else {
-            return;
-        };
-        entry.running = false;
-        entry.check_at = now;
+        let id = self.desk.by_dir(&dir);
+        self.desk.ended(&lane, id);
+        let Some(id) = id else { return };
         match done {
-            Done::Issued { stored, ca, took } => self.issued(id, *stored, ca, took),
-            Done::Failed { error, ca, ordered } => self.failed(id, now, error, ca, ordered),
-            Done::Asked { error } => self.asked(id, now, error),
+            Done::Issued { stored, ca, took } => self.desk.issued(id, *stored, ca, took),
+            Done::Failed { error, ca, ordered } => self.desk.failed(id, now, error, ca, ordered),
+            Done::Asked { error } => self.desk.asked(id, now, error),
         }
     }
+}
 
+impl Desk {
     pub(super) fn issued(
         &mut self,
         id: u64,
@@ -172,7 +141,7 @@ impl Worker {
         ca: Option<String>,
         took: StdDuration,
     ) {
-        let Some(entry) = self.entries.get_mut(&id) else {
+        let Some(entry) = self.entry_mut(id) else {
             return;
         };
         tracing::info!(
@@ -185,11 +154,9 @@ impl Worker {
             "certificate issued"
         );
         entry.set_stored(Some(stored));
-        entry.internal_attempts = Attempts::default();
-        entry.last_error = None;
-        entry.forced = false;
-        entry.ask_again = false;
-        (self.surroundings.reload_hint)(entry.dir.clone());
+        entry.succeeded();
+        let dir = entry.dir.clone();
+        (self.surroundings.reload_hint)(dir);
         (self.surroundings.ordered)(ca.as_deref(), true);
     }
 
@@ -197,14 +164,15 @@ impl Worker {
         &mut self,
         id: u64,
         now: OffsetDateTime,
-        error: String,
+        error: LastError,
         ca: Option<String>,
         ordered: bool,
     ) {
-        if let Some(entry) = self.entries.get_mut(&id) {
+        let text = error.text.clone();
+        if let Some(entry) = self.entry_mut(id) {
             entry.forced = false;
             entry.ask_again = false;
-            entry.last_error = Some(error.clone());
+            entry.last_error = Some(error);
             if entry.issuer == IssuerKind::Internal {
                 entry.internal_attempts.failures += 1;
                 entry.internal_attempts.last = Some(now);
@@ -216,26 +184,20 @@ impl Worker {
         let (turn, blocked) = self.next_attempt(id, now);
         let another_turn = turn.is_some() && turn != ca;
         // Where nothing was recorded, nothing else keeps the next attempt from starting now.
-        let next = blocked.unwrap_or(if another_turn {
-            now
-        } else {
-            now + DISK_ERROR_WAIT
+        let next = blocked.unwrap_or(match another_turn {
+            true => now,
+            false => now + DISK_ERROR_WAIT,
         });
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.check_at = next.min(now + MAX_SLEEP);
+        self.check_at(id, next.min(now + DISK_ERROR_WAIT));
+        if let Some(entry) = self.entry(id) {
             let next_attempt = clock::rfc3339(next);
-            tracing::warn!(name = %entry.subject.name, next_attempt, "{error}");
+            tracing::warn!(name = %entry.subject.name, next_attempt, "{text}");
         }
         self.republish(id, now, Some(next));
     }
 
-    pub(super) fn republish(
-        &self,
-        id: u64,
-        now: OffsetDateTime,
-        next_attempt: Option<OffsetDateTime>,
-    ) {
-        let Some(entry) = self.entries.get(&id) else {
+    fn republish(&self, id: u64, now: OffsetDateTime, next_attempt: Option<OffsetDateTime>) {
+        let Some(entry) = self.entry(id) else {
             return;
         };
         let covered = self.coverage(&entry.subject).and_then(|it| it.until);
@@ -244,24 +206,18 @@ impl Worker {
             next_attempt,
             ..self.status(entry, &facts, authority.as_deref(), covered)
         };
-        self.publish(id, status);
+        self.publish(id, Some(status));
     }
 
     pub(super) fn asked(&mut self, id: u64, now: OffsetDateTime, error: Option<String>) {
-        if let (Some(error), Some(entry)) = (&error, self.entries.get(&id)) {
+        if let (Some(error), Some(entry)) = (&error, self.entry(id)) {
             tracing::warn!(name = %entry.subject.name, "{error}");
         }
-        let reply = self
-            .entries
-            .get_mut(&id)
-            .and_then(|entry| entry.reply.take());
-        if let Some(reply) = reply {
-            // Whoever asked may have gone.
-            let _ = reply.send(self.answer_if_due(id, now));
-        }
-        let entry = self.entries.get_mut(&id);
-        if entry.is_some_and(|entry| std::mem::take(&mut entry.ask_again)) {
-            self.starts_asking(id, now);
+        self.answer_without_asking(id, now);
+        if let Some(entry) = self.entry_mut(id)
+            && std::mem::take(&mut entry.ask_again)
+        {
+            entry.ask_now = true;
         }
     }
 }

@@ -6,12 +6,15 @@ use time::{Duration, OffsetDateTime};
 use tokio::sync::oneshot;
 
 use super::Worker;
+use super::desk::Desk;
+use super::entry::Entry;
 use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
 use crate::acme::account::{Authority, slug};
 use crate::acme::ledger::Kind;
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
 use crate::clock;
+use crate::store::generation::StoredCertificate;
 
 impl Worker {
     pub(super) async fn obey(&mut self, command: Command) {
@@ -20,7 +23,9 @@ impl Worker {
                 self.assignment = *assignment;
                 self.configure().await;
             }
-            Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
+            Command::Renew { name, mode, reply } => {
+                self.desk.renew(&name, mode, reply, clock::now());
+            }
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
         }
     }
@@ -33,8 +38,8 @@ impl Worker {
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
     ) {
         let wanted = |it: &&Arc<Authority>| ca.as_ref().is_none_or(|ca| slug(it.url()) == *ca);
-        let authority = match self.authorities.iter().find(wanted) {
-            _ if self.lock.is_none() => Err(RenewError::NotWriter),
+        let authority = match self.desk.authorities.iter().find(wanted) {
+            _ if !self.desk.is_writer => Err(RenewError::NotWriter),
             Some(authority) => Ok(Arc::clone(authority)),
             None => Err(RenewError::UnknownCa),
         };
@@ -47,21 +52,20 @@ impl Worker {
             let _ = reply.send(changed);
         });
     }
+}
 
+impl Desk {
     pub(super) fn renew(
         &mut self,
         name: &Name,
         mode: RenewMode,
         reply: oneshot::Sender<Result<Decision, RenewError>>,
+        now: OffsetDateTime,
     ) {
-        let now = clock::now();
-        let found = self
-            .entries
-            .iter()
-            .find(|(_, entry)| entry.subject.names.contains(name));
-        let answer = match found.map(|(id, entry)| (*id, entry)) {
+        let found = self.by_name(name);
+        let answer = match found.and_then(|id| Some((id, self.entry(id)?))) {
             None => Err(RenewError::UnknownName(name.clone())),
-            Some(_) if self.lock.is_none() => Err(RenewError::NotWriter),
+            Some(_) if !self.is_writer => Err(RenewError::NotWriter),
             Some((id, entry)) if entry.running => {
                 // The end of an order answers it; behind a question to the CA it comes next.
                 self.note(id, mode);
@@ -70,15 +74,7 @@ impl Worker {
             Some((id, entry)) => match (entry.subject.refusal(entry.issuer), mode) {
                 (Some(refusal), _) => Err(RenewError::Refused(refusal)),
                 (None, RenewMode::Force) => self.force(id, now),
-                (None, RenewMode::IfDue) => {
-                    if self.starts_asking(id, now) {
-                        if let Some(entry) = self.entries.get_mut(&id) {
-                            entry.reply = Some(reply);
-                        }
-                        return;
-                    }
-                    self.answer_if_due(id, now)
-                }
+                (None, RenewMode::IfDue) => return self.ask_for(id, reply, now),
             },
         };
         // Whoever asked may have gone.
@@ -86,15 +82,15 @@ impl Worker {
     }
 
     fn note(&mut self, id: u64, mode: RenewMode) {
-        if let Some(entry) = self.entries.get_mut(&id) {
+        if let Some(entry) = self.entry_mut(id) {
             entry.forced |= mode == RenewMode::Force;
             entry.ask_again |= mode == RenewMode::IfDue;
         }
     }
 
     /// Orders now, unless the CA itself asked for patience or a limit of it would be broken.
-    pub(super) fn force(&mut self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
-        let Some(entry) = self.entries.get(&id) else {
+    fn force(&mut self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
+        let Some(entry) = self.entry(id) else {
             return Err(RenewError::Stopped);
         };
         let (facts, authority) = self.facts(entry, now, None);
@@ -107,49 +103,66 @@ impl Worker {
         if let Some(until) = asked.filter(|until| *until > now) {
             return Ok(Decision::Waiting { until });
         }
-        let replaces = entry
-            .stored
-            .as_ref()
-            .is_some_and(|it| now < it.leaf.not_after);
-        if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now) {
+        let alive = |it: &StoredCertificate| now < it.leaf.not_after;
+        let replaces = entry.stored.as_ref().is_some_and(alive);
+        let broken = authority.and_then(|it| self.broken_limit(entry, &it, replaces, now));
+        if let Some(broken) = broken {
             return Ok(Decision::Waiting {
                 until: broken.until,
             });
         }
-        if let Some(entry) = self.entries.get_mut(&id) {
+        if let Some(entry) = self.entry_mut(id) {
             entry.forced = true;
-            entry.check_at = now;
         }
+        self.check_at(id, now);
         Ok(Decision::Ordering {
             reason: OrderReason::Requested.as_str(),
         })
     }
 
-    /// Starts a question to the CA, where it can be asked about this certificate.
-    pub(super) fn starts_asking(&mut self, id: u64, now: OffsetDateTime) -> bool {
-        let can_ask = self.entries.get(&id).is_some_and(|entry| {
-            let alive = entry
-                .stored
-                .as_ref()
-                .is_some_and(|it| it.leaf.not_after > now);
-            let reachable = self
-                .issuing_authority(entry)
-                .is_some_and(|it| it.ledger.attempts(Kind::Session, None).failures == 0);
-            alive && reachable && entry.certificate_id.is_some() && entry.ledger.is_some()
-        });
-        if can_ask {
-            self.start_asking(id, now);
-        }
-        self.entries.get(&id).is_some_and(|entry| entry.running)
-    }
-
-    /// What the plan says, and has it done at once.
-    pub(super) fn answer_if_due(
+    /// Has the CA asked, where it can be, and answers with what follows.
+    fn ask_for(
         &mut self,
         id: u64,
+        reply: oneshot::Sender<Result<Decision, RenewError>>,
         now: OffsetDateTime,
-    ) -> Result<Decision, RenewError> {
-        let Some(entry) = self.entries.get(&id) else {
+    ) {
+        if let Some(entry) = self.entry_mut(id) {
+            entry.ask_now = true;
+            if let Some(before) = entry.reply.replace(reply) {
+                let _ = before.send(Ok(Decision::InProgress));
+            }
+        }
+        self.decide(id, now);
+    }
+
+    /// The CA to be asked about this certificate, if it can be asked.
+    pub(super) fn can_ask(&self, entry: &Entry, now: OffsetDateTime) -> Option<Arc<Authority>> {
+        let authority = self.issuing_authority(entry)?;
+        let alive = entry
+            .stored
+            .as_ref()
+            .is_some_and(|it| it.leaf.not_after > now);
+        let reachable = authority.ledger.attempts(Kind::Session, None).failures == 0;
+        let askable = alive && reachable && entry.certificate_id.is_some();
+        (askable && entry.ledger.is_some()).then(|| Arc::clone(authority))
+    }
+
+    /// The decision stands without a question.
+    pub(super) fn answer_without_asking(&mut self, id: u64, now: OffsetDateTime) {
+        let Some(entry) = self.entry_mut(id) else {
+            return;
+        };
+        entry.ask_now = false;
+        if let Some(reply) = entry.reply.take() {
+            // Whoever asked may have gone.
+            let _ = reply.send(self.answer_if_due(id, now));
+        }
+    }
+
+    /// What the plan says.
+    fn answer_if_due(&self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
+        let Some(entry) = self.entry(id) else {
             return Err(RenewError::Stopped);
         };
         let covered = self.coverage(&entry.subject).ok_or(RenewError::Loading)?;
@@ -162,7 +175,7 @@ impl Worker {
             .as_ref()
             .zip(entry.certificate_id.as_ref())
             .and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url);
-        let decision = match plan(now, &facts) {
+        Ok(match plan(now, &facts) {
             Action::CoveredByFiles { until } => Decision::CoveredByFiles { until },
             Action::Order { reason, .. } => Decision::Ordering {
                 reason: reason.as_str(),
@@ -176,11 +189,7 @@ impl Worker {
                 explanation_url,
             },
             Action::FetchRenewalInfo => Decision::InProgress,
-        };
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.check_at = now;
-        }
-        Ok(decision)
+        })
     }
 }
 

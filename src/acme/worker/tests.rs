@@ -98,6 +98,10 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 preferred_chain: None,
                 agree_to_terms: true,
                 limits: crate::config::Limits::default(),
+                parallel_orders: 4,
+                order_rate: None,
+                reuse_key: false,
+                check_revocation: false,
                 external_account: None,
             }],
             dns: crate::config::Dns::default(),
@@ -148,6 +152,7 @@ fn start_covered(dir: &Path, config: Arc<Config>, coverage: Coverage, loaded: bo
             hint.fetch_add(1, Ordering::SeqCst);
         }),
         ordered: Arc::new(|_, _| {}),
+        swaps: None,
     };
     let state = StateDir::open(dir).unwrap();
     let (worker, handle) = Worker::new(

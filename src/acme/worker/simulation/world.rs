@@ -1,0 +1,848 @@
+//! The host and its worker: events happen in the order of true time, and the desk sees what the
+//! host's clock shows.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::path::PathBuf;
+use std::sync::Arc;
+
+use rand::rngs::StdRng;
+use rand::{Rng, SeedableRng};
+use time::macros::datetime;
+use time::{Duration, OffsetDateTime};
+
+use super::ca::{Answer, Ca, DUPLICATES, FAILURES, NEW_ORDERS};
+use super::faults::{self, Event, Timeline};
+use crate::acme::account::Authority;
+use crate::acme::error::{AcmeError, Class, LastError};
+use crate::acme::history::History;
+use crate::acme::ledger::{self, AttemptId, Ledger, Outcome, StoredRenewalInfo};
+use crate::acme::renewal::IssuerKind;
+use crate::acme::renewal_info;
+use crate::acme::subject::Subject;
+use crate::acme::surroundings::{Coverage, Surroundings};
+use crate::acme::worker::desk::{Desk, Start, Work};
+use crate::acme::worker::entry::Entry;
+use crate::certificate::name::Name;
+use crate::config::{CertificateAuthority, ChallengeType, KeyType, Limit, Limits};
+use crate::store::StateDir;
+use crate::store::generation::{Meta, Source, StoredCertificate};
+use crate::store::leaf::Leaf;
+
+const START: OffsetDateTime = datetime!(2026-11-26 0:00 UTC);
+const URL: &str = "https://ca.test/directory";
+/// A CA dates certificates back, for clients whose clocks are slow.
+const BACKDATED: Duration = Duration::hours(1);
+/// Requests of one order, each of which may meet a refused nonce.
+const REQUESTS: u32 = 9;
+const REFUSED_NONCES: f64 = 0.2;
+/// As many tries as a request has.
+const NONCE_TRIES: u32 = 30;
+const SERVER_ERRORS: f64 = 0.02;
+
+/// Which certificates the CA issues.
+#[derive(Clone, Copy)]
+pub(super) struct Kind {
+    pub(super) lifetime: Duration,
+    pub(super) renewal_info: bool,
+}
+
+/// A certificate, by true time.
+#[derive(Clone, Copy)]
+struct Certificate {
+    serial: u64,
+    not_before: OffsetDateTime,
+    not_after: OffsetDateTime,
+    issued_at_clock: OffsetDateTime,
+}
+
+/// One name and all that the world remembers of it.
+struct Site {
+    name: Name,
+    dir: PathBuf,
+    ledger: Arc<Ledger>,
+    held: Option<Certificate>,
+    /// The order is on disk, and the CA has it: whether it counts nothing there.
+    pending: Option<bool>,
+    is_broken: bool,
+    recalled_serial: Option<u64>,
+    /// Since when nothing but our own patience has kept it from being ordered.
+    free_since: OffsetDateTime,
+    attempts: VecDeque<OffsetDateTime>,
+    issued: VecDeque<OffsetDateTime>,
+    most_attempts: usize,
+    most_issued: usize,
+}
+
+/// What runs beside the desk.
+struct Job {
+    start: Start,
+    attempt: Option<AttemptId>,
+    event: Option<u64>,
+    ends: Ends,
+}
+
+enum Ends {
+    NoSession(AcmeError),
+    Refused(OffsetDateTime),
+    Order { exempt: bool },
+    Question,
+}
+
+pub(super) struct World {
+    rng: StdRng,
+    kind: Kind,
+    /// True time, and what the clock shows more.
+    now: OffsetDateTime,
+    offset: Duration,
+    sites: Vec<Site>,
+    ca: Ca,
+    authority: Arc<Authority>,
+    /// `None` while the process is dead.
+    desk: Option<Desk>,
+    starts_at: Option<OffsetDateTime>,
+    is_suspended: bool,
+    jobs: BTreeMap<(OffsetDateTime, u64), (usize, Job)>,
+    next_job: u64,
+    /// Whether the CA has answered since the last failure or start.
+    has_session: bool,
+    session_error: Option<(OffsetDateTime, AcmeError)>,
+    limited_in_a_row: u32,
+    timeline: Timeline,
+    /// Since when everything that all names need has been there.
+    free_since: Option<OffsetDateTime>,
+    serials: u64,
+    clock_steps: u32,
+    sessions: u32,
+    questions: u32,
+    orders: u32,
+    expired: Duration,
+    state: StateDir,
+    _directory: tempfile::TempDir,
+}
+
+impl World {
+    pub(super) fn new(seed: u64, names: usize, kind: Kind) -> World {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let limit = |(count, per): (u32, Duration)| {
+            Some(Limit {
+                count,
+                per: per.try_into().unwrap(),
+            })
+        };
+        let mut config = CertificateAuthority::lets_encrypt();
+        config.set_directory(URL).unwrap();
+        config.limits = Limits {
+            new_orders: limit(NEW_ORDERS),
+            duplicate_certificates: limit(DUPLICATES),
+            failed_validations: limit(FAILURES),
+            ..Limits::default()
+        };
+        let (ledger, history) = (
+            Arc::new(Ledger::in_memory()),
+            Arc::new(History::in_memory()),
+        );
+        let authority = Authority::with_records(&state, config, ledger, history);
+        let site = |number: usize| Site {
+            name: format!("n{number}.test").parse().unwrap(),
+            dir: PathBuf::from(format!("/certificates/n{number}.test")),
+            ledger: Arc::new(Ledger::in_memory()),
+            held: None,
+            pending: None,
+            is_broken: false,
+            recalled_serial: None,
+            free_since: START,
+            attempts: VecDeque::new(),
+            issued: VecDeque::new(),
+            most_attempts: 0,
+            most_issued: 0,
+        };
+        World {
+            rng: StdRng::seed_from_u64(seed),
+            kind,
+            now: START,
+            offset: Duration::ZERO,
+            sites: (0..names).map(site).collect(),
+            ca: Ca::default(),
+            authority: Arc::new(authority),
+            desk: None,
+            starts_at: Some(START),
+            is_suspended: false,
+            jobs: BTreeMap::new(),
+            next_job: 0,
+            has_session: false,
+            session_error: None,
+            limited_in_a_row: 0,
+            timeline: Timeline::new(),
+            free_since: None,
+            serials: 0,
+            clock_steps: 0,
+            sessions: 0,
+            questions: 0,
+            orders: 0,
+            expired: Duration::ZERO,
+            state,
+            _directory: directory,
+        }
+    }
+
+    /// Lets so much time pass.
+    pub(super) fn run(&mut self, span: Duration) {
+        let names = self.sites.len();
+        self.timeline = faults::draw(&mut self.rng, START, span, names);
+        let end = START + span;
+        while let Some(next) = self.next().filter(|next| *next < end) {
+            self.now = next.max(self.now);
+            self.step();
+        }
+        self.now = end;
+    }
+
+    fn clock(&self) -> OffsetDateTime {
+        self.now + self.offset
+    }
+
+    /// When anything happens next, by true time.
+    fn next(&self) -> Option<OffsetDateTime> {
+        let event = self.timeline.first_key_value().map(|((at, _), _)| *at);
+        if self.is_suspended {
+            return event;
+        }
+        let job = self.jobs.first_key_value().map(|((at, _), _)| *at);
+        let wake = self
+            .desk
+            .as_ref()
+            .and_then(|desk| desk.wake_at(self.clock()));
+        let wake = wake.map(|at| at - self.offset);
+        let each = [event, job, wake, self.starts_at];
+        each.into_iter().flatten().min()
+    }
+
+    fn step(&mut self) {
+        while let Some(event) = self.timeline.first_entry()
+            && event.key().0 <= self.now
+        {
+            let event = event.remove();
+            self.happens(event);
+        }
+        if self.is_suspended {
+            return;
+        }
+        if self.starts_at.is_some_and(|at| at <= self.now) {
+            self.starts_at = None;
+            self.start();
+        }
+        while let Some(job) = self.jobs.first_entry()
+            && job.key().0 <= self.now
+        {
+            let (site, job) = job.remove();
+            self.ends(site, job);
+        }
+        let now = self.clock();
+        if let Some(desk) = &mut self.desk {
+            for start in desk.turn(now) {
+                self.begins(start);
+            }
+        }
+    }
+
+    /// The process starts: everything is read again.
+    fn start(&mut self) {
+        let surroundings = Surroundings {
+            coverage: Arc::new(|_| Coverage {
+                loaded: true,
+                ..Coverage::default()
+            }),
+            reload_hint: Arc::new(|_| {}),
+            ordered: Arc::new(|_, _| {}),
+            swaps: None,
+        };
+        let (ledger, history) = (&self.authority.ledger, &self.authority.history);
+        self.authority = Arc::new(Authority::with_records(
+            &self.state,
+            self.authority.config.clone(),
+            Arc::clone(ledger),
+            Arc::clone(history),
+        ));
+        let mut desk = Desk::new(surroundings, Default::default(), Default::default());
+        desk.is_writer = true;
+        desk.set_authorities(vec![Arc::clone(&self.authority)]);
+        for site in &self.sites {
+            let subject = Subject {
+                name: site.name.clone(),
+                names: vec![site.name.clone()],
+                issuer: IssuerKind::Acme,
+                auto: false,
+                takeover: None,
+                only_takeover: false,
+                key_type: KeyType::P256,
+                wildcards: false,
+            };
+            let mut entry = Entry::new(subject, site.dir.clone(), None);
+            entry.ledger = Some(Arc::clone(&site.ledger));
+            if let Some(held) = &site.held {
+                hold(&mut entry, site, held);
+            }
+            desk.add(entry);
+        }
+        self.desk = Some(desk);
+        self.has_session = false;
+        self.availability_changed();
+    }
+
+    fn happens(&mut self, event: Event) {
+        match event {
+            Event::CaDown => self.ca.is_down = true,
+            Event::CaUp => self.ca.is_down = false,
+            Event::Crash { back_in } => return self.crash(back_in),
+            Event::Restart => return self.restart(),
+            Event::Suspend => self.is_suspended = true,
+            Event::Resume => self.is_suspended = false,
+            Event::Clock { offset } => {
+                self.clock_steps += 1;
+                self.offset = offset;
+            }
+            Event::Broken(site) => {
+                self.look_at(site);
+                self.sites[site].is_broken = true;
+            }
+            Event::Mended(site) => {
+                self.sites[site].is_broken = false;
+                self.sites[site].free_since = self.now;
+            }
+            Event::Recalled(site) => {
+                self.sites[site].recalled_serial = self.sites[site].held.map(|held| held.serial);
+            }
+        }
+        self.availability_changed();
+    }
+
+    /// `kill -9`: what runs stops where it is, which no record says.
+    fn crash(&mut self, back_in: Duration) {
+        for (_, (site, job)) in std::mem::take(&mut self.jobs) {
+            self.interrupted(site, job);
+        }
+        for site in &self.sites {
+            site.ledger.crash();
+        }
+        self.authority.ledger.crash();
+        self.desk = None;
+        self.starts_at = Some(self.now + back_in);
+        self.availability_changed();
+    }
+
+    fn restart(&mut self) {
+        let now = self.clock();
+        for (_, (site, job)) in std::mem::take(&mut self.jobs) {
+            self.interrupted(site, job);
+        }
+        for site in &self.sites {
+            site.ledger.cancel_running(now).unwrap();
+        }
+        self.authority.ledger.cancel_running(now).unwrap();
+        self.desk = None;
+        self.starts_at = Some(self.now);
+        self.availability_changed();
+    }
+
+    /// An order that stops in the middle: most often its URL is on disk, and the next one goes on
+    /// with it.
+    fn interrupted(&mut self, site: usize, job: Job) {
+        if let Ends::Order { exempt } = job.ends {
+            let on_disk = self.rng.random_bool(0.8);
+            self.sites[site].pending = on_disk.then_some(exempt);
+        }
+    }
+
+    /// Whether nothing stands in the way of any order.
+    fn is_free(&self) -> bool {
+        let awake = !self.is_suspended && self.desk.is_some();
+        awake && !self.ca.is_down && self.offset == Duration::ZERO
+    }
+
+    fn availability_changed(&mut self) {
+        match (self.free_since, self.is_free()) {
+            (None, true) => self.free_since = Some(self.now),
+            (Some(_), false) => {
+                for site in 0..self.sites.len() {
+                    self.look_at(site);
+                }
+                self.free_since = None;
+            }
+            _ => {}
+        }
+    }
+
+    /// Whether an expired certificate is still there although another could have been had.
+    fn look_at(&self, site: usize) {
+        let site = &self.sites[site];
+        let (Some(free_since), Some(held)) = (self.free_since, &site.held) else {
+            return;
+        };
+        if site.is_broken || self.now <= held.not_after {
+            return;
+        }
+        let since = free_since.max(site.free_since);
+        let patience = self.patience(since, held.not_after);
+        assert!(
+            self.now <= since + patience,
+            "{} expired at {}, and at {} nobody had got another one, though nothing stood in the \
+             way since {since}; {patience} would have been enough",
+            site.name,
+            held.not_after,
+            self.now
+        );
+    }
+
+    /// How long it may take from the moment at which nothing stands in the way any more: the wait
+    /// after the last failure, and the turn of everybody else.
+    fn patience(&self, since: OffsetDateTime, expiry: OffsetDateTime) -> Duration {
+        let distance: Duration = (since - expiry).abs();
+        let after_failures = (distance / 7_i32).clamp(Duration::minutes(15), Duration::DAY);
+        let session = Duration::HOUR;
+        let turns = self.sites.len() as i32 / NEW_ORDERS.0 as i32;
+        let others = NEW_ORDERS.1 * turns + Duration::minutes(30);
+        after_failures.max(session) * 1.1 + others
+    }
+
+    /// The end: what there is to say, and what must hold over all.
+    pub(super) fn finish(&self) -> String {
+        let week = Duration::days(7);
+        let renewal = self.kind.lifetime * 0.45;
+        let per_week: f64 = week / renewal;
+        // One more for each end of the week, for a recall, for a clock that was ahead and for an
+        // order that a crash lost.
+        let most_issued = per_week.ceil() as usize + 5;
+        // 1, 10 and 100 minutes, then daily; before and after an expiry an eighth of the distance
+        // to it, but 15 minutes at least: some 45 each, and crashes of others count as failures.
+        let most_attempts = 120;
+        for site in 0..self.sites.len() {
+            self.look_at(site);
+            let site = &self.sites[site];
+            assert!(
+                site.most_issued <= most_issued,
+                "{}: {}",
+                site.name,
+                site.most_issued
+            );
+            assert!(
+                site.most_attempts <= most_attempts,
+                "{}: {}",
+                site.name,
+                site.most_attempts
+            );
+            assert!(
+                site.held.is_some() || site.is_broken,
+                "{} has none",
+                site.name
+            );
+        }
+        let (accepted, refused) = (self.ca.accepted, self.ca.refused);
+        // A client whose clock jumps cannot know when the CA's hours are over.
+        let excused = self.clock_steps * 4;
+        assert!(
+            refused <= excused,
+            "{refused} of {accepted} orders were too many"
+        );
+        assert!(self.sessions < 4000, "{} sessions", self.sessions);
+        let attempts = self.sites.iter().map(|site| site.most_attempts).max();
+        let issued = self.sites.iter().map(|site| site.most_issued).max();
+        format!(
+            "{} orders ({refused} refused), {} questions, {} sessions; at most {issued:?} issued and \
+             {attempts:?} attempts for one name in a week; expired for {} in sum, in outages",
+            self.orders, self.questions, self.sessions, self.expired
+        )
+    }
+
+    fn begins(&mut self, start: Start) {
+        let site = self.site_of(start.id);
+        let job = match &start.work {
+            Work::Order { .. } => self.begins_order(site, start),
+            Work::Ask { .. } => self.begins_question(site, start),
+            Work::Internal => unreachable!("all names are the CA's"),
+        };
+        let takes = match job.ends {
+            Ends::Question => Duration::milliseconds(self.rng.random_range(50..2000)),
+            _ => Duration::milliseconds(self.rng.random_range(500..20_000)),
+        };
+        self.next_job += 1;
+        self.jobs
+            .insert((self.now + takes, self.next_job), (site, job));
+    }
+
+    fn site_of(&self, id: u64) -> usize {
+        let entry = self.desk.as_ref().and_then(|desk| desk.entry(id)).unwrap();
+        let text = entry.subject.name.to_string();
+        text[1..text.len() - ".test".len()].parse().unwrap()
+    }
+
+    fn begins_order(&mut self, site: usize, start: Start) -> Job {
+        let now = self.clock();
+        let Work::Order {
+            reason, replaces, ..
+        } = &start.work
+        else {
+            unreachable!("it is an order")
+        };
+        let (reason, mut exempt) = (reason.as_str(), *replaces && self.kind.renewal_info);
+        let job = |start, attempt, event, ends| Job {
+            start,
+            attempt,
+            event,
+            ends,
+        };
+        if let Err(error) = self.session() {
+            return job(start, None, None, Ends::NoSession(error));
+        }
+        self.orders += 1;
+        let week = self.now - Duration::days(7);
+        let this = &mut self.sites[site];
+        this.attempts.push_back(self.now);
+        while this.attempts.front().is_some_and(|at| *at < week) {
+            this.attempts.pop_front();
+        }
+        this.most_attempts = this.most_attempts.max(this.attempts.len());
+        let attempt = this
+            .ledger
+            .begin(ledger::Kind::Order, URL, Some(reason), now)
+            .unwrap();
+        if let Some(counted) = this.pending {
+            exempt = counted;
+            return job(start, Some(attempt), None, Ends::Order { exempt });
+        }
+        let names = [this.name.clone()];
+        let event = self.authority.history.order(&names, exempt, now).unwrap();
+        let ends = match self.ca.new_order(self.now, site, exempt) {
+            _ if self.ca.is_down => Ends::Order { exempt },
+            Answer::Accepted => Ends::Order { exempt },
+            Answer::TooMany { retry_after } => Ends::Refused(retry_after),
+        };
+        job(start, Some(attempt), Some(event), ends)
+    }
+
+    /// As [`Authority::session`]: one request for all that come together.
+    fn session(&mut self) -> Result<(), AcmeError> {
+        if self.has_session {
+            return Ok(());
+        }
+        if let Some((at, error)) = &self.session_error
+            && self.now - *at < Duration::seconds(5)
+        {
+            return Err(error.clone());
+        }
+        let now = self.clock();
+        self.sessions += 1;
+        let ledger = &self.authority.ledger;
+        let attempt = ledger.begin(ledger::Kind::Session, URL, None, now).unwrap();
+        let result = match self.ca.is_down {
+            true => Err(unreachable_error()),
+            false => Ok(()),
+        };
+        let outcome = result.as_ref().map_or_else(Outcome::from, |()| Outcome::Ok);
+        ledger.finish(attempt, outcome, &[], now).unwrap();
+        self.has_session = result.is_ok();
+        self.session_error = result.as_ref().err().map(|error| (self.now, error.clone()));
+        result
+    }
+
+    /// As [`Authority::learn`].
+    fn learn(&mut self, error: Option<&AcmeError>) {
+        let now = self.clock();
+        let limited = error.is_some_and(|error| error.class == Class::RateLimited);
+        self.limited_in_a_row = if limited {
+            self.limited_in_a_row + 1
+        } else {
+            0
+        };
+        if let Some(error) = error
+            && (error.unreachable || self.limited_in_a_row >= 3)
+        {
+            self.has_session = false;
+            let ledger = &self.authority.ledger;
+            let attempt = ledger.begin(ledger::Kind::Session, URL, None, now).unwrap();
+            ledger
+                .finish(attempt, Outcome::from(error), &[], now)
+                .unwrap();
+        }
+    }
+
+    fn begins_question(&mut self, site: usize, start: Start) -> Job {
+        let now = self.clock();
+        self.questions += 1;
+        let ledger = &self.sites[site].ledger;
+        let id = self.certificate_id(site);
+        let before = ledger.renewal_info(&id);
+        let failures = before.as_ref().map_or(0, |before| before.failures) + 1;
+        let error = unreachable_error();
+        let next = renewal_info::next_fetch(now, Err(&error), failures);
+        let blank = || StoredRenewalInfo::blank(&id, next);
+        let kept = StoredRenewalInfo {
+            next_fetch: next,
+            failures,
+            ..before.unwrap_or_else(blank)
+        };
+        ledger.set_renewal_info(Some(kept)).unwrap();
+        let attempt = ledger
+            .begin(ledger::Kind::RenewalInfo, URL, None, now)
+            .unwrap();
+        Job {
+            start,
+            attempt: Some(attempt),
+            event: None,
+            ends: Ends::Question,
+        }
+    }
+
+    fn certificate_id(&self, site: usize) -> String {
+        let serial = self.sites[site].held.map_or(0, |held| held.serial);
+        format!("ca.{serial}")
+    }
+
+    fn ends(&mut self, site: usize, job: Job) {
+        let now = self.clock();
+        let id = job.start.id;
+        if let Some(desk) = &mut self.desk {
+            desk.ended(&job.start.lane, Some(id));
+        }
+        match job.ends {
+            Ends::Question => self.answers(site, job),
+            Ends::NoSession(error) => {
+                let desk = self.desk.as_mut().unwrap();
+                desk.failed(
+                    id,
+                    now,
+                    LastError::from(&error),
+                    Some(URL.to_owned()),
+                    false,
+                );
+            }
+            Ends::Refused(retry_after) => {
+                let error = AcmeError {
+                    problem: Some("rateLimited".to_owned()),
+                    retry_after: Some(retry_after + self.offset),
+                    ..AcmeError::new(Class::RateLimited, "order", "too many")
+                };
+                // Told to wait, it waits; and three in a row keep all the others waiting.
+                for site in &mut self.sites {
+                    site.free_since = site.free_since.max(retry_after);
+                }
+                self.fails(site, job, error);
+            }
+            Ends::Order { exempt } => match self.verdict(site) {
+                Ok(()) => self.issues(site, job, exempt),
+                Err(error) => {
+                    if error.challenge.is_some() {
+                        self.ca.failed(self.now, site);
+                    }
+                    self.fails(site, job, error);
+                }
+            },
+        }
+    }
+
+    /// What becomes of an order.
+    fn verdict(&mut self, site: usize) -> Result<(), AcmeError> {
+        if self.ca.is_down {
+            return Err(unreachable_error());
+        }
+        for _ in 0..REQUESTS {
+            let refused = |rng: &mut StdRng| rng.random_bool(REFUSED_NONCES);
+            if (0..NONCE_TRIES).all(|_| refused(&mut self.rng)) {
+                let problem = Some("badNonce".to_owned());
+                let error = AcmeError::new(Class::Retryable, "order", "no nonce was good");
+                return Err(AcmeError { problem, ..error });
+            }
+        }
+        if self.rng.random_bool(SERVER_ERRORS) {
+            return Err(unreachable_error());
+        }
+        if self.sites[site].is_broken {
+            return Err(AcmeError {
+                problem: Some("connection".to_owned()),
+                identifier: Some(self.sites[site].name.to_string()),
+                challenge: Some(ChallengeType::TlsAlpn01),
+                ..AcmeError::new(Class::Retryable, "order", "cannot connect")
+            });
+        }
+        Ok(())
+    }
+
+    fn fails(&mut self, site: usize, job: Job, error: AcmeError) {
+        let now = self.clock();
+        self.look_at(site);
+        let this = &mut self.sites[site];
+        // From here on it is the plan's wait that counts.
+        this.free_since = this.free_since.max(self.now);
+        if error.ends_the_order() {
+            this.pending = None;
+        } else if let Ends::Order { exempt } = job.ends {
+            this.pending = Some(exempt);
+        }
+        if let Some(event) = job.event {
+            let name = error.identifier.clone();
+            let name = name.filter(|_| error.challenge.is_some());
+            self.authority.history.failed(event, name).unwrap();
+        }
+        if let Some(attempt) = job.attempt {
+            let challenges: Vec<ChallengeType> = error.challenge.into_iter().collect();
+            let ledger = &self.sites[site].ledger;
+            ledger
+                .finish(attempt, Outcome::from(&error), &challenges, now)
+                .unwrap();
+        }
+        self.learn(Some(&error));
+        let desk = self.desk.as_mut().unwrap();
+        let error = LastError::from(&error);
+        desk.failed(job.start.id, now, error, Some(URL.to_owned()), true);
+    }
+
+    fn issues(&mut self, site: usize, job: Job, exempt: bool) {
+        let now = self.clock();
+        self.ca.issued(self.now, site, exempt);
+        let not_before = self.now - BACKDATED;
+        let not_after = not_before + self.kind.lifetime;
+        let week = self.now - Duration::days(7);
+        let this = &mut self.sites[site];
+        this.issued.push_back(self.now);
+        while this.issued.front().is_some_and(|at| *at < week) {
+            this.issued.pop_front();
+        }
+        this.most_issued = this.most_issued.max(this.issued.len());
+        if not_after <= now {
+            // As `delivery` says: this clock is wrong.
+            let error = AcmeError::new(
+                Class::Retryable,
+                "order",
+                "expired: check this host's clock",
+            );
+            return self.fails(site, job, error);
+        }
+        self.look_at(site);
+        if let Some(held) = self.sites[site].held {
+            self.expired += (self.now - held.not_after).max(Duration::ZERO);
+        }
+        self.serials += 1;
+        let this = &mut self.sites[site];
+        this.pending = None;
+        this.held = Some(Certificate {
+            serial: self.serials,
+            not_before,
+            not_after,
+            issued_at_clock: now,
+        });
+        if let Some(attempt) = job.attempt {
+            let answered = [ChallengeType::TlsAlpn01];
+            this.ledger
+                .finish(attempt, Outcome::Ok, &answered, now)
+                .unwrap();
+        }
+        self.learn(None);
+        let this = &self.sites[site];
+        let desk = self.desk.as_mut().unwrap();
+        let id = job.start.id;
+        desk.issued(
+            id,
+            stored(this, &this.held.unwrap()),
+            Some(URL.to_owned()),
+            Default::default(),
+        );
+        if let (Some(entry), Some(held)) = (desk.entry_mut(id), &this.held) {
+            hold(entry, this, held);
+        }
+    }
+
+    /// The CA's word on renewal, as usual at two thirds of the lifetime, but in the past for what
+    /// it is about to revoke; or none, or nonsense.
+    fn answers(&mut self, site: usize, job: Job) {
+        let now = self.clock();
+        let id = self.certificate_id(site);
+        let fraction = self.rng.random_range(0.0..1.0);
+        let this = &self.sites[site];
+        let result = match (&this.held, self.rng.random_range(0..50)) {
+            _ if self.ca.is_down => Err(unreachable_error()),
+            (_, 0) => Err(AcmeError::new(
+                Class::Retryable,
+                "renewal information",
+                "nonsense",
+            )),
+            (None, _) => Err(AcmeError::new(
+                Class::Retryable,
+                "renewal information",
+                "unknown",
+            )),
+            (Some(held), odd) => {
+                let recalled = this.recalled_serial == Some(held.serial);
+                let at = |part: f64| held.not_before + self.kind.lifetime * part;
+                let (start, end) = match (recalled, self.kind.renewal_info) {
+                    (true, _) => (self.now - Duration::days(2), self.now - Duration::DAY),
+                    (false, _) => (at(0.64), at(0.68)),
+                };
+                Ok(renewal_info::Answer {
+                    start,
+                    end,
+                    explanation_url: None,
+                    retry_after: (odd > 3).then(|| now + Duration::hours(20)),
+                })
+            }
+        };
+        let before = this.ledger.renewal_info(&id);
+        let failures = before.as_ref().map_or(0, |before| before.failures);
+        let next = renewal_info::next_fetch(now, result.as_ref(), failures);
+        let info = match &result {
+            Ok(answer) if self.kind.renewal_info => {
+                StoredRenewalInfo::answered(&id, before.as_ref(), answer, next, fraction)
+            }
+            // Without renewal information in the directory nobody is asked, and a day later again.
+            Ok(_) => StoredRenewalInfo::blank(&id, now + Duration::DAY),
+            Err(_) => StoredRenewalInfo {
+                next_fetch: next,
+                ..before.unwrap_or_else(|| StoredRenewalInfo::blank(&id, next))
+            },
+        };
+        this.ledger.set_renewal_info(Some(info)).unwrap();
+        if let Some(attempt) = job.attempt {
+            let outcome = result.as_ref().map_or_else(Outcome::from, |_| Outcome::Ok);
+            this.ledger.finish(attempt, outcome, &[], now).unwrap();
+        }
+        let desk = self.desk.as_mut().unwrap();
+        desk.asked(
+            job.start.id,
+            now,
+            result.err().map(|error| error.to_string()),
+        );
+    }
+}
+
+fn unreachable_error() -> AcmeError {
+    AcmeError {
+        unreachable: true,
+        ..AcmeError::new(Class::Retryable, "session", "cannot reach the CA")
+    }
+}
+
+/// The certificate as it would be read from disk.
+fn stored(site: &Site, held: &Certificate) -> StoredCertificate {
+    let names = vec![site.name.clone()];
+    let meta = Meta::new(Source::Acme, &names, KeyType::P256, held.issued_at_clock);
+    StoredCertificate {
+        path: site.dir.clone(),
+        leaf: Leaf {
+            der: Vec::new(),
+            not_before: held.not_before,
+            not_after: held.not_after,
+            names,
+            serial: format!("{:x}", held.serial),
+            issuer: "CN=simulated".to_owned(),
+            public_key: Vec::new(),
+        },
+        meta: Meta {
+            ca: Some(URL.to_owned()),
+            ..meta
+        },
+    }
+}
+
+fn hold(entry: &mut Entry, site: &Site, held: &Certificate) {
+    entry.set_stored(Some(stored(site, held)));
+    entry.certificate_id = Some(format!("ca.{}", held.serial));
+}
