@@ -12,6 +12,8 @@ mod acme_authorities;
 mod acme_challenges;
 mod acme_dns;
 mod acme_pebble;
+mod acme_queue;
+mod acme_revocation;
 mod acme_scripted;
 mod admin;
 mod broken_files;

@@ -20,7 +20,7 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class};
-use super::history::History;
+use super::history::{History, Reservation};
 use super::http::{JobHttp, Transport, with_nonce};
 use super::jws::AccountKey;
 use super::ledger::{AttemptId, Kind, Ledger, Outcome};
@@ -222,6 +222,14 @@ impl Authority {
             .judge(|past| limits::order(now, limits, past, names, exempt))
     }
 
+    /// A place within the limits for an order that counts, or the limit that it would break.
+    pub fn reserve(&self, names: &[Name], now: OffsetDateTime) -> Result<Reservation, Broken> {
+        match self.broken_by(names, false, now) {
+            Some(broken) => Err(broken),
+            None => Ok(Reservation::new(&self.history, names, now)),
+        }
+    }
+
     pub fn url(&self) -> &str {
         &self.config.directory
     }
@@ -281,6 +289,18 @@ impl Authority {
             )),
             _ => Err(self.error(Class::Retryable, "the directory is missing")),
         }
+    }
+
+    /// A way to other servers of the CA, which trusts what that to the CA trusts. Sends nothing.
+    pub(super) async fn http(&self) -> Result<JobHttp, AcmeError> {
+        let mut opened = self.opened.lock().await;
+        if opened.transport.is_none() {
+            self.load(&mut opened, clock::now()).await?;
+        }
+        let transport = opened.transport.clone();
+        let transport =
+            transport.ok_or_else(|| self.error(Class::Retryable, "HTTPS is not prepared"))?;
+        Ok(JobHttp::new(transport))
     }
 
     /// An order found the CA unreachable: the next session asks first, and waits its turn.

@@ -7,7 +7,7 @@ use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
-use std::sync::{Mutex, MutexGuard};
+use std::sync::{Arc, Mutex, MutexGuard};
 
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -117,6 +117,36 @@ impl History {
         })
     }
 
+    /// An order that is about to be made, in memory alone.
+    fn reserve(&self, names: &[Name], now: OffsetDateTime) -> u64 {
+        let mut memory = self.lock();
+        let id = memory.next_id;
+        let names = names.iter().map(Name::to_string).collect();
+        memory.take_in(Line::Order {
+            id,
+            at: now,
+            names,
+            exempt: false,
+        });
+        id
+    }
+
+    /// Notes a reserved order, on disk before this returns.
+    fn commit(&self, id: u64) -> Result<(), StoreError> {
+        let memory = self.lock();
+        let event = memory.past.get(id);
+        let (Some(path), Some(event)) = (&self.path, event) else {
+            return Ok(());
+        };
+        for line in lines_of(id, event) {
+            let mut bytes =
+                serde_json::to_vec(&line).map_err(|error| StoreError::broken(path, error))?;
+            bytes.push(b'\n');
+            append(path, &bytes)?;
+        }
+        Ok(())
+    }
+
     /// Notes that an order left no certificate, and which name was not validated.
     pub fn failed(&self, id: u64, name: Option<String>) -> Result<(), StoreError> {
         self.add(|_| Line::Failed { id, name }).map(|_| ())
@@ -163,6 +193,40 @@ impl History {
         self.memory
             .lock()
             .unwrap_or_else(|poisoned| poisoned.into_inner())
+    }
+}
+
+/// A place within the limits of a CA for an order that is about to be made. Where it comes to none,
+/// dropping this gives the place up.
+#[derive(Debug)]
+pub struct Reservation {
+    history: Arc<History>,
+    id: u64,
+    is_used: bool,
+}
+
+impl Reservation {
+    pub(super) fn new(history: &Arc<History>, names: &[Name], now: OffsetDateTime) -> Reservation {
+        Reservation {
+            history: Arc::clone(history),
+            id: history.reserve(names, now),
+            is_used: false,
+        }
+    }
+
+    /// The order is sent now: it is on disk before this returns. Answers its number.
+    pub fn commit(mut self) -> Result<u64, StoreError> {
+        self.history.commit(self.id)?;
+        self.is_used = true;
+        Ok(self.id)
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        if !self.is_used {
+            self.history.lock().past.remove(self.id);
+        }
     }
 }
 
@@ -294,5 +358,23 @@ mod tests {
             std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
             0o600
         );
+    }
+
+    #[test]
+    fn a_place_within_the_limits_is_taken_at_once_and_given_up_where_nothing_is_sent() {
+        let directory = tempfile::tempdir().unwrap();
+        let state = StateDir::open(directory.path()).unwrap();
+        let open = || Arc::new(History::open(&state, "ca", WEEK, NOW).unwrap());
+        let history = open();
+        let names = ["a.test".parse().unwrap()];
+        let first = Reservation::new(&history, &names, NOW);
+        let second = Reservation::new(&history, &names, NOW);
+        assert_eq!(past_of(&history).len(), 2);
+        assert!(past_of(&open()).is_empty(), "nothing was sent yet");
+        let id = first.commit().unwrap();
+        drop(second);
+        assert_eq!(past_of(&history).len(), 1);
+        history.failed(id, Some("a.test".to_owned())).unwrap();
+        assert_eq!(past_of(&open()), past_of(&history));
     }
 }

@@ -65,8 +65,8 @@ pub fn is_bad_nonce(error: &instant_acme::Error) -> bool {
 pub enum HttpError {
     #[error("cannot reach {url}: {cause}")]
     Unreachable { url: String, cause: String },
-    #[error("{url} answered more than {MAX_BODY_BYTES} bytes")]
-    TooLarge { url: String },
+    #[error("{url} answered more than {limit} bytes")]
+    TooLarge { url: String, limit: usize },
 }
 
 /// The connections to one CA. Cheap to clone.
@@ -195,6 +195,33 @@ impl JobHttp {
         Ok((response.status(), response.into_body()))
     }
 
+    /// A plain GET of something larger than ACME's documents.
+    pub(super) async fn get_up_to(
+        &self,
+        url: &str,
+        limit: usize,
+    ) -> Result<(StatusCode, Bytes), HttpError> {
+        let (method, headers) = (Method::GET, HeaderMap::new());
+        let answer = self.send_up_to(method, url, headers, Bytes::new(), limit);
+        let answer = answer.await?;
+        Ok((answer.status(), answer.into_body()))
+    }
+
+    /// A plain POST.
+    pub(super) async fn post_up_to(
+        &self,
+        url: &str,
+        media_type: &'static str,
+        body: Vec<u8>,
+        limit: usize,
+    ) -> Result<(StatusCode, Bytes), HttpError> {
+        let mut headers = HeaderMap::new();
+        headers.insert(CONTENT_TYPE, HeaderValue::from_static(media_type));
+        let answer = self.send_up_to(Method::POST, url, headers, body.into(), limit);
+        let answer = answer.await?;
+        Ok((answer.status(), answer.into_body()))
+    }
+
     /// Asks for a nonce and keeps it: shows that the CA is there (RFC 8555 section 7.2).
     pub async fn probe_nonce(&self, url: &str) -> Result<StatusCode, HttpError> {
         let response = self
@@ -241,6 +268,18 @@ impl JobHttp {
         headers: HeaderMap,
         body: Bytes,
     ) -> Result<Response<Bytes>, HttpError> {
+        self.send_up_to(method, url, headers, body, MAX_BODY_BYTES)
+            .await
+    }
+
+    async fn send_up_to(
+        &self,
+        method: Method,
+        url: &str,
+        headers: HeaderMap,
+        body: Bytes,
+        limit: usize,
+    ) -> Result<Response<Bytes>, HttpError> {
         *lock(&self.last) = Note::default();
         let unreachable = |error: reqwest::Error| HttpError::Unreachable {
             url: url.to_owned(),
@@ -256,9 +295,10 @@ impl JobHttp {
         *lock(&self.last) = note(&response);
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-            if body.len() + chunk.len() > MAX_BODY_BYTES {
+            if body.len() + chunk.len() > limit {
                 return Err(HttpError::TooLarge {
                     url: url.to_owned(),
+                    limit,
                 });
             }
             body.extend_from_slice(&chunk);

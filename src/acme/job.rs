@@ -3,7 +3,7 @@
 //! whether it should run.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
@@ -12,6 +12,7 @@ use super::account::{Authority, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, LastError};
+use super::history::Reservation;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order;
 use super::renewal::OrderReason;
@@ -54,6 +55,11 @@ pub(super) struct OrderJob {
     pub challenges: Challenges,
     pub dns: Option<Arc<DnsChallenges>>,
     pub reason: OrderReason,
+    /// Whether the key of the certificate that is stored is good, should the configuration want it
+    /// kept.
+    pub reuse_key: bool,
+    /// Its place within the limits of the CA, until it is sent.
+    pub reservation: Mutex<Option<Reservation>>,
     pub replaces: Option<Vec<u8>>,
 }
 
@@ -122,6 +128,8 @@ impl OrderJob {
             config: self.authority.config.clone(),
             session,
             history: Arc::clone(&self.authority.history),
+            reservation: Mutex::new(self.reserved()),
+            reuse_key: self.reuse_key && self.authority.config.reuse_key,
             dir: self.dir.clone(),
             challenges: self.challenges.clone(),
             dns: self.dns.clone(),
@@ -130,6 +138,12 @@ impl OrderJob {
         })
         .await?;
         Ok((self.read_back(issued.path).await?, issued.answered))
+    }
+
+    fn reserved(&self) -> Option<Reservation> {
+        let mut reservation = self.reservation.lock();
+        let reservation = reservation.as_deref_mut().ok();
+        reservation.and_then(Option::take)
     }
 
     /// What is on disk now is what counts from here on.

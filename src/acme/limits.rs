@@ -87,6 +87,10 @@ impl Past {
         self.events.iter().map(|(id, event)| (*id, event))
     }
 
+    pub fn get(&self, id: u64) -> Option<&Event> {
+        self.events.get(&id)
+    }
+
     pub fn len(&self) -> usize {
         self.events.len()
     }
@@ -128,7 +132,8 @@ impl Past {
         }
     }
 
-    fn remove(&mut self, id: u64) -> Option<Event> {
+    /// As if it had never been.
+    pub fn remove(&mut self, id: u64) -> Option<Event> {
         let event = self.events.remove(&id)?;
         self.index(id, &event, false);
         Some(event)

@@ -16,6 +16,7 @@ pub mod order;
 pub mod queue;
 pub mod renewal;
 pub mod renewal_info;
+mod revocation;
 pub mod subject;
 pub mod surroundings;
 pub mod worker;

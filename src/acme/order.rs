@@ -12,18 +12,18 @@ mod poll;
 mod tests;
 mod validation;
 
-use std::path::PathBuf;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration as StdDuration;
 
 use instant_acme::{Account, Identifier, NewOrder, Order, OrderStatus};
-use rcgen::{CertificateParams, DistinguishedName, KeyPair};
+use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
 
 use super::account::{Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, Class};
-use super::history::History;
+use super::history::{History, Reservation};
 use super::http::{JobHttp, of_problem, with_nonce};
 use super::renewal_info::certificate_id;
 use crate::certificate::name::Name;
@@ -49,6 +49,10 @@ pub struct Job {
     pub session: Session,
     /// Of the CA: every new order is noted there before it is sent.
     pub history: Arc<History>,
+    /// The place that is kept for it there; without one it is noted anew.
+    pub reservation: Mutex<Option<Reservation>>,
+    /// Whether the key of the current generation is kept, if it is of the right kind.
+    pub reuse_key: bool,
     /// `certificates/<name>/<key_type>`.
     pub dir: PathBuf,
     pub challenges: Challenges,
@@ -164,9 +168,14 @@ impl Run {
     /// A new order. Its key is on disk before the CA hears of it, its URL right after.
     async fn start(&self) -> Result<(Order, Pending, Arc<KeyPair>), AcmeError> {
         let (dir, key_type) = (self.pending.clone(), self.job.key_type);
+        let keeps = self.job.reuse_key.then(|| self.job.dir.clone());
         let key = blocking(move || {
             dir.discard();
-            let key = private_key::generate(key_type).map_err(|error| error.to_string())?;
+            let kept = keeps.and_then(|dir| current_key(&dir, key_type));
+            let key = match kept {
+                Some(key) => key,
+                None => private_key::generate(key_type).map_err(|error| error.to_string())?,
+            };
             dir.write(generation::PRIVATE_KEY, key.serialize_pem().as_bytes())
                 .map_err(|error| error.to_string())?;
             Ok(key)
@@ -193,16 +202,24 @@ impl Run {
     /// On disk before an order is sent: the CA counts it from then on.
     async fn note(&self, exempt: bool) -> Result<(), AcmeError> {
         let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
-        let event = blocking(move || history.order(&names, exempt, clock::now()))
+        let reserved = match exempt {
+            true => None,
+            false => lock(&self.job.reservation).take(),
+        };
+        let note = move || match reserved {
+            Some(reservation) => reservation.commit(),
+            None => history.order(&names, exempt, clock::now()),
+        };
+        let event = blocking(note)
             .await
             .map_err(|error| AcmeError::store(&self.what, &error))?;
-        *self.noted.lock().unwrap_or_else(PoisonError::into_inner) = Some(event);
+        *lock(&self.noted) = Some(event);
         Ok(())
     }
 
     /// The order left no certificate, and the CA may count that against a name.
     async fn note_failure(&self, error: &AcmeError) {
-        let noted = *self.noted.lock().unwrap_or_else(PoisonError::into_inner);
+        let noted = *lock(&self.noted);
         let validated = error.challenge.is_some();
         let name = error.identifier.clone().filter(|_| validated);
         let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
@@ -344,6 +361,23 @@ impl Run {
     fn error(&self, class: Class, detail: impl Into<String>) -> AcmeError {
         AcmeError::new(class, &self.what, detail)
     }
+}
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    // What is behind these is replaced whole, so a panic cannot have left half of it.
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// The key of the current generation, if that is of this kind and can be read.
+fn current_key(dir: &Path, key_type: KeyType) -> Option<KeyPair> {
+    let current = generation::read_current(dir).ok()??;
+    if current.meta.key_type != key_type_name(key_type) {
+        return None;
+    }
+    let path = current.path.join(generation::PRIVATE_KEY);
+    let key = KeyPair::from_pem(&std::fs::read_to_string(path).ok()?).ok()?;
+    // A file that somebody else put there is no key of this certificate.
+    (key.subject_public_key_info() == current.leaf.public_key).then_some(key)
 }
 
 /// Whether the CA takes offence at `replaces`, and not at the order.

@@ -5,6 +5,7 @@
 //! It sleeps a minute at most and then compares the wall clock: a monotonic sleep stands still
 //! while a host is suspended.
 
+mod checks;
 mod desk;
 mod entry;
 mod facts;
@@ -35,6 +36,7 @@ use super::job::Done;
 use super::ledger::Ledger;
 use super::queue::Lane;
 use super::renewal::IssuerKind;
+use super::revocation::check::Checked;
 use super::subject::Assignment;
 use super::surroundings::Surroundings;
 use crate::certificate::name::Name;
@@ -79,6 +81,7 @@ pub struct Worker {
     dns_claims: dns::Claims,
     internal_names: Arc<Vec<Name>>,
     jobs: JoinSet<Done>,
+    looks: JoinSet<Checked>,
     /// By the directory they write to: numbers change with the configuration.
     running: HashMap<tokio::task::Id, (PathBuf, Lane)>,
 }
@@ -106,6 +109,7 @@ impl Worker {
             dns_claims: dns::Claims::default(),
             internal_names: Arc::default(),
             jobs: JoinSet::new(),
+            looks: JoinSet::new(),
             running: HashMap::new(),
         };
         (worker, handle)
@@ -123,11 +127,15 @@ impl Worker {
             for start in self.desk.turn(clock::now()) {
                 self.start(start);
             }
+            self.look_for_revocations();
             let sleep = self.sleep(clock::now());
             tokio::select! {
                 () = shutdown.cancelled() => break,
                 Some(done) = self.jobs.join_next_with_id(), if !self.jobs.is_empty() => {
                     self.job_ended(done);
+                }
+                Some(looked) = self.looks.join_next(), if !self.looks.is_empty() => {
+                    self.looked(looked);
                 }
                 Some(command) = self.commands.recv() => self.obey(command).await,
                 names = next_swap(&mut swaps) => match names {
@@ -151,6 +159,7 @@ impl Worker {
 
     async fn stop(&mut self) {
         self.jobs.shutdown().await;
+        self.looks.shutdown().await;
         if let Some(dns) = &self.dns {
             dns.finish(DNS_REMOVAL_LIMIT).await;
         }

@@ -157,6 +157,12 @@ pub struct CertificateStatus {
     /// challenge, and what the operator can do.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub error: Option<Box<ErrorReport>>,
+    /// That the CA has revoked it, why, and who says so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revoked: Option<String>,
+    /// Why it is not known whether it is revoked, where it names a CRL or an OCSP responder.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub revocation_error: Option<String>,
     /// How urgent the order is that waits for its turn.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub queued: Option<String>,
@@ -313,6 +319,8 @@ fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
         .as_ref()
         .map(|(_, priority)| priority.as_str().to_owned());
     row.explanation_url = subject.explanation_url.clone();
+    row.revoked = subject.revoked.clone();
+    row.revocation_error = subject.revocation_error.clone();
     if row.last_error.is_none() {
         row.last_error = subject.last_error.clone();
         row.error = subject.error.clone();

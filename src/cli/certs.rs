@@ -185,6 +185,8 @@ fn print_details(certificate: &CertificateStatus) {
     line("CA", &certificate.ca);
     line("next renewal", &certificate.next_renewal);
     line("next attempt", &certificate.next_attempt);
+    line("REVOKED", &certificate.revoked);
+    line("revocation", &certificate.revocation_error);
     line("queued as", &certificate.queued);
     line("last error", &certificate.last_error);
     if let Some(error) = &certificate.error {

@@ -115,6 +115,9 @@ pub(super) fn print_certificates(certificates: &[CertificateStatus]) {
         if let Some(error) = &certificate.last_error {
             println!("{:width$}  error: {error}", "");
         }
+        if let Some(revoked) = &certificate.revoked {
+            println!("{:width$}  REVOKED: {revoked}", "");
+        }
         if let (Some(difference), None) = (&certificate.difference, &certificate.last_error) {
             println!("{:width$}  difference: {difference}", "");
         }

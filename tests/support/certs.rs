@@ -188,7 +188,7 @@ impl ClientCa {
     }
 }
 
-fn from_hex(text: &str) -> Vec<u8> {
+pub fn from_hex(text: &str) -> Vec<u8> {
     let digits = text.as_bytes().chunks(2);
     let byte = |two| u8::from_str_radix(std::str::from_utf8(two).expect("ASCII"), 16);
     digits.map(|two| byte(two).expect("hex")).collect()

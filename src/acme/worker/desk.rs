@@ -8,14 +8,19 @@ use std::sync::Arc;
 
 use time::{Duration, OffsetDateTime};
 
+use super::checks::Checks;
 use super::entry::Entry;
 use super::handle::{Lanes, Statuses, SubjectStatus, lock};
 use super::turn::Covered;
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
+use crate::acme::history::Reservation;
+use crate::acme::ledger::StoredRevocation;
 use crate::acme::limits::Broken;
 use crate::acme::queue::{Lane, Pace, Priority, Queue, Ticket};
 use crate::acme::renewal::{self, Action, Facts, IssuerKind, OrderReason, WaitReason, plan};
+use crate::acme::revocation::Source;
+use crate::acme::revocation::check::{Checked, Target};
 use crate::acme::surroundings::Surroundings;
 use crate::certificate::name::{self, Name};
 use crate::config::Limit;
@@ -58,6 +63,7 @@ pub(super) struct Desk {
     by_parent: HashMap<Arc<str>, Vec<u64>>,
     timers: BTreeSet<(OffsetDateTime, u64)>,
     queue: Queue,
+    checks: Checks,
     pub(super) surroundings: Surroundings,
     statuses: Statuses,
     lanes: Lanes,
@@ -84,6 +90,8 @@ pub(super) enum Work {
         reason: OrderReason,
         replaces: bool,
         authority: Arc<Authority>,
+        /// Its place within the limits of the CA, where that counts it.
+        reservation: Option<Reservation>,
     },
     /// For renewal information.
     Ask { authority: Arc<Authority> },
@@ -126,6 +134,7 @@ impl Desk {
             by_parent: HashMap::new(),
             timers: BTreeSet::new(),
             queue: Queue::default(),
+            checks: Checks::default(),
             surroundings,
             statuses,
             lanes,
@@ -181,6 +190,7 @@ impl Desk {
         self.by_parent.clear();
         self.timers.clear();
         self.queue.clear();
+        self.checks.clear();
         std::mem::take(&mut self.entries)
             .into_values()
             .map(|entry| (entry.dir.clone(), entry))
@@ -277,7 +287,12 @@ impl Desk {
     pub(super) fn wake_at(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         let timer = self.timers.first().map(|(at, _)| *at);
         let loading = self.is_loading.then(|| now + LOADING_POLL);
-        let next = [timer, loading, self.queue.wake_at(now)];
+        let next = [
+            timer,
+            loading,
+            self.queue.wake_at(now),
+            self.checks.wake_at(),
+        ];
         next.into_iter().flatten().min()
     }
 
@@ -293,6 +308,7 @@ impl Desk {
             tracing::warn!("the clock was set back: every certificate is looked at anew");
             self.recheck_all();
             self.queue.release(now);
+            self.checks.release(now);
         }
         self.latest = now;
     }
@@ -311,8 +327,83 @@ impl Desk {
 
     /// Looks at one certificate: it waits for its time, or for its turn.
     pub(super) fn decide(&mut self, id: u64, now: OffsetDateTime) {
+        self.watch(id, now);
         let verdict = self.verdict(id, now);
         self.follow(id, verdict, now);
+    }
+
+    /// Whether it is revoked is looked up as long as that would change anything.
+    fn watch(&mut self, id: u64, now: OffsetDateTime) {
+        let sources = self.entry(id).and_then(|entry| self.sources(entry, now));
+        self.checks.watch(id, sources.unwrap_or_default());
+    }
+
+    fn sources(&self, entry: &Entry, now: OffsetDateTime) -> Option<Vec<Source>> {
+        let leaf = &entry.stored.as_ref()?.leaf;
+        let asks = self.is_writer && self.issuing_authority(entry)?.config.check_revocation;
+        let is_revoked = entry.ledger.as_ref()?.revocation(&leaf.serial).is_some();
+        (asks && !is_revoked && now < leaf.not_after).then(|| {
+            entry
+                .named
+                .sources(&entry.subject.name.to_string(), &leaf.serial)
+        })
+    }
+
+    /// Why it is not known whether a certificate is revoked.
+    pub(super) fn revocation_error(&self, entry: &Entry) -> Option<String> {
+        let id = self.by_dir(&entry.dir)?;
+        self.checks.error_of(id).map(str::to_owned)
+    }
+
+    /// The next list or responder to be asked now, and what it is asked about.
+    pub(super) fn next_check(
+        &mut self,
+        now: OffsetDateTime,
+    ) -> Option<(Source, Vec<Target>, Arc<Authority>)> {
+        loop {
+            let (source, ids) = self.checks.take(now)?;
+            let entries = || ids.iter().filter_map(|id| Some((*id, self.entry(*id)?)));
+            let targets: Vec<Target> = entries().filter_map(target).collect();
+            let authority = entries().find_map(|(_, entry)| self.issuing_authority(entry));
+            match authority.map(Arc::clone) {
+                Some(authority) if !targets.is_empty() => {
+                    return Some((source, targets, authority));
+                }
+                _ => {
+                    self.checks.ended(&source, now + RECHECK, None);
+                }
+            }
+        }
+    }
+
+    /// What a list or a responder said.
+    pub(super) fn checked(&mut self, checked: Checked) {
+        let Checked {
+            source,
+            next,
+            error,
+            revoked,
+        } = checked;
+        let concerned = self.checks.ended(&source, next, error.clone());
+        if let (Some(error), false) = (error, concerned.is_empty()) {
+            tracing::warn!("{error}");
+        }
+        for id in concerned {
+            self.check_at(id, OffsetDateTime::UNIX_EPOCH);
+        }
+        for (id, revocation) in revoked {
+            if let Some(entry) = self.entry(id) {
+                let name = &entry.subject.name;
+                let StoredRevocation {
+                    serial,
+                    source,
+                    reason,
+                    ..
+                } = revocation;
+                tracing::error!(%name, serial, source, reason, "the certificate is revoked; it is replaced now");
+            }
+            self.check_at(id, OffsetDateTime::UNIX_EPOCH);
+        }
     }
 
     fn follow(&mut self, id: u64, verdict: Option<Verdict>, now: OffsetDateTime) {
@@ -349,7 +440,7 @@ impl Desk {
     /// Its turn has come: what was decided when it began to wait is decided again.
     fn begin(&mut self, lane: Lane, ticket: Ticket, now: OffsetDateTime) -> Option<Start> {
         let id = ticket.id;
-        let (work, ticket, again, status) = match self.verdict(id, now) {
+        let (mut work, ticket, again, status) = match self.verdict(id, now) {
             Some(Verdict::Work {
                 work,
                 ticket,
@@ -362,7 +453,7 @@ impl Desk {
                 return None;
             }
         };
-        if let Some(broken) = self.broken_by(id, &work, now) {
+        if let Err(broken) = self.reserve(id, &mut work, now) {
             self.queue.give_back(&lane);
             self.hold(lane, ticket, again, broken, status);
             return None;
@@ -377,16 +468,26 @@ impl Desk {
         Some(Start { id, lane, work })
     }
 
-    fn broken_by(&self, id: u64, work: &Work, now: OffsetDateTime) -> Option<Broken> {
-        let Work::Order {
-            replaces,
-            authority,
-            ..
-        } = work
+    /// Takes a place within the limits of the CA, so that orders which begin together do not
+    /// break one together.
+    fn reserve(&self, id: u64, work: &mut Work, now: OffsetDateTime) -> Result<(), Broken> {
+        let (
+            Work::Order {
+                replaces,
+                authority,
+                reservation,
+                ..
+            },
+            Some(entry),
+        ) = (work, self.entry(id))
         else {
-            return None;
+            return Ok(());
         };
-        self.broken_limit(self.entry(id)?, authority, *replaces, now)
+        if self.is_exempt(entry, authority, *replaces) {
+            return Ok(());
+        }
+        *reservation = Some(authority.reserve(&entry.subject.names, now)?);
+        Ok(())
     }
 
     /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
@@ -488,6 +589,7 @@ impl Desk {
                         reason,
                         replaces,
                         authority,
+                        reservation: None,
                     },
                     // Its ledger, or every CA's, could not be opened: that was logged, and is
                     // tried again with the next configuration or restart.
@@ -598,6 +700,17 @@ impl Desk {
             self.timers.remove(&(at, id));
         }
     }
+}
+
+fn target((id, entry): (u64, &Entry)) -> Option<Target> {
+    let stored = entry.stored.as_ref()?;
+    Some(Target {
+        id,
+        serial: stored.leaf.serial.clone(),
+        issuer: stored.leaf.issuer.clone(),
+        path: stored.path.clone(),
+        ledger: Arc::clone(entry.ledger.as_ref()?),
+    })
 }
 
 fn wait(at: OffsetDateTime, status: SubjectStatus) -> Verdict {

@@ -13,6 +13,7 @@ use crate::acme::ledger::{Kind, Ledger, Outcome};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
 use crate::acme::renewal_info::certificate_id;
+use crate::acme::revocation::Named;
 use crate::acme::subject::Subject;
 use crate::clock;
 use crate::store::generation::{self, Source, StoredCertificate};
@@ -29,6 +30,8 @@ pub(super) struct Entry {
     pub(super) stored: Option<StoredCertificate>,
     /// Of `stored` (RFC 9773 section 4.1).
     pub(super) certificate_id: Option<String>,
+    /// Where `stored` says that its revocation would be told.
+    pub(super) named: Named,
     /// Attempts at the internal CA: they bother nobody, so a restart may forget them.
     pub(super) internal_attempts: Attempts,
     pub(super) running: bool,
@@ -68,6 +71,7 @@ impl Entry {
             ledger: before.and_then(|before| before.ledger),
             stored: None,
             certificate_id: None,
+            named: Named::default(),
             internal_attempts: Attempts::default(),
             running,
             timer: None,
@@ -97,6 +101,7 @@ impl Entry {
             .filter(|stored| stored.meta.source == Source::Acme);
         let id = acme.and_then(|stored| certificate_id(&stored.leaf.der));
         self.certificate_id = id.map(|id| id.to_string());
+        self.named = acme.map_or_else(Named::default, |stored| Named::of(&stored.leaf.der));
         self.stored = stored;
     }
 

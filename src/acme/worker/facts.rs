@@ -213,8 +213,17 @@ impl Desk {
             covered_by_files_until,
             running: entry.running,
             queued: None,
+            revoked: self.revoked(entry),
+            revocation_error: self.revocation_error(entry),
             error,
         }
+    }
+
+    fn revoked(&self, entry: &Entry) -> Option<String> {
+        let ledger = entry.ledger.as_ref()?;
+        let revocation = ledger.revocation(entry.serial()?)?;
+        let reason = revocation.reason.as_deref().unwrap_or("no reason given");
+        Some(format!("{reason}, says {}", revocation.source))
     }
 
     /// The CA that is next in turn, and when an order there may start if something holds it up.

@@ -40,6 +40,10 @@ pub struct SubjectStatus {
     pub running: bool,
     /// Where it waits for its turn, and how urgently.
     pub queued: Option<(Lane, Priority)>,
+    /// That the certificate is revoked, why, and who says so.
+    pub revoked: Option<String>,
+    /// Why it is not known whether it is revoked.
+    pub revocation_error: Option<String>,
     /// The last error taken apart, where it is the CA's.
     pub error: Option<Box<ErrorReport>>,
 }

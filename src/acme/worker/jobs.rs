@@ -1,19 +1,22 @@
 //! Jobs: what the desk says is started, and what follows when it ends. What a job does is in
 //! [`job`](crate::acme::job).
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex};
 use std::time::Duration as StdDuration;
 
 use time::{Duration, OffsetDateTime};
 
 use super::desk::{Desk, Start, Work};
+use super::entry::Entry;
 use super::handle::SubjectStatus;
 use super::{MAX_SLEEP, Worker};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
+use crate::acme::history::Reservation;
 use crate::acme::job::{AskJob, Done, InternalJob, OrderJob};
 use crate::acme::queue::Lane;
 use crate::acme::renewal::{IssuerKind, OrderReason};
+use crate::acme::revocation::check::{CheckJob, Checked};
 use crate::clock;
 use crate::store::generation::StoredCertificate;
 
@@ -30,7 +33,11 @@ impl Worker {
                 reason,
                 replaces,
                 authority,
-            } => self.start_order(id, &lane, reason, replaces, authority),
+                reservation,
+            } => {
+                let order = (reason, replaces, reservation);
+                self.start_order(id, &lane, order, authority)
+            }
             Work::Ask { authority } => self.start_asking(id, &lane, authority),
         };
         if started.is_none() {
@@ -55,8 +62,7 @@ impl Worker {
         &mut self,
         id: u64,
         lane: &Lane,
-        reason: OrderReason,
-        replaces: bool,
+        (reason, replaces, reservation): (OrderReason, bool, Option<Reservation>),
         authority: Arc<Authority>,
     ) -> Option<()> {
         let entry = self.desk.entry(id)?;
@@ -74,6 +80,8 @@ impl Worker {
             dir: entry.dir.clone(),
             challenges: self.challenges.clone(),
             dns: self.dns.clone(),
+            reuse_key: may_reuse_key(entry),
+            reservation: Mutex::new(reservation),
             reason,
         };
         self.spawn(id, lane, job.run())
@@ -100,6 +108,28 @@ impl Worker {
         let task = self.jobs.spawn(job);
         self.running.insert(task.id(), (dir, lane.clone()));
         Some(())
+    }
+
+    /// Lists and responders that are due are asked beside everything else.
+    pub(super) fn look_for_revocations(&mut self) {
+        while let Some((source, targets, authority)) = self.desk.next_check(clock::now()) {
+            let job = CheckJob {
+                source,
+                targets,
+                authority,
+                state: self.state.clone(),
+                fraction: rand::random(),
+            };
+            self.looks.spawn(job.run());
+        }
+    }
+
+    pub(super) fn looked(&mut self, looked: Result<Checked, tokio::task::JoinError>) {
+        match looked {
+            Ok(checked) => self.desk.checked(checked),
+            // Its source is looked at again after a restart; certificates are renewed all the same.
+            Err(error) => tracing::error!(%error, "a look for revocations died"),
+        }
     }
 
     pub(super) fn job_ended(
@@ -131,6 +161,15 @@ impl Worker {
             Done::Asked { error } => self.desk.asked(id, now, error),
         }
     }
+}
+
+/// A key that somebody else may have is not used again, whatever the configuration says.
+fn may_reuse_key(entry: &Entry) -> bool {
+    let (Some(ledger), Some(serial)) = (&entry.ledger, entry.serial()) else {
+        return false;
+    };
+    let revocation = ledger.revocation(serial);
+    !revocation.is_some_and(|it| it.compromises_key())
 }
 
 impl Desk {

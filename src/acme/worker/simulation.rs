@@ -12,12 +12,15 @@ mod ca;
 mod faults;
 mod world;
 
+use rand::SeedableRng;
+use rand::rngs::StdRng;
 use time::Duration;
 
-use world::{Kind, World};
+use faults::{Event, crash_loop};
+use world::{Kind, Sent, World};
 
 /// For each kind of certificate, where nobody asks for more: a debug build takes seconds.
-const NAMES: usize = 8;
+const NAMES: usize = 5;
 const YEARS: i64 = 2;
 
 fn seed() -> u64 {
@@ -62,4 +65,55 @@ fn two_years_of_a_hundred_and_sixty_hours() {
 #[test]
 fn two_years_of_a_hundred_and_sixty_hours_with_renewal_information() {
     two_years(Duration::hours(160), true);
+}
+
+/// The crashes, and a while more.
+const LOOP: Duration = Duration::hours(4);
+
+/// A thousand crashes within some three hours, seconds after each start.
+fn a_thousand_crashes(happens: impl Fn(usize) -> Vec<Event>, span: Duration) -> (Sent, u32) {
+    const NAMES: usize = 10;
+    const CRASHES: u32 = 1000;
+    let seed = seed();
+    println!("PERENNIAL_TEST_SEED={seed}");
+    let kind = Kind {
+        lifetime: Duration::days(90),
+        renewal_info: true,
+    };
+    let first: Vec<Event> = (0..NAMES).flat_map(happens).collect();
+    let mut rng = StdRng::seed_from_u64(seed);
+    let timeline = crash_loop(&mut rng, world::START, CRASHES, &first);
+    let mut world = World::new(seed, NAMES, kind);
+    world.run_through(timeline, span);
+    let sent = world.sent();
+    println!("{sent:?}");
+    (sent, NAMES as u32)
+}
+
+#[test]
+fn a_thousand_crashes_before_a_ca_that_is_down() {
+    let (sent, _) = a_thousand_crashes(|_| vec![Event::CaDown], LOOP);
+    // 1, 2, 4 ... 64 minutes, whoever asks.
+    assert!(sent.sessions <= 10, "{sent:?}");
+    assert_eq!(sent.orders, 0);
+}
+
+#[test]
+fn a_thousand_crashes_while_nothing_can_be_validated() {
+    let (sent, names) = a_thousand_crashes(|name| vec![Event::Broken(name)], LOOP);
+    // 1, 10 and 100 minutes after the first: four in four hours, whether they fail or are killed.
+    assert!(sent.orders_for_one <= 4, "{sent:?}");
+    assert!(sent.sessions <= 4 * names, "{sent:?}");
+    assert_eq!((sent.issued, sent.questions), (0, 0), "{sent:?}");
+}
+
+#[test]
+fn a_thousand_crashes_while_all_is_well() {
+    let (sent, names) = a_thousand_crashes(|_| Vec::new(), Duration::days(2));
+    // Killed in the middle of some orders, at last after a day, and never of one that is done.
+    assert_eq!(sent.issued, u64::from(names), "{sent:?}");
+    assert!(sent.orders_for_one <= 5, "{sent:?}");
+    // Killed in the middle of some questions, which are asked again after 1, 2, 4 ... minutes.
+    assert!(sent.questions <= 12 * names, "{sent:?}");
+    assert!(sent.sessions <= 6 * names, "{sent:?}");
 }

@@ -378,6 +378,43 @@ async fn twenty_kills_send_no_more_than_one_run() {
     }
 }
 
+/// The real worker, disk and HTTP; the simulation does the same with every kind of CA.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_thousand_kills_send_no_more_than_the_plan_allows() {
+    let ca = ScriptedCa::start(Script::Page502).await;
+    let directory = tempfile::tempdir().unwrap();
+    let config = config(&ca.url, vec![site(&["a.test", "b.test"], TlsMode::Acme)]);
+    let began = std::time::Instant::now();
+    for kill in 0..1000_u32 {
+        let worker = start(directory.path(), Arc::clone(&config), None);
+        if kill == 0 {
+            worker.until("it has asked", |_| ca.requests() > 0).await;
+        } else if kill % 50 == 0 {
+            // Now and then it gets as far as it can.
+            let decided = |statuses: &[SubjectStatus]| {
+                let mut all = statuses.iter();
+                statuses.len() == 2 && all.all(|it| it.next_attempt.is_some())
+            };
+            worker.until("decided", decided).await;
+        } else {
+            for _ in 0..kill % 40 {
+                tokio::task::yield_now().await;
+            }
+        }
+        worker.kill().await;
+        // The next one is to order, too: what was killed may still be about to take the lock.
+        let state = StateDir::open(directory.path()).unwrap();
+        while state.try_lock_writer().unwrap().is_none() {
+            tokio::time::sleep(StdDuration::from_millis(1)).await;
+        }
+    }
+    // At once, then 1, 2, 4 ... minutes after each other, should the machine be that slow.
+    let minutes = began.elapsed().as_secs() / 60;
+    let allowed = 1 + (minutes + 1).ilog2();
+    let sent = ca.requests();
+    assert!(sent <= allowed, "{sent} of {allowed}");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_clean_shutdown_in_the_middle_is_no_failure() {
     let ca = ScriptedCa::start(Script::Hang).await;

@@ -9,7 +9,13 @@ use crate::support::certs::{KeyKind, TestCa, leaf_params};
 use crate::support::clock;
 
 /// The PEM chain for a base64url CSR.
-pub fn issue(ca: &TestCa, script: &Script, csr: &str, names: &[String]) -> Result<String, String> {
+pub fn issue(
+    ca: &TestCa,
+    script: &Script,
+    base: &str,
+    csr: &str,
+    names: &[String],
+) -> Result<String, String> {
     let csr = CertificateSigningRequestDer::from(decode(csr)?);
     let csr = CertificateSigningRequestParams::from_der(&csr).map_err(|error| error.to_string())?;
     let strange = ["somebody.else.test".to_owned()];
@@ -18,8 +24,8 @@ pub fn issue(ca: &TestCa, script: &Script, csr: &str, names: &[String]) -> Resul
         _ => names,
     };
     let leaf = match script.certificate {
-        CertificateFault::OtherKey => sign(ca, script, &KeyKind::P256.generate(), names),
-        _ => sign(ca, script, &csr.public_key, names),
+        CertificateFault::OtherKey => sign(ca, script, base, &KeyKind::P256.generate(), names),
+        _ => sign(ca, script, base, &csr.public_key, names),
     };
     let chain = format!("{leaf}{}", ca.intermediate_pem);
     Ok(match script.certificate {
@@ -28,10 +34,17 @@ pub fn issue(ca: &TestCa, script: &Script, csr: &str, names: &[String]) -> Resul
     })
 }
 
-fn sign(ca: &TestCa, script: &Script, key: &impl PublicKeyData, names: &[String]) -> String {
+fn sign(
+    ca: &TestCa,
+    script: &Script,
+    base: &str,
+    key: &impl PublicKeyData,
+    names: &[String],
+) -> String {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
     let now = clock::now();
-    let params = leaf_params(&names, now, now + script.lifetime);
+    let mut params = leaf_params(&names, now, now + script.lifetime);
+    script.revocation.name_in(&mut params, base);
     let leaf = params.signed_by(key, &ca.intermediate).expect("signed");
     leaf.pem()
 }

@@ -7,6 +7,7 @@ mod jws;
 mod orders;
 mod problem;
 mod protocol;
+mod revocation;
 mod script;
 mod validation;
 
@@ -19,6 +20,7 @@ use rustls_pki_types::CertificateDer;
 use rustls_pki_types::pem::PemObject;
 
 pub use problem::problem;
+pub use revocation::{Named, Revocation};
 pub use script::{CertificateFault, Fault, Kind, RenewalInfoAnswer, Script, Validation};
 
 use super::certs::{TestCa, serial_of};
@@ -175,6 +177,7 @@ impl Default for Script {
             lifetime: Duration::from_secs(90 * 24 * 3600),
             renewal_info: None,
             already_replaced: false,
+            revocation: Revocation::default(),
         }
     }
 }

@@ -132,7 +132,7 @@ impl Shared {
         let names: Vec<String> = order.authorizations.iter().filter_map(text).collect();
         let csr = payload["csr"].as_str().unwrap_or_default();
         let bad_csr = |why: String| problem(400, "badCSR", why);
-        let chain = issuing::issue(&self.ca, &script, csr, &names).map_err(bad_csr)?;
+        let chain = issuing::issue(&self.ca, &script, &self.base, csr, &names).map_err(bad_csr)?;
         order.state = match script.stuck_in_processing {
             true => OrderState::Processing,
             false => {

@@ -53,6 +53,7 @@ async fn answer(shared: &Shared, kind: Kind, path: &str, body: &[u8]) -> Answer 
         Kind::Directory => return Ok(shared.directory()),
         Kind::NewNonce => return Ok(StatusCode::OK.into_response()),
         Kind::RenewalInfo => return shared.renewal_info(),
+        Kind::Revocation => return shared.revocation(path, body),
         Kind::Other => return Err(problem(404, "malformed", "nothing here")),
         _ => {}
     }

@@ -7,6 +7,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
 
 use super::problem::{Problem, problem};
+use super::revocation::Revocation;
 
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -22,6 +23,8 @@ pub enum Kind {
     Certificate,
     Revoke,
     RenewalInfo,
+    /// A revocation list or an OCSP responder.
+    Revocation,
     Other,
 }
 
@@ -39,6 +42,7 @@ impl Kind {
             "certificate" => Kind::Certificate,
             "revoke" => Kind::Revoke,
             "renewal-info" => Kind::RenewalInfo,
+            "crl" | "ocsp" => Kind::Revocation,
             _ => Kind::Other,
         }
     }
@@ -67,6 +71,7 @@ pub struct Script {
     pub renewal_info: Option<RenewalInfoAnswer>,
     /// Orders with `replaces` are refused with 409 `alreadyReplaced`.
     pub already_replaced: bool,
+    pub revocation: Revocation,
 }
 
 impl Script {

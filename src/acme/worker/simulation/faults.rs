@@ -61,6 +61,26 @@ pub(super) fn draw(
     plan.timeline
 }
 
+/// A supervisor that starts again and again what dies after seconds; `first` happens before.
+pub(super) fn crash_loop(
+    rng: &mut StdRng,
+    start: OffsetDateTime,
+    crashes: u32,
+    first: &[Event],
+) -> Timeline {
+    let mut timeline = Timeline::new();
+    for event in first {
+        timeline.insert((start, timeline.len() as u64), *event);
+    }
+    let mut at = start;
+    for _ in 0..crashes {
+        at += Duration::milliseconds(rng.random_range(200..25_000));
+        let back_in = Duration::milliseconds(rng.random_range(0..2000));
+        timeline.insert((at, timeline.len() as u64), Event::Crash { back_in });
+    }
+    timeline
+}
+
 impl Plan<'_> {
     fn at(&mut self, at: OffsetDateTime, event: Event) {
         let number = self.timeline.len() as u64;

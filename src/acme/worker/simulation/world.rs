@@ -28,7 +28,7 @@ use crate::store::StateDir;
 use crate::store::generation::{Meta, Source, StoredCertificate};
 use crate::store::leaf::Leaf;
 
-const START: OffsetDateTime = datetime!(2026-11-26 0:00 UTC);
+pub(super) const START: OffsetDateTime = datetime!(2026-11-26 0:00 UTC);
 const URL: &str = "https://ca.test/directory";
 /// A CA dates certificates back, for clients whose clocks are slow.
 const BACKDATED: Duration = Duration::hours(1);
@@ -53,6 +53,16 @@ struct Certificate {
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
     issued_at_clock: OffsetDateTime,
+}
+
+/// Requests of each kind.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Sent {
+    pub(super) sessions: u32,
+    pub(super) questions: u32,
+    pub(super) orders: u32,
+    pub(super) orders_for_one: usize,
+    pub(super) issued: u64,
 }
 
 /// One name and all that the world remembers of it.
@@ -186,16 +196,34 @@ impl World {
         }
     }
 
-    /// Lets so much time pass.
+    /// Lets so much time pass, with everything that can go wrong in it.
     pub(super) fn run(&mut self, span: Duration) {
         let names = self.sites.len();
-        self.timeline = faults::draw(&mut self.rng, START, span, names);
+        let timeline = faults::draw(&mut self.rng, START, span, names);
+        self.run_through(timeline, span);
+    }
+
+    /// Lets so much time pass, and this happen.
+    pub(super) fn run_through(&mut self, timeline: Timeline, span: Duration) {
+        self.timeline = timeline;
         let end = START + span;
         while let Some(next) = self.next().filter(|next| *next < end) {
             self.now = next.max(self.now);
             self.step();
         }
         self.now = end;
+    }
+
+    /// What was sent so far.
+    pub(super) fn sent(&self) -> Sent {
+        let attempts = self.sites.iter().map(|site| site.most_attempts);
+        Sent {
+            sessions: self.sessions,
+            questions: self.questions,
+            orders: self.orders,
+            orders_for_one: attempts.max().unwrap_or(0),
+            issued: self.serials,
+        }
     }
 
     fn clock(&self) -> OffsetDateTime {
@@ -476,14 +504,18 @@ impl World {
         text[1..text.len() - ".test".len()].parse().unwrap()
     }
 
-    fn begins_order(&mut self, site: usize, start: Start) -> Job {
+    fn begins_order(&mut self, site: usize, mut start: Start) -> Job {
         let now = self.clock();
         let Work::Order {
-            reason, replaces, ..
-        } = &start.work
+            reason,
+            replaces,
+            reservation,
+            ..
+        } = &mut start.work
         else {
             unreachable!("it is an order")
         };
+        let reservation = reservation.take();
         let (reason, mut exempt) = (reason.as_str(), *replaces && self.kind.renewal_info);
         let job = |start, attempt, event, ends| Job {
             start,
@@ -511,7 +543,12 @@ impl World {
             return job(start, Some(attempt), None, Ends::Order { exempt });
         }
         let names = [this.name.clone()];
-        let event = self.authority.history.order(&names, exempt, now).unwrap();
+        let history = &self.authority.history;
+        let event = match reservation.filter(|_| !exempt) {
+            Some(reservation) => reservation.commit(),
+            None => history.order(&names, exempt, now),
+        };
+        let event = event.unwrap();
         let ends = match self.ca.new_order(self.now, site, exempt) {
             _ if self.ca.is_down => Ends::Order { exempt },
             Answer::Accepted => Ends::Order { exempt },

@@ -1,0 +1,41 @@
+//! Signatures of an issuer's key. It knows no certificate formats.
+
+use boring::hash::MessageDigest;
+use boring::pkey::{PKey, Public};
+use boring::sign::Verifier;
+use boring::x509::X509;
+
+use super::RevocationError;
+
+/// The key of a certificate.
+pub(super) fn key_of(certificate_der: &[u8]) -> Result<PKey<Public>, RevocationError> {
+    let unreadable = |error: boring::error::ErrorStack| RevocationError::Unreadable {
+        what: "certificate of the issuer",
+        cause: error.to_string(),
+    };
+    let certificate = X509::from_der(certificate_der).map_err(unreadable)?;
+    certificate.public_key().map_err(unreadable)
+}
+
+/// Whether `signature` over `message` is by this key. SHA-1 is not believed.
+pub(super) fn verify(
+    key: &PKey<Public>,
+    algorithm: &str,
+    signature: &[u8],
+    message: &[u8],
+) -> Result<(), RevocationError> {
+    let digest = match algorithm {
+        "1.2.840.113549.1.1.11" | "1.2.840.10045.4.3.2" => MessageDigest::sha256(),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => MessageDigest::sha384(),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => MessageDigest::sha512(),
+        other => return Err(RevocationError::Algorithm(other.to_owned())),
+    };
+    let verified = Verifier::new(digest, key).and_then(|mut verifier| {
+        verifier.update(message)?;
+        verifier.verify(signature)
+    });
+    match verified {
+        Ok(true) => Ok(()),
+        Ok(false) | Err(_) => Err(RevocationError::Signature),
+    }
+}
