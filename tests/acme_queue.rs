@@ -5,7 +5,6 @@ use std::collections::BTreeSet;
 
 use serde_json::Value;
 
-use crate::support::client::serial;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::scripted_ca::{Kind, ScriptedCa, Validation};
@@ -110,15 +109,18 @@ async fn a_limit_of_the_account_is_shown_with_its_date() {
         (held && orders["waiting"]["missing"] == 2 && ca.issued().len() == 2).then_some(orders)
     })
     .await;
+    let mut held = 0;
     for name in &names {
-        if serial(perennial.place.https, name).await.is_ok() {
+        if perennial.status_field(name, "queued").await.is_none() {
             continue;
         }
+        held += 1;
         let until = perennial.status_field(name, "next_attempt").await;
         assert_eq!(until.as_ref(), orders.get("held_until"), "{name}");
         let error = perennial.last_error(name).await;
         assert!(error.contains("2 in 12h new orders"), "{error}");
     }
+    assert_eq!(held, 2);
     assert_eq!(ca.count(Kind::NewOrder), 2);
 }
 

@@ -2,6 +2,11 @@
 //! needs, and whose turn it is. Time is an argument and nothing is sent or written, so that a test
 //! can run years; what a turn costs depends on what is due, not on how many certificates there are.
 
+mod revocations;
+#[cfg(test)]
+mod tests;
+mod verdict;
+
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -11,16 +16,12 @@ use time::{Duration, OffsetDateTime};
 use super::checks::Checks;
 use super::entry::Entry;
 use super::handle::{Lanes, Statuses, SubjectStatus, lock};
-use super::turn::Covered;
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
 use crate::acme::history::Reservation;
-use crate::acme::ledger::StoredRevocation;
 use crate::acme::limits::Broken;
-use crate::acme::queue::{Lane, Pace, Priority, Queue, Ticket};
-use crate::acme::renewal::{self, Action, Facts, IssuerKind, OrderReason, WaitReason, plan};
-use crate::acme::revocation::Source;
-use crate::acme::revocation::check::{Checked, Target};
+use crate::acme::queue::{Lane, Pace, Queue, Ticket};
+use crate::acme::renewal::OrderReason;
 use crate::acme::surroundings::Surroundings;
 use crate::certificate::name::{self, Name};
 use crate::config::Limit;
@@ -332,80 +333,6 @@ impl Desk {
         self.follow(id, verdict, now);
     }
 
-    /// Whether it is revoked is looked up as long as that would change anything.
-    fn watch(&mut self, id: u64, now: OffsetDateTime) {
-        let sources = self.entry(id).and_then(|entry| self.sources(entry, now));
-        self.checks.watch(id, sources.unwrap_or_default());
-    }
-
-    fn sources(&self, entry: &Entry, now: OffsetDateTime) -> Option<Vec<Source>> {
-        let leaf = &entry.stored.as_ref()?.leaf;
-        let asks = self.is_writer && self.issuing_authority(entry)?.config.check_revocation;
-        let is_revoked = entry.ledger.as_ref()?.revocation(&leaf.serial).is_some();
-        (asks && !is_revoked && now < leaf.not_after).then(|| {
-            entry
-                .named
-                .sources(&entry.subject.name.to_string(), &leaf.serial)
-        })
-    }
-
-    /// Why it is not known whether a certificate is revoked.
-    pub(super) fn revocation_error(&self, entry: &Entry) -> Option<String> {
-        let id = self.by_dir(&entry.dir)?;
-        self.checks.error_of(id).map(str::to_owned)
-    }
-
-    /// The next list or responder to be asked now, and what it is asked about.
-    pub(super) fn next_check(
-        &mut self,
-        now: OffsetDateTime,
-    ) -> Option<(Source, Vec<Target>, Arc<Authority>)> {
-        loop {
-            let (source, ids) = self.checks.take(now)?;
-            let entries = || ids.iter().filter_map(|id| Some((*id, self.entry(*id)?)));
-            let targets: Vec<Target> = entries().filter_map(target).collect();
-            let authority = entries().find_map(|(_, entry)| self.issuing_authority(entry));
-            match authority.map(Arc::clone) {
-                Some(authority) if !targets.is_empty() => {
-                    return Some((source, targets, authority));
-                }
-                _ => {
-                    self.checks.ended(&source, now + RECHECK, None);
-                }
-            }
-        }
-    }
-
-    /// What a list or a responder said.
-    pub(super) fn checked(&mut self, checked: Checked) {
-        let Checked {
-            source,
-            next,
-            error,
-            revoked,
-        } = checked;
-        let concerned = self.checks.ended(&source, next, error.clone());
-        if let (Some(error), false) = (error, concerned.is_empty()) {
-            tracing::warn!("{error}");
-        }
-        for id in concerned {
-            self.check_at(id, OffsetDateTime::UNIX_EPOCH);
-        }
-        for (id, revocation) in revoked {
-            if let Some(entry) = self.entry(id) {
-                let name = &entry.subject.name;
-                let StoredRevocation {
-                    serial,
-                    source,
-                    reason,
-                    ..
-                } = revocation;
-                tracing::error!(%name, serial, source, reason, "the certificate is revoked; it is replaced now");
-            }
-            self.check_at(id, OffsetDateTime::UNIX_EPOCH);
-        }
-    }
-
     fn follow(&mut self, id: u64, verdict: Option<Verdict>, now: OffsetDateTime) {
         match verdict {
             // It runs, or is gone: the end of what runs looks at it again.
@@ -528,146 +455,6 @@ impl Desk {
         self.publish(id, Some(held));
     }
 
-    fn verdict(&mut self, id: u64, now: OffsetDateTime) -> Option<Verdict> {
-        let entry = self.entries.get(&id).filter(|entry| !entry.running)?;
-        let recheck_at = now
-            + match entry.subject.depends_on_files() {
-                true => RECHECK_FILES,
-                false => RECHECK,
-            };
-        let Some(Covered { until, file_known }) = self.coverage(&entry.subject) else {
-            let (facts, authority) = self.facts(entry, now, None);
-            let status = self.status(entry, &facts, authority.as_deref(), None);
-            self.is_loading = true;
-            return Some(wait(recheck_at, status));
-        };
-        if entry.subject.only_takeover && !file_known && entry.stored.is_none() && !entry.forced {
-            // There is nothing yet that could be late.
-            lock(&self.statuses).remove(&id);
-            let at = recheck_at;
-            return Some(Verdict::Wait { at, status: None });
-        }
-        self.choose_issuer(id, file_known, now);
-        let entry = self.entries.get(&id)?;
-        let covered = until;
-        let (facts, authority) = self.facts(entry, now, covered);
-        let status = self.status(entry, &facts, authority.as_deref(), covered);
-        if !self.is_writer {
-            return Some(wait(recheck_at, status));
-        }
-        let again = renewal::changes_at(now, &facts).map_or(recheck_at, |at| at.min(recheck_at));
-        if entry.ask_now {
-            match self.can_ask(entry, now) {
-                Some(authority) => return Some(question(id, entry, authority, again, status)),
-                None => self.answer_without_asking(id, now),
-            }
-        }
-        let entry = self.entries.get(&id)?;
-        Some(match entry.forced_action(plan(now, &facts), &facts, now) {
-            Action::CoveredByFiles { until } => wait(until.min(recheck_at), status),
-            Action::Wait { until, reason } => {
-                let held = matches!(reason, WaitReason::Backoff | WaitReason::IssuerUnreachable);
-                let blocked = renewal::blocked(now, &facts).filter(|_| held);
-                let next_attempt = blocked.map(|(until, _)| until);
-                let status = SubjectStatus {
-                    next_attempt,
-                    ..status
-                };
-                wait(until.min(recheck_at), status)
-            }
-            Action::FetchRenewalInfo => match self.issuing_authority(entry) {
-                Some(authority) => question(id, entry, Arc::clone(authority), again, status),
-                None => wait(recheck_at, status),
-            },
-            Action::Order { reason, replaces } => {
-                if let Some(refusal) = entry.subject.refusal(entry.issuer) {
-                    return Some(self.refuse(id, refusal, status, recheck_at));
-                }
-                let wanted = match (entry.issuer, &entry.ledger, authority) {
-                    (IssuerKind::Internal, _, _) => Work::Internal,
-                    (IssuerKind::Acme, Some(_), Some(authority)) => Work::Order {
-                        reason,
-                        replaces,
-                        authority,
-                        reservation: None,
-                    },
-                    // Its ledger, or every CA's, could not be opened: that was logged, and is
-                    // tried again with the next configuration or restart.
-                    _ => return Some(wait(recheck_at, status)),
-                };
-                let ticket = self.ticket(id, entry, &wanted, reason, &facts, now);
-                Verdict::Work {
-                    work: wanted,
-                    ticket,
-                    again,
-                    status,
-                }
-            }
-        })
-    }
-
-    fn ticket(
-        &self,
-        id: u64,
-        entry: &Entry,
-        work: &Work,
-        reason: OrderReason,
-        facts: &Facts,
-        now: OffsetDateTime,
-    ) -> Ticket {
-        let expiry = facts.stored.as_ref().map(|stored| stored.not_after);
-        let since = entry.waiting_since.unwrap_or(now);
-        let counted = match work {
-            Work::Order {
-                replaces,
-                authority,
-                ..
-            } => !self.is_exempt(entry, authority, *replaces),
-            Work::Internal | Work::Ask { .. } => false,
-        };
-        Ticket {
-            priority: renewal::priority(now, facts, reason),
-            deadline: expiry.unwrap_or(since),
-            id,
-            counted,
-        }
-    }
-
-    /// Files that come, go or are overdue may change who issues.
-    fn choose_issuer(&mut self, id: u64, file_known: bool, now: OffsetDateTime) {
-        let Some(entry) = self.entries.get_mut(&id) else {
-            return;
-        };
-        let stored = entry.stored.as_ref();
-        let stored = stored.filter(|stored| now < stored.leaf.not_after);
-        let issued_by = stored.map(|stored| IssuerKind::from(stored.meta.source));
-        entry.issuer = entry.subject.issuer_now(file_known, issued_by);
-    }
-
-    fn refuse(
-        &mut self,
-        id: u64,
-        refusal: String,
-        status: SubjectStatus,
-        at: OffsetDateTime,
-    ) -> Verdict {
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.forced = false;
-            if !entry.refusal_logged {
-                tracing::error!("{refusal}");
-            }
-            entry.refusal_logged = true;
-        }
-        let last_error = Some(refusal);
-        wait(
-            at,
-            SubjectStatus {
-                last_error,
-                ..status
-            },
-        )
-    }
-
     /// The end of what ran in a lane: there is room for another.
     pub(super) fn ended(&mut self, lane: &Lane, id: Option<u64>) {
         self.queue.ended(lane);
@@ -699,48 +486,5 @@ impl Desk {
         if let Some(at) = timer {
             self.timers.remove(&(at, id));
         }
-    }
-}
-
-fn target((id, entry): (u64, &Entry)) -> Option<Target> {
-    let stored = entry.stored.as_ref()?;
-    Some(Target {
-        id,
-        serial: stored.leaf.serial.clone(),
-        issuer: stored.leaf.issuer.clone(),
-        path: stored.path.clone(),
-        ledger: Arc::clone(entry.ledger.as_ref()?),
-    })
-}
-
-fn wait(at: OffsetDateTime, status: SubjectStatus) -> Verdict {
-    let status = Some(status);
-    Verdict::Wait { at, status }
-}
-
-/// The sooner the certificate expires, the sooner it is asked about.
-fn question(
-    id: u64,
-    entry: &Entry,
-    authority: Arc<Authority>,
-    again: OffsetDateTime,
-    status: SubjectStatus,
-) -> Verdict {
-    let expiry = entry.stored.as_ref().map(|stored| stored.leaf.not_after);
-    let priority = match entry.ask_now {
-        true => Priority::Missing,
-        false => Priority::Due,
-    };
-    let ticket = Ticket {
-        priority,
-        deadline: expiry.unwrap_or(OffsetDateTime::UNIX_EPOCH),
-        id,
-        counted: false,
-    };
-    Verdict::Work {
-        work: Work::Ask { authority },
-        ticket,
-        again,
-        status,
     }
 }
