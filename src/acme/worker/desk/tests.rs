@@ -152,14 +152,27 @@ fn what_has_nothing_to_serve_is_ordered_first() {
     let mut place = Place::new(&[
         ("due.test", Some(61)),
         ("fresh.test", Some(1)),
+        ("revoked.test", Some(1)),
         ("late.test", Some(70)),
         ("expiring.test", Some(88)),
         ("none.test", None),
         ("expired.test", Some(93)),
     ]);
+    // It expires last of all, and comes before what expires first.
+    let revoked = place.desk.by_name(&"revoked.test".parse().unwrap());
+    let entry = place.desk.entry(revoked.unwrap()).unwrap();
+    let revocation = crate::acme::ledger::StoredRevocation {
+        serial: "01".to_owned(),
+        found_at: NOW,
+        source: "http://crl.test".to_owned(),
+        reason: None,
+    };
+    let ledger = entry.ledger.as_ref().unwrap();
+    ledger.set_revocation(revocation).unwrap();
     assert_eq!(place.settle(NOW), ["expired.test", "none.test"]);
     for (ended, next) in [
-        ("none.test", &["expiring.test"][..]),
+        ("none.test", &["revoked.test"][..]),
+        ("revoked.test", &["expiring.test"]),
         ("expired.test", &["late.test"]),
         ("late.test", &["due.test"]),
         ("due.test", &[]),
@@ -235,7 +248,10 @@ fn orders_that_begin_together_break_no_limit_together() {
     let starts = place.desk.turn(NOW);
     assert_eq!(starts.len(), 1);
     let later = NOW + Duration::HOUR;
-    assert_eq!(place.desk.wake_at(NOW), Some(later));
+    for minutes in [10, 20, 40, 59] {
+        assert!(place.desk.turn(NOW + Duration::minutes(minutes)).is_empty());
+    }
+    assert!(place.desk.wake_at(NOW).unwrap() <= later);
     // It came to nothing before anything was sent: its place is free.
     drop(starts);
     place.fails("a.test", NOW);
