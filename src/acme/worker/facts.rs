@@ -159,10 +159,10 @@ impl Desk {
                     .ledger
                     .as_ref()
                     .map(|ledger| ledger.attempts(Kind::Order, Some(authority.url())));
-                (
-                    own.unwrap_or_default(),
-                    authority.ledger.attempts(Kind::Session, None),
-                )
+                let own = own.unwrap_or_default();
+                let elsewhere = own.elsewhere || self.is_limited(entry, authority, &able, now);
+                let own = Attempts { elsewhere, ..own };
+                (own, authority.ledger.attempts(Kind::Session, None))
             })
             .collect();
         let turn = whose_turn(&attempts, now);
@@ -172,6 +172,20 @@ impl Desk {
             }
             _ => (None, Attempts::default(), Attempts::default()),
         }
+    }
+
+    /// Whether a limit of this CA stands in the way of a certificate that cannot wait, so that the
+    /// next one has its turn. What can wait does.
+    fn is_limited(
+        &self,
+        entry: &Entry,
+        authority: &Authority,
+        able: &[&Arc<Authority>],
+        now: OffsetDateTime,
+    ) -> bool {
+        let alive = |it: &StoredCertificate| now < it.leaf.not_after;
+        let can_wait = entry.stored.as_ref().is_some_and(alive);
+        able.len() > 1 && !can_wait && self.broken_limit(entry, authority, false, now).is_some()
     }
 
     pub(super) fn status(

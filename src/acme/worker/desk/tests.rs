@@ -260,3 +260,39 @@ fn orders_that_begin_together_break_no_limit_together() {
     let queued = statuses.values().filter(|status| status.queued.is_some());
     assert_eq!(queued.count(), 2);
 }
+
+#[test]
+fn a_limit_of_the_first_authority_is_an_order_at_the_next_for_what_cannot_wait() {
+    let mut place = Place::new(&[("a.test", None), ("b.test", None), ("due.test", Some(70))]);
+    let state = StateDir::open(place._state.path()).unwrap();
+    let base = place.desk.authorities[0].config.clone();
+    let open = |url: &str, count: Option<u32>| {
+        let mut config = base.clone();
+        config.set_directory(url).unwrap();
+        config.limits.new_orders = count.map(|count| Limit {
+            count,
+            per: std::time::Duration::from_secs(3600),
+        });
+        let (ledger, history) = (
+            Arc::new(Ledger::in_memory()),
+            Arc::new(History::in_memory()),
+        );
+        Arc::new(Authority::with_records(&state, config, ledger, history))
+    };
+    let other = "https://other.test/directory";
+    let both = vec![open(URL, Some(1)), open(other, None)];
+    place.desk.set_authorities(both);
+    let lanes = |starts: &[Start]| -> Vec<String> {
+        let each = starts.iter().map(|start| start.lane.ca().to_owned());
+        each.collect()
+    };
+    let mut starts = place.desk.turn(NOW);
+    starts.extend(place.desk.turn(NOW));
+    assert_eq!(lanes(&starts), [URL, other]);
+    let statuses = lock(&place.statuses);
+    let due = statuses
+        .values()
+        .find(|it| it.name.to_string() == "due.test");
+    let (lane, _) = due.unwrap().queued.clone().unwrap();
+    assert_eq!(lane.ca(), URL, "it waits for the first");
+}
