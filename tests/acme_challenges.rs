@@ -7,7 +7,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect};
 
-use crate::support::bind::{Bind, Zone};
+use crate::support::bind::Bind;
 use crate::support::client::{serial, served};
 use crate::support::http1::KeepAlive;
 use crate::support::pebble::{Options, Pebble, issued_by_pebble};
@@ -139,18 +139,8 @@ async fn http_01_through_a_redirect_to_the_https_port() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
     let place = Place::new();
-    let records = format!("@ IN A {0}\n* IN A {0}", place.ip);
-    let zone = Zone {
-        name: "example.test",
-        records: &records,
-        takes_updates: true,
-    };
-    let bind = Bind::start(&place, "bind", &[zone]).await;
-    let options = Options {
-        dns: Some(bind.addr),
-        ..Options::default()
-    };
-    let Some(pebble) = Pebble::start(&place, options).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let text = format!(
@@ -204,17 +194,8 @@ async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_standing_record_does_not_hold_up_another_challenge() {
     let place = Place::new();
-    let zone = Zone {
-        name: "example.test",
-        records: &format!("* IN A {}", place.ip),
-        takes_updates: false,
-    };
-    let bind = Bind::start(&place, "bind", &[zone]).await;
-    let options = Options {
-        dns: Some(bind.addr),
-        ..Options::default()
-    };
-    let Some(pebble) = Pebble::start(&place, options).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let text = format!(

@@ -24,7 +24,7 @@ pub use script::{CertificateFault, Fault, Kind, RenewalInfoAnswer, Script, Valid
 use super::certs::{TestCa, serial_of};
 use super::place::Place;
 use super::server::Server;
-use book::Book;
+use book::{Book, OrderState};
 
 /// Stopped when dropped. Plain HTTP: the product accepts that for loopback authorities.
 pub struct ScriptedCa {
@@ -138,6 +138,32 @@ impl ScriptedCa {
         }
     }
 
+    /// Orders that are processing have their certificates from now on.
+    pub fn finish_processing(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        let Book {
+            orders,
+            certificates,
+            ..
+        } = &mut *book;
+        for order in orders {
+            if let OrderState::Processing(chain) = &order.state {
+                certificates.push(chain.clone());
+                order.state = OrderState::Valid(certificates.len() - 1);
+            }
+        }
+    }
+
+    /// Knows no account any more, as a CA that was set up anew.
+    pub fn forget_accounts(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        // Their numbers are not used again.
+        for print in &mut book.accounts {
+            print.clear();
+        }
+        book.keys.fill(serde_json::Value::Null);
+    }
+
     /// The types of the challenges that it was told are ready, oldest first.
     pub fn challenges(&self) -> Vec<String> {
         let requests = self.requests().into_iter();
@@ -174,7 +200,8 @@ impl Default for Script {
             certificate: CertificateFault::None,
             lifetime: Duration::from_secs(90 * 24 * 3600),
             renewal_info: None,
-            already_replaced: false,
+            refuse_replaces: None,
+            moved: false,
         }
     }
 }
