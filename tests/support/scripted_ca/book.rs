@@ -19,6 +19,7 @@ pub struct Order {
     pub account: usize,
     pub authorizations: Vec<Authorization>,
     pub replaces: Option<String>,
+    pub profile: Option<String>,
     pub state: OrderState,
 }
 

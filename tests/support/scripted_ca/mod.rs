@@ -127,15 +127,28 @@ impl ScriptedCa {
 
     /// Every pending authorization is invalid from now on.
     pub fn fail_pending(&self) {
+        while self.fail_oldest_pending().is_some() {}
+    }
+
+    /// The oldest pending authorization is invalid from now on. Answers its name.
+    pub fn fail_oldest_pending(&self) -> Option<String> {
         let mut book = self.shared.book.lock().unwrap();
-        let all = book
-            .orders
-            .iter_mut()
-            .flat_map(|order| &mut order.authorizations);
-        for one in all.filter(|one| one.status == "pending") {
-            one.status = "invalid";
-            one.error = Some("it took too long".to_owned());
-        }
+        let orders = book.orders.iter_mut();
+        let mut all = orders.flat_map(|order| &mut order.authorizations);
+        let oldest = all.find(|one| one.status == "pending")?;
+        oldest.status = "invalid";
+        oldest.error = Some("it took too long".to_owned());
+        oldest.identifier["value"].as_str().map(str::to_owned)
+    }
+
+    /// The names and tokens of the pending authorizations, oldest first.
+    pub fn pending(&self) -> Vec<(String, String)> {
+        let book = self.shared.book.lock().unwrap();
+        let all = book.orders.iter().flat_map(|order| &order.authorizations);
+        let pending = all.filter(|one| one.status == "pending");
+        let name = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let each = pending.map(|one| (name(&one.identifier["value"]), one.token.clone()));
+        each.collect()
     }
 
     /// Orders that are processing have their certificates from now on.
@@ -179,6 +192,13 @@ impl ScriptedCa {
             .iter()
             .map(|order| order.replaces.clone())
             .collect()
+    }
+
+    /// The profile of each order, oldest first.
+    pub fn ordered_profiles(&self) -> Vec<Option<String>> {
+        let book = self.shared.book.lock().unwrap();
+        let profiles = book.orders.iter().map(|order| order.profile.clone());
+        profiles.collect()
     }
 
     pub fn root_pem(&self) -> &str {

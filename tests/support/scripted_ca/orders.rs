@@ -31,6 +31,7 @@ impl Shared {
             account,
             authorizations: identifiers.iter().map(pending).collect(),
             replaces,
+            profile: payload["profile"].as_str().map(str::to_owned),
             state: OrderState::Open,
         };
         let mut book = self.book.lock().unwrap();
