@@ -129,7 +129,7 @@ impl Drop for OtherCa {
     fn drop(&mut self) {
         if std::thread::panicking() {
             eprintln!("--- the log of {} ---", self.directory);
-            let log = self.log.lock().unwrap();
+            let log = self.log.all();
             let from = log.len().saturating_sub(30);
             log[from..].iter().for_each(|line| eprintln!("{line}"));
         }

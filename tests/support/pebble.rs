@@ -210,7 +210,7 @@ impl Pebble {
 
     /// The numbers of all orders placed so far, as their URLs end, oldest first.
     pub fn order_ids(&self) -> Vec<String> {
-        let log = self.log.lock().unwrap();
+        let log = self.log.all();
         let ids = log.iter().filter_map(|line| {
             let (_, rest) = line.split_once("Added order \"")?;
             Some(rest.split_once('"')?.0.to_owned())
