@@ -72,7 +72,7 @@ struct Crash {
     lost: usize,
     /// Whether an order's URL was on disk when the kill came.
     known: bool,
-    /// Whether the next start found that order alive at the CA.
+    /// Whether the next start found that order alive at the CA, and it came to its end.
     resumed: bool,
     /// Whether the certificate was already there, or needed no further request.
     complete: bool,
@@ -152,6 +152,20 @@ impl Scene {
         }
     }
 
+    /// Whether that order fails: the CA may have looked for its challenge while nobody was there,
+    /// and say so only now.
+    async fn fails(&self, before: &Option<String>) -> bool {
+        wait_until(SOON, "the end of the order", async || {
+            if self.on_disk() != *before {
+                return Some(false);
+            }
+            let error = self.perennial.status_field(NAME, "last_error").await?;
+            let error = error.as_str().unwrap_or_default();
+            (!error.contains("the last attempt was interrupted")).then_some(true)
+        })
+        .await
+    }
+
     fn resumptions(&self) -> usize {
         let found = self.perennial.log_lines_with("found an interrupted order");
         found
@@ -185,6 +199,10 @@ impl Scene {
             assert!(shown.is_none() || self.on_disk().is_some());
         }
         self.order_unless_done(&before.certificate).await;
+        let failed = self.fails(&before.certificate).await;
+        if failed {
+            self.perennial.renew(NAME).await;
+        }
         self.wait_for_another(&before.certificate).await;
         let ledger = ledger::orders(&self.perennial.place);
         self.assert_the_ledger_knows_no_other_orders();
@@ -192,7 +210,7 @@ impl Scene {
             orders: self.orders_since(before.orders).await,
             lost: self.lost().len() - before.lost,
             known,
-            resumed: self.resumptions() > resumed_before,
+            resumed: self.resumptions() > resumed_before && !failed,
             complete,
         };
         let without_url = ledger.iter().filter(|order| order.url.is_none()).count();
