@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect};
+use rustix::process::Signal;
 
 use crate::support::bind::Bind;
 use crate::support::client::{serial, served, served_with};
@@ -13,7 +14,7 @@ use crate::support::http1::KeepAlive;
 use crate::support::pebble::{Options, Pebble, issued_by_pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
-use crate::support::scripted_ca::{ScriptedCa, Validation};
+use crate::support::scripted_ca::{Kind, ScriptedCa, Validation};
 use crate::support::server::Server;
 use crate::support::sites::site;
 use crate::support::wait::{SOON, never_within, wait_until};
@@ -100,6 +101,38 @@ async fn tokens_are_gone_when_the_order_has_ended() {
         })
         .await;
     }
+}
+
+/// The order is given up and not failed: the next start goes on with it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_is_resumed_by_the_next_start() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.challenges = vec!["http-01"];
+        script.validation = Validation::PendingForEver;
+    });
+    let mut perennial = start(place, &ca).await;
+    let http = perennial.place.http;
+    let token = wait_until(SOON, "a challenge", async || {
+        let (_, token) = ca.pending().pop()?;
+        answer(http, &token).await.map(|_| token)
+    })
+    .await;
+    perennial.signal(Signal::TERM);
+    assert!(perennial.wait_exit(SOON).await.success());
+    let file = format!("ledger/subjects/{NAME}.p256.json");
+    let ledger = std::fs::read_to_string(perennial.place.state().join(file));
+    assert!(ledger.expect("a ledger").contains("cancelled"));
+    perennial.start_and_wait().await;
+    wait_until(SOON, "the same answer", async || {
+        answer(http, &token).await.map(drop)
+    })
+    .await;
+    ca.script(|script| script.validation = Validation::Real);
+    ca.pass_pending();
+    wait_for_certificates(&perennial, &ca, 1).await;
+    assert_eq!(ca.count(Kind::NewOrder), 1);
 }
 
 /// Whether a name's challenge is answered: at the plain listener, or in a handshake.

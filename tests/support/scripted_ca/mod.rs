@@ -130,6 +130,16 @@ impl ScriptedCa {
         while self.fail_oldest_pending().is_some() {}
     }
 
+    /// Every pending authorization is valid from now on.
+    pub fn pass_pending(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        let orders = book.orders.iter_mut();
+        let all = orders.flat_map(|order| &mut order.authorizations);
+        for one in all.filter(|one| one.status == "pending") {
+            one.status = "valid";
+        }
+    }
+
     /// The oldest pending authorization is invalid from now on. Answers its name.
     pub fn fail_oldest_pending(&self) -> Option<String> {
         let mut book = self.shared.book.lock().unwrap();
