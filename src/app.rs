@@ -18,6 +18,7 @@ use crate::acme::worker::{Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
+use crate::certificate::on_demand::OnDemandDirectory;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::trust::TlsFiles;
 use crate::config::watch::{Candidate, ConfigWatch, Outcome};
@@ -27,6 +28,7 @@ use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
+use crate::on_demand::{self, OnDemand};
 use crate::proxy::{Proxy, Routing};
 use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
@@ -182,6 +184,16 @@ fn live(
     let https_port = Arc::new(AtomicU16::new(
         bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
     ));
+    let on_demand = OnDemand::new(
+        &config,
+        on_demand::Surroundings {
+            state: start.state.clone(),
+            reloader: reloader.clone(),
+            worker: worker.clone(),
+            metrics: metrics.clone(),
+            runtime: tokio::runtime::Handle::current(),
+        },
+    );
     let own = OwnConnections::default();
     let proxy = Proxy::new(
         routing.clone(),
@@ -193,8 +205,16 @@ fn live(
     let mut listeners = Listeners::new(Parts {
         own: own.clone(),
         workers: Workers::start(threads, &proxy)?,
-        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
+        tls: tls::acceptor(
+            tls::Certificates {
+                table: reloader.table().clone(),
+                challenges,
+                on_demand: Some(on_demand.clone()),
+            },
+            trust.sessions.clone(),
+        )?,
         table: reloader.table().clone(),
+        on_demand: on_demand.clone(),
         metrics: metrics.clone(),
     });
     banner::print(&config, &bound);
@@ -210,6 +230,7 @@ fn live(
         reloader: reloader.clone(),
         tls_files: trust.files.clone(),
         worker: worker.clone(),
+        on_demand: on_demand.clone(),
         proof: watching.proof.clone(),
         attention: watching.attention.clone(),
         metrics: metrics.clone(),
@@ -228,6 +249,7 @@ fn live(
         trust,
         watching,
         worker,
+        on_demand,
         metrics,
         log: start.log,
     })
@@ -235,6 +257,7 @@ fn live(
 
 fn sources(config: &Config, state: &StateDir) -> Sources {
     let pairs = config.certificates.files.iter();
+    let on_demand = config.acme.on_demand.as_ref();
     Sources {
         pairs: pairs
             .map(|pair| PairFiles {
@@ -245,6 +268,10 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
             .collect(),
         folders: config.certificates.directories.clone(),
         generations: Some(state.certificates_dir()),
+        on_demand: on_demand.map(|on_demand| OnDemandDirectory {
+            root: state.on_demand_dir(),
+            max_loaded: on_demand.max_loaded,
+        }),
         default_name: config.certificates.default.clone(),
         takeover: takeover_hosts(config).collect(),
         poll_interval: config.certificates.poll_interval,

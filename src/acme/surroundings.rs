@@ -9,7 +9,7 @@ use time::OffsetDateTime;
 
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Reloader;
-use crate::certificate::table::TableReader;
+use crate::certificate::table::{SourceKind, TableReader};
 
 /// What the live table knows about one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +37,15 @@ impl Coverage {
     }
 }
 
+/// When a client asked last for a certificate that is had on demand. `None`: no such certificate is
+/// in memory.
+fn asked(table: &TableReader, name: &Name) -> Option<OffsetDateTime> {
+    let live = table.load();
+    let best = &live.get(name)?.best;
+    let on_demand = best.source == SourceKind::OnDemand;
+    on_demand.then(|| best.asked.at()).flatten()
+}
+
 /// Told how an order ended.
 pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 
@@ -45,6 +54,9 @@ pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 pub struct Surroundings {
     /// Answered from the live table; cheap.
     pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
+    /// When a client asked last for a certificate that is had on demand; `None`: it is not in
+    /// memory.
+    pub asked: Arc<dyn Fn(&Name) -> Option<OffsetDateTime> + Send + Sync>,
     /// A generation was written in this directory: the reloader may look there now instead of at
     /// its next poll.
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
@@ -59,7 +71,9 @@ impl Surroundings {
         ordered: impl Fn(Option<&str>, bool) + Send + Sync + 'static,
     ) -> Surroundings {
         let (table, hint) = (reloader.table().clone(), reloader.clone());
+        let demanded = table.clone();
         Surroundings {
+            asked: Arc::new(move |name: &Name| asked(&demanded, name)),
             coverage: Arc::new(move |name: &Name| Coverage::of(&table, name)),
             reload_hint: Arc::new(move |directory| hint.hint(directory)),
             ordered: Arc::new(ordered),

@@ -78,6 +78,7 @@ fn load(id: EntryId, private_key: Option<&Path>, key: CertifiedKey, inventory: &
         private_key: private_key.map(Arc::from),
         loaded_at: now,
         changed_at: now,
+        asked: Default::default(),
     };
     inventory.loaded(&id, Arc::new(live), now);
 }

@@ -206,6 +206,7 @@ impl Worker {
             explanation_url: info.and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url),
             covered_by_files_until,
             running: entry.running,
+            on_demand: entry.on_demand,
         }
     }
 

@@ -1,6 +1,7 @@
 //! Jobs: started within limits, and what follows when one ends. What a job does is in
 //! [`job`](crate::acme::job).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
@@ -27,12 +28,14 @@ impl Worker {
             IssuerKind::Acme => MAX_ACME_JOBS,
             IssuerKind::Internal => MAX_INTERNAL_JOBS,
         };
-        let has_room = self
-            .running
-            .values()
-            .filter(|(_, other)| *other == kind)
-            .count()
-            < limit;
+        let root = self.state.on_demand_dir();
+        let is_demanded = |dir: &PathBuf| dir.starts_with(&root);
+        let demanded = self.entries.get(&id).is_some_and(|it| it.on_demand);
+        // Strangers' names and those of the configuration do not wait for each other.
+        let alike = |(dir, other): &&(PathBuf, IssuerKind)| {
+            *other == kind && is_demanded(dir) == demanded
+        };
+        let has_room = self.running.values().filter(alike).count() < limit;
         if !has_room && let Some(entry) = self.entries.get_mut(&id) {
             entry.queued = true;
         }
@@ -163,6 +166,7 @@ impl Worker {
             Done::Failed { error, ca, ordered } => self.failed(id, now, error, ca, ordered),
             Done::Asked { error } => self.asked(id, now, error),
         }
+        self.settle(id, now);
     }
 
     pub(super) fn issued(

@@ -20,6 +20,7 @@ impl Worker {
                 self.assignment = *assignment;
                 self.configure().await;
             }
+            Command::Demand { subject, reply } => self.demand(*subject, reply).await,
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
         }
