@@ -73,8 +73,8 @@ use pingora::{ErrorType, OrErr};
 use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
-use crate::acme::renewal::IssuerKind;
 use crate::acme::on_demand_names::OnDemandNames;
+use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::{Assignment, Subject};
 use crate::acme::surroundings::Surroundings;
 use crate::acme::worker::Worker;

@@ -134,9 +134,8 @@ impl Names {
 /// Whether it is a name as RFC 1123 section 2.1 has them, below some top-level domain; CAs refuse
 /// everything else, and a flood of it shall not get that far.
 fn is_public_name(dns: &str) -> bool {
-    let is_label = |label: &str| {
-        !label.starts_with('-') && !label.ends_with('-') && !label.contains('_')
-    };
+    let is_label =
+        |label: &str| !label.starts_with('-') && !label.ends_with('-') && !label.contains('_');
     let top = dns.rsplit('.').next().unwrap_or_default();
     dns.contains('.') && dns.split('.').all(is_label) && !top.bytes().all(|b| b.is_ascii_digit())
 }

@@ -379,8 +379,11 @@ impl Worker {
             return self.check_again(id, now + MAX_SLEEP, Some(status));
         }
         let action = match entry.forced_action(plan(now, &facts), &facts, now) {
-            Action::FetchRenewalInfo | Action::Order { .. } if !self.is_due_on_demand(entry, now) => {
-                return self.check_again(id, now + MAX_SLEEP, Some(status));
+            Action::FetchRenewalInfo | Action::Order { .. }
+                if !self.is_due_on_demand(entry, now) =>
+            {
+                let at = entry.look_again(now);
+                return self.check_again(id, at, Some(status));
             }
             action => action,
         };

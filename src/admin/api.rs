@@ -172,7 +172,11 @@ impl Api {
     fn on_demand_status(&self, config: &Config, report: &Report) -> Option<OnDemandStatus> {
         let settings = config.acme.on_demand.as_ref()?;
         let loaded = report.on_demand?;
-        Some(status::on_demand(settings, &self.on_demand.report()?, loaded))
+        Some(status::on_demand(
+            settings,
+            &self.on_demand.report()?,
+            loaded,
+        ))
     }
 
     fn render_metrics(&self) -> String {

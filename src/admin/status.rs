@@ -86,11 +86,7 @@ pub struct BudgetStatus {
 }
 
 /// What is going on with certificates on demand.
-pub fn on_demand(
-    settings: &OnDemand,
-    gate: &GateReport,
-    loaded: OnDemandReport,
-) -> OnDemandStatus {
+pub fn on_demand(settings: &OnDemand, gate: &GateReport, loaded: OnDemandReport) -> OnDemandStatus {
     let refusals = gate.refusals.iter().map(|(name, refusal)| RefusalStatus {
         name: name.to_string(),
         cause: refusal.cause.to_string(),

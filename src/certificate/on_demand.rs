@@ -148,10 +148,7 @@ impl OnDemandCertificates {
 
     /// Takes out what makes room for the others: nothing while there is room, else those that
     /// were asked for longest ago. `asked`: when that was; `None`: it cannot be served at all.
-    pub fn evict(
-        &mut self,
-        asked: impl Fn(&EntryId) -> Option<OffsetDateTime>,
-    ) -> Vec<EntryId> {
+    pub fn evict(&mut self, asked: impl Fn(&EntryId) -> Option<OffsetDateTime>) -> Vec<EntryId> {
         let all = self.units.iter().map(|unit| (asked(&unit.id), &unit.id));
         let evicted: Vec<EntryId> = match surplus(self.units.len(), self.directory.max_loaded) {
             0 => return Vec::new(),
@@ -262,7 +259,11 @@ mod tests {
         assert!(evicted[0].certificate.starts_with(directory("a.test")));
         assert_eq!((certificates.loaded(), certificates.evictions()), (1, 1));
         let changed = BTreeSet::from([directory("a.test").join("current")]);
-        assert_eq!(certificates.look(&changed).len(), 1, "a hint loads it again");
+        assert_eq!(
+            certificates.look(&changed).len(),
+            1,
+            "a hint loads it again"
+        );
         assert_eq!(certificates.look(&BTreeSet::from([root])).len(), 0);
     }
 }

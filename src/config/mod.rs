@@ -37,8 +37,8 @@ pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
 pub use environment::{DefaultStateDir, Environment};
 pub use file_check::{FilePurpose, FileReference, check_files};
 pub use limits::{Limit, Limits};
-pub use on_demand::{Budgets, OnDemand, Permission};
 pub use load::{ConfigError, Footprint, Reading, default_path};
+pub use on_demand::{Budgets, OnDemand, Permission};
 
 use crate::certificate::name::Name;
 use diagnostic::{Report, Source};

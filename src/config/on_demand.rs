@@ -116,9 +116,7 @@ impl OnDemandDraft {
             has_allow: table.get("allow").is_some(),
             ask_timeout: duration("ask_timeout", "100ms", "1m"),
             wait: duration("wait", "1s", "5m").map(|wait| wait.value),
-            max_loaded: table
-                .get("max_loaded")
-                .and_then(|v| max_loaded(v, report)),
+            max_loaded: table.get("max_loaded").and_then(|v| max_loaded(v, report)),
             budgets: table.get("budgets").map(budgets).unwrap_or_default(),
         })
     }

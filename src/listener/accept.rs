@@ -195,11 +195,7 @@ async fn handshake(
         (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
         (Err(_), _) => ("timeout", None),
     };
-    let label = if own {
-        "self_check"
-    } else {
-        label
-    };
+    let label = if own { "self_check" } else { label };
     service.metrics.tls_handshake(label, version);
     if label == "ok" {
         return Some(stream);

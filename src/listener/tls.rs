@@ -117,10 +117,7 @@ impl Certificates {
 }
 
 /// TLS 1.2 and 1.3, with certificates out of the live table.
-pub fn acceptor(
-    certificates: Certificates,
-    sessions: Sessions,
-) -> Result<SslAcceptor, ErrorStack> {
+pub fn acceptor(certificates: Certificates, sessions: Sessions) -> Result<SslAcceptor, ErrorStack> {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
     install(&mut builder, certificates, sessions)?;
     Ok(builder.build())
@@ -137,9 +134,8 @@ pub fn install(
     builder.set_curves_list(GROUPS)?;
     sessions.tickets.install(builder);
     let policy = sessions.policy;
-    builder.set_select_certificate_callback(move |hello| {
-        select(hello, &certificates, &policy.load())
-    });
+    builder
+        .set_select_certificate_callback(move |hello| select(hello, &certificates, &policy.load()));
     builder.set_servername_callback(refuse_unknown_name);
     builder.set_alpn_select_callback(choose_protocol);
     Ok(())

@@ -95,12 +95,7 @@ impl Purse {
     }
 
     /// Spends one of each, or nothing at all if one of them is used up.
-    pub fn spend(
-        &mut self,
-        name: &str,
-        client: IpAddr,
-        now: OffsetDateTime,
-    ) -> Result<(), Spent> {
+    pub fn spend(&mut self, name: &str, client: IpAddr, now: OffsetDateTime) -> Result<(), Spent> {
         let network = Network::of(client);
         let domain: Box<str> = registered_domain(name).unwrap_or(name).into();
         if !self.per_client.has(&network, now) {

@@ -20,8 +20,8 @@ use time::{Duration, OffsetDateTime};
 use tokio::runtime::Handle;
 use tokio::sync::{Semaphore, watch};
 
-use self::gate::{Fetched, Gate, TurnedAway};
 pub use self::gate::GateReport;
+use self::gate::{Fetched, Gate, TurnedAway};
 use self::permission::{Answer, Asker};
 use self::refused::Refusal;
 use crate::acme::on_demand_names::OnDemandNames;
@@ -256,20 +256,22 @@ impl Fetch {
         let dir = around
             .state
             .on_demand_certificate_dir(&subject.name, subject.key_type);
-        let ordered = around.worker.demand(subject).await;
+        let ordered = around.worker.demand(subject.clone()).await;
         ordered.map_err(|unserved| Denied {
             result: "failed",
             holds: Some(holds(unserved.until, clock::now())),
             cause: unserved.cause,
         })?;
-        match around.reloader.load_on_demand(dir).await || self.is_served() {
-            true => Ok("issued"),
-            false => Err(Denied {
+        if !around.reloader.load_on_demand(dir).await && !self.is_served() {
+            return Err(Denied {
                 result: "failed",
                 cause: "the certificate was issued and cannot be loaded".to_owned(),
                 holds: Some(FAILURE_HOLDS),
-            }),
+            });
         }
+        // Once more: the worker looks after what is in memory, and before it was not.
+        around.worker.look_after(subject).await;
+        Ok("issued")
     }
 
     /// Loads what is there, and says whether it is good for clients now.

@@ -79,7 +79,8 @@ impl Asker {
         let before = self.failing.swap(failing, Ordering::Relaxed);
         match answer {
             Answer::Unknown(cause) if !before => tracing::warn!(
-                url, cause,
+                url,
+                cause,
                 "nobody says which names may be had on demand: none is until then"
             ),
             Answer::Yes | Answer::No(_) if before => {
@@ -135,9 +136,8 @@ mod tests {
 
     #[test]
     fn the_question_holds_name_and_client() {
-        let ask = |url, client: &str| {
-            question(url, &"a.test".parse().unwrap(), client.parse().unwrap())
-        };
+        let ask =
+            |url, client: &str| question(url, &"a.test".parse().unwrap(), client.parse().unwrap());
         assert_eq!(
             ask("http://h/p", "::ffff:192.0.2.1"),
             "http://h/p?domain=a.test&client=192.0.2.1"

@@ -18,6 +18,7 @@ pub mod http2;
 pub mod nginx;
 pub mod pebble;
 pub mod perennial;
+pub mod permission;
 pub mod place;
 pub mod raw;
 pub mod recorder;

@@ -3,18 +3,22 @@
 
 use std::path::PathBuf;
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 use tokio::sync::oneshot;
 
-use super::Worker;
 use super::entry::Entry;
 use super::handle::{Unserved, lock};
+use super::{MAX_SLEEP, Worker};
 use crate::acme::subject::Subject;
 
 /// A certificate that is due is renewed if somebody asked for it within this part of its lifetime.
 /// It is due at two thirds of that: what is asked for after that is renewed behind the answer, so
 /// that nobody ever waits for a name that is in use.
 const RECENT_DIVISOR: i32 = 3;
+
+/// How soon, as a part of its lifetime, it is noticed that somebody asks for what is due; a minute
+/// at most, which only certificates of a laboratory do not reach.
+const LOOK_DIVISOR: i32 = 100;
 
 impl Worker {
     /// Where the certificate of a subject is written.
@@ -155,6 +159,14 @@ impl Worker {
 }
 
 impl Entry {
+    /// When to see whether a client has asked for what is due.
+    pub(super) fn look_again(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let stored = self.stored.as_ref();
+        let lifetime = stored.map(|it| it.leaf.not_after - it.leaf.not_before);
+        let wait = lifetime.map_or(MAX_SLEEP, |lifetime| lifetime / LOOK_DIVISOR);
+        now + wait.clamp(Duration::SECOND, MAX_SLEEP)
+    }
+
     fn is_waited_for(&self) -> bool {
         self.waiting.iter().any(|reply| !reply.is_closed())
     }

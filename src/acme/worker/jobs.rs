@@ -32,9 +32,8 @@ impl Worker {
         let is_demanded = |dir: &PathBuf| dir.starts_with(&root);
         let demanded = self.entries.get(&id).is_some_and(|it| it.on_demand);
         // Strangers' names and those of the configuration do not wait for each other.
-        let alike = |(dir, other): &&(PathBuf, IssuerKind)| {
-            *other == kind && is_demanded(dir) == demanded
-        };
+        let alike =
+            |(dir, other): &&(PathBuf, IssuerKind)| *other == kind && is_demanded(dir) == demanded;
         let has_room = self.running.values().filter(alike).count() < limit;
         if !has_room && let Some(entry) = self.entries.get_mut(&id) {
             entry.queued = true;

@@ -7,9 +7,9 @@ use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use super::{OnDemandReport, Report};
 use super::change::{Change, ChangeResult, loaded, log_changes, names_of, recovered, vanished};
 use super::thread::Thread;
+use super::{OnDemandReport, Report};
 use crate::certificate::certified_key::CertifiedKey;
 use crate::certificate::folder::{FileReading, ToRead};
 use crate::certificate::generations;
