@@ -28,7 +28,7 @@ use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
-use crate::on_demand::{self, OnDemand};
+use crate::on_demand::{self, OnDemand, Permissions};
 use crate::proxy::{Proxy, Routing};
 use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
@@ -131,17 +131,28 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
     let challenges = Challenges::default();
     let reloader = &start.rescan.reloader;
     let ordered = metrics.clone();
+    let permissions = Permissions::new(&start.config);
+    let renewals = permissions.clone();
     let (worker, handle) = Worker::new(
         Assignment::from(&*start.config),
         start.state.clone(),
         challenges.clone(),
         Surroundings::of(reloader, move |ca, ok| {
             ordered.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
-        }),
+        })
+        .with_permission(Arc::new(move |name| {
+            let permissions = renewals.clone();
+            Box::pin(async move { permissions.may_renew(name).await })
+        })),
     );
     let working = tokio::spawn(worker.run(stop.clone()));
 
-    let live = live(start, challenges, metrics, handle, &stop)?;
+    let ordering = Ordering {
+        challenges,
+        worker: handle,
+        permissions,
+    };
+    let live = live(start, ordering, metrics, &stop)?;
     let config = live.config.clone();
     let serving = tokio::spawn(live.run(candidates, stop.clone()));
 
@@ -164,14 +175,25 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
 /// How long the worker may take to write down that it was stopped.
 const WORKER_STOP: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// What the rest knows of the worker.
+struct Ordering {
+    challenges: Challenges,
+    worker: WorkerHandle,
+    permissions: Permissions,
+}
+
 /// The server, serving.
 fn live(
     start: Start,
-    challenges: Challenges,
+    ordering: Ordering,
     metrics: Arc<Metrics>,
-    worker: WorkerHandle,
     stop: &CancellationToken,
 ) -> Result<Live, AppError> {
+    let Ordering {
+        challenges,
+        worker,
+        permissions,
+    } = ordering;
     let Start {
         config,
         bound,
@@ -190,6 +212,7 @@ fn live(
             state: start.state.clone(),
             reloader: reloader.clone(),
             worker: worker.clone(),
+            permissions,
             metrics: metrics.clone(),
             runtime: tokio::runtime::Handle::current(),
         },

@@ -30,6 +30,7 @@ mod on_demand;
 mod on_demand_budgets;
 mod on_demand_memory;
 mod on_demand_pebble;
+mod on_demand_renewal;
 mod proof;
 mod proxy;
 mod proxy_answers;

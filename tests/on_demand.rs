@@ -3,7 +3,7 @@
 
 use std::time::{Duration, Instant};
 
-use crate::support::client::{self, served, served_patiently};
+use crate::support::client::{served, served_patiently};
 use crate::support::perennial::Perennial;
 use crate::support::permission::{PermissionServer, Say};
 use crate::support::place::Place;
@@ -255,46 +255,23 @@ async fn names_can_be_had_as_soon_as_a_new_configuration_allows_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_name_that_nobody_asks_for_any_more_is_not_renewed() {
-    const LIFETIME: Duration = Duration::from_secs(16);
+async fn the_limits_of_an_authority_hold_for_strangers_names() {
     let place = Place::new();
     let ca = ScriptedCa::start(&place).await;
-    ca.script(|script| script.lifetime = LIFETIME);
-    let perennial = Perennial::run(place, &config(&ca, "allow = [\"customer.test\"]")).await;
-    let https = perennial.place.https;
-    let idle = served_patiently(https, "idle.customer.test")
-        .await
-        .expect("one");
-    let busy = served_patiently(https, "busy.customer.test")
-        .await
-        .expect("one");
-    let issued_for = |name: &str| {
-        let chains = ca.issued();
-        let has = |pem: &&String| client::names_of_pem(pem).iter().any(|one| one == name);
-        chains.iter().filter(has).count()
-    };
-    wait_until(
-        LIFETIME * 4,
-        "busy.customer.test to be renewed twice",
-        async || {
-            let now = served_patiently(https, "busy.customer.test").await;
-            assert!(now.is_ok(), "served without a gap: {now:?}");
-            let expired =
-                idle.not_after.unix_timestamp() < crate::support::clock::now().unix_timestamp();
-            (issued_for("busy.customer.test") >= 3 && expired).then_some(())
-        },
+    let limits = "[acme.limits]\nnew_orders = \"1/1d\"\n";
+    let rest = config(&ca, "allow = [\"customer.test\"]");
+    let perennial = Perennial::run(
+        place,
+        &rest.replacen("[acme.on_demand]", &format!("{limits}[acme.on_demand]"), 1),
     )
     .await;
-    assert_eq!(issued_for("idle.customer.test"), 1);
-    assert_ne!(serial_now(https, "busy.customer.test").await, busy.serial);
-    // Whoever asks again waits for a new one, rather than be shown what has expired.
-    let again = served_patiently(https, "idle.customer.test")
-        .await
-        .expect("a new one");
-    assert_ne!(again.serial, idle.serial);
-    assert_eq!(issued_for("idle.customer.test"), 2);
-}
-
-async fn serial_now(https: std::net::SocketAddr, name: &str) -> String {
-    served_patiently(https, name).await.expect("served").serial
+    let shown = served_patiently(perennial.place.https, NAME).await;
+    assert_eq!(shown.expect("the first").names, [NAME]);
+    for _ in 0..3 {
+        refused(&perennial, "next.customer.test").await;
+    }
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+    let seen = status(&perennial).await;
+    let cause = seen["refusals"][0]["cause"].as_str().expect("a text");
+    assert!(cause.contains("limit of 1 in 1d new orders"), "{cause}");
 }

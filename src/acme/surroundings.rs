@@ -5,6 +5,7 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use time::OffsetDateTime;
 
 use crate::certificate::name::Name;
@@ -46,6 +47,9 @@ fn asked(table: &TableReader, name: &Name) -> Option<OffsetDateTime> {
     on_demand.then(|| best.asked.at()).flatten()
 }
 
+/// Whether a certificate that clients ask for may be renewed, and if not, why.
+pub type MayRenew = dyn Fn(Name) -> BoxFuture<'static, Result<(), String>> + Send + Sync;
+
 /// Told how an order ended.
 pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 
@@ -62,6 +66,8 @@ pub struct Surroundings {
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
     /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
     pub ordered: Arc<Ordered>,
+    /// Asked before a certificate that clients ask for is renewed.
+    pub may_renew: Arc<MayRenew>,
 }
 
 impl Surroundings {
@@ -77,6 +83,12 @@ impl Surroundings {
             coverage: Arc::new(move |name: &Name| Coverage::of(&table, name)),
             reload_hint: Arc::new(move |directory| hint.hint(directory)),
             ordered: Arc::new(ordered),
+            may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
         }
+    }
+
+    /// The same, where somebody has a say in what is renewed.
+    pub fn with_permission(self, may_renew: Arc<MayRenew>) -> Surroundings {
+        Surroundings { may_renew, ..self }
     }
 }

@@ -412,10 +412,18 @@ impl Worker {
                 let Some(entry) = self.entries.get(&id) else {
                     return;
                 };
-                if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
-                {
-                    return self.hold(id, now, &broken, status);
-                }
+                let broken = self.broken_limit(entry, authority.as_deref(), replaces, now);
+                let another = broken.as_ref().zip(authority.as_deref());
+                let another = another.and_then(|(_, it)| self.unlimited_authority(entry, it, now));
+                let authority = match (broken, another) {
+                    (Some(broken), None) => return self.hold(id, now, &broken, status),
+                    (Some(broken), Some(another)) => {
+                        status.ca = Some(another.url().to_owned());
+                        tracing::info!(name = %status.name, ca = another.url(), "{broken}; another CA is asked");
+                        Some(another)
+                    }
+                    (None, _) => authority,
+                };
                 self.publish(id, status);
                 self.start_order(id, now, reason, replaces, authority);
             }

@@ -371,9 +371,11 @@ pub fn for_name(
     found
 }
 
-/// Whether nothing is planned, because files cover its names.
+/// Whether nothing is planned: files cover its names, or it made room in memory for others.
 fn stands_by(subject: &SubjectStatus) -> bool {
-    subject.covered_by_files_until.is_some() && subject.not_after.is_none()
+    let covered = subject.covered_by_files_until.is_some() && subject.not_after.is_none();
+    let evicted = subject.on_demand && subject.not_after.is_some() && !subject.running;
+    covered || evicted
 }
 
 fn of_subject(subject: &SubjectStatus) -> CertificateStatus {

@@ -22,7 +22,8 @@ use tokio::sync::{Semaphore, watch};
 
 pub use self::gate::GateReport;
 use self::gate::{Fetched, Gate, TurnedAway};
-use self::permission::{Answer, Asker};
+use self::permission::Answer;
+pub use self::permission::Permissions;
 use self::refused::Refusal;
 use crate::acme::on_demand_names::OnDemandNames;
 use crate::acme::subject::Subject;
@@ -32,7 +33,7 @@ use crate::certificate::name::Name;
 use crate::certificate::on_demand::certificate_in;
 use crate::certificate::reloader::Reloader;
 use crate::clock;
-use crate::config::{Budgets, Config, KeyType, Permission};
+use crate::config::{Budgets, Config, KeyType};
 use crate::store::StateDir;
 
 /// How long a "no" holds: whoever gave it may think better of it soon.
@@ -53,7 +54,8 @@ pub struct OnDemand(Arc<Shared>);
 
 struct Shared {
     names: ArcSwap<OnDemandNames>,
-    settings: ArcSwapOption<Settings>,
+    /// How long a handshake waits; `None`: nothing is had on demand.
+    wait: ArcSwapOption<StdDuration>,
     gate: Mutex<Gate>,
     looks: Semaphore,
     surroundings: Surroundings,
@@ -64,24 +66,17 @@ pub struct Surroundings {
     pub state: StateDir,
     pub reloader: Reloader,
     pub worker: WorkerHandle,
+    pub permissions: Permissions,
     pub metrics: Arc<Metrics>,
     /// Fetches run here, not where connections are served.
     pub runtime: Handle,
-}
-
-/// What the configuration says.
-struct Settings {
-    permission: Permission,
-    /// `None`: nobody is asked, or that could not be prepared, which is logged.
-    asker: Option<Asker>,
-    wait: StdDuration,
 }
 
 impl OnDemand {
     pub fn new(config: &Config, surroundings: Surroundings) -> OnDemand {
         let on_demand = OnDemand(Arc::new(Shared {
             names: ArcSwap::default(),
-            settings: ArcSwapOption::empty(),
+            wait: ArcSwapOption::empty(),
             gate: Mutex::new(Gate::new(Budgets::default())),
             looks: Semaphore::new(MAX_LOOKS),
             surroundings,
@@ -93,19 +88,9 @@ impl OnDemand {
     /// Goes by this configuration from now on. Fetches under way end by the old one.
     pub fn reconfigure(&self, config: &Config) {
         let wanted = config.acme.on_demand.as_ref();
-        let before = self.0.settings.load_full();
-        let settings = wanted.map(|wanted| {
-            let kept = before.filter(|before| before.permission == wanted.permission);
-            match kept.filter(|before| before.wait == wanted.wait) {
-                Some(same) => same,
-                None => Arc::new(Settings {
-                    permission: wanted.permission.clone(),
-                    asker: asker(&wanted.permission),
-                    wait: wanted.wait,
-                }),
-            }
-        });
-        self.0.settings.store(settings);
+        self.0.surroundings.permissions.reconfigure(config);
+        let wait = wanted.map(|wanted| Arc::new(wanted.wait));
+        self.0.wait.store(wait);
         let budgets = wanted.map(|wanted| wanted.budgets).unwrap_or_default();
         self.0.gate().reconfigure(budgets);
         self.0.names.store(Arc::new(OnDemandNames::from(config)));
@@ -118,7 +103,7 @@ impl OnDemand {
 
     /// Waits until there is a certificate in the live table, or none to be had.
     pub async fn obtain(&self, subject: Subject, client: IpAddr) {
-        let Some(settings) = self.0.settings.load_full() else {
+        let Some(wait) = self.0.wait.load_full() else {
             return;
         };
         let joined = self.0.gate().join(&subject.name, client, clock::now());
@@ -131,37 +116,27 @@ impl OnDemand {
             shared: self.0.clone(),
             client,
         };
-        let (mut fetched, wait) = (waiting.fetched, settings.wait);
+        let mut fetched = waiting.fetched;
         if let Some(lead) = waiting.lead {
             let fetch = Fetch {
                 shared: self.0.clone(),
                 name: subject.name.clone(),
-                settings,
                 result: lead,
             };
             let runtime = &self.0.surroundings.runtime;
             runtime.spawn(fetch.run(subject, client));
         }
         let ended = fetched.wait_for(Option::is_some);
-        if tokio::time::timeout(wait, ended).await.is_err() {
+        if tokio::time::timeout(*wait, ended).await.is_err() {
             self.0.count("timeout");
         }
     }
 
     /// For `/status` and the metrics. `None`: nothing is had on demand.
     pub fn report(&self) -> Option<GateReport> {
-        self.0.settings.load().as_ref()?;
+        self.0.wait.load().as_ref()?;
         Some(self.0.gate().report())
     }
-}
-
-fn asker(permission: &Permission) -> Option<Asker> {
-    let Permission::Ask { url, timeout } = permission else {
-        return None;
-    };
-    Asker::new(url.clone(), *timeout)
-        .inspect_err(|error| tracing::error!("no name can be had on demand: {error}"))
-        .ok()
 }
 
 impl Shared {
@@ -193,7 +168,6 @@ impl Drop for Seat {
 struct Fetch {
     shared: Arc<Shared>,
     name: Name,
-    settings: Arc<Settings>,
     result: watch::Sender<Option<Fetched>>,
 }
 
@@ -329,13 +303,10 @@ impl Fetch {
     }
 
     async fn ask(&self, client: IpAddr) -> Result<(), Denied> {
-        let answer = match (&self.settings.permission, &self.settings.asker) {
-            // The list was asked before the handshake was made to wait.
-            (Permission::Allow(_), _) => return Ok(()),
-            (Permission::Ask { .. }, Some(asker)) => asker.ask(&self.name, client).await,
-            (Permission::Ask { .. }, None) => {
-                Answer::Unknown("permission cannot be asked for, see the log".to_owned())
-            }
+        let permissions = &self.shared.surroundings.permissions;
+        // The list was asked before the handshake was made to wait.
+        let Some(answer) = permissions.ask(&self.name, Some(client)).await else {
+            return Ok(());
         };
         let (result, holds, cause) = match answer {
             Answer::Yes => {

@@ -2,12 +2,15 @@
 //! nothing and remembers nothing but whether the other side answers at all.
 
 use std::net::IpAddr;
+use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use tokio::sync::Semaphore;
 
 use crate::certificate::name::Name;
+use crate::config::{Config, Permission};
 
 /// Questions under way at the same time: whoever answers them may be small.
 const MAX_QUESTIONS: usize = 16;
@@ -25,7 +28,7 @@ pub enum Answer {
 }
 
 /// Where permission is asked for.
-pub struct Asker {
+struct Asker {
     url: String,
     client: reqwest::Client,
     questions: Semaphore,
@@ -35,7 +38,7 @@ pub struct Asker {
 
 impl Asker {
     /// No redirects: where the answer comes from is configured, and nobody else says yes.
-    pub fn new(url: String, timeout: Duration) -> Result<Asker, String> {
+    fn new(url: String, timeout: Duration) -> Result<Asker, String> {
         // Only the first installation in a process counts; a later one is the same provider.
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let builder = || {
@@ -61,8 +64,8 @@ impl Asker {
         })
     }
 
-    /// Asks for a name, on behalf of a client.
-    pub async fn ask(&self, name: &Name, client: IpAddr) -> Answer {
+    /// Asks for a name, on behalf of a client; for a renewal there is none.
+    async fn ask(&self, name: &Name, client: Option<IpAddr>) -> Answer {
         // Never closed.
         let _turn = self.questions.acquire().await;
         let url = question(&self.url, name, client);
@@ -91,12 +94,67 @@ impl Asker {
     }
 }
 
+/// Whom the configuration has asked, as it is at the time. Cheap to clone.
+#[derive(Clone, Default)]
+pub struct Permissions(Arc<ArcSwapOption<Asked>>);
+
+/// Somebody who says which names may be had.
+struct Asked {
+    permission: Permission,
+    /// `None`: it could not be prepared, which is logged.
+    asker: Option<Asker>,
+}
+
+impl Permissions {
+    pub fn new(config: &Config) -> Permissions {
+        let permissions = Permissions::default();
+        permissions.reconfigure(config);
+        permissions
+    }
+
+    /// Goes by this configuration from now on.
+    pub fn reconfigure(&self, config: &Config) {
+        let on_demand = config.acme.on_demand.as_ref();
+        let Some(Permission::Ask { url, timeout }) = on_demand.map(|it| &it.permission) else {
+            return self.0.store(None);
+        };
+        let permission = on_demand.map(|it| it.permission.clone());
+        let before = self.0.load();
+        let same = before.as_ref().map(|before| &before.permission) == permission.as_ref();
+        if let Some(permission) = permission.filter(|_| !same) {
+            let asker = Asker::new(url.clone(), *timeout)
+                .inspect_err(|error| tracing::error!("no name can be had on demand: {error}"))
+                .ok();
+            self.0.store(Some(Arc::new(Asked { permission, asker })));
+        }
+    }
+
+    /// Asks for a name. `None`: nobody is to be asked, because there is a list.
+    pub async fn ask(&self, name: &Name, client: Option<IpAddr>) -> Option<Answer> {
+        let asked = self.0.load_full()?;
+        Some(match &asked.asker {
+            Some(asker) => asker.ask(name, client).await,
+            None => Answer::Unknown("permission cannot be asked for, see the log".to_owned()),
+        })
+    }
+
+    /// Whether a certificate may be renewed. One that was permitted once, and that nobody can say
+    /// anything about, is: no outage of others may become one of ours.
+    pub async fn may_renew(&self, name: Name) -> Result<(), String> {
+        match self.ask(&name, None).await {
+            Some(Answer::No(cause)) => Err(format!("no permission: {cause}")),
+            Some(Answer::Yes | Answer::Unknown(_)) | None => Ok(()),
+        }
+    }
+}
+
 /// What both hold needs no escaping in a query (RFC 3986 section 3.4).
-fn question(url: &str, name: &Name, client: IpAddr) -> String {
+fn question(url: &str, name: &Name, client: Option<IpAddr>) -> String {
     let separator = if url.contains('?') { '&' } else { '?' };
+    let client = client.map(|client| format!("&client={}", client.to_canonical()));
     format!(
-        "{url}{separator}domain={name}&client={}",
-        client.to_canonical()
+        "{url}{separator}domain={name}{}",
+        client.unwrap_or_default()
     )
 }
 
@@ -136,8 +194,12 @@ mod tests {
 
     #[test]
     fn the_question_holds_name_and_client() {
-        let ask =
-            |url, client: &str| question(url, &"a.test".parse().unwrap(), client.parse().unwrap());
+        let name: Name = "a.test".parse().unwrap();
+        let ask = |url, client: &str| question(url, &name, Some(client.parse().unwrap()));
+        assert_eq!(
+            question("http://h/p", &name, None),
+            "http://h/p?domain=a.test"
+        );
         assert_eq!(
             ask("http://h/p", "::ffff:192.0.2.1"),
             "http://h/p?domain=a.test&client=192.0.2.1"

@@ -20,6 +20,9 @@ const RECENT_DIVISOR: i32 = 3;
 /// at most, which only certificates of a laboratory do not reach.
 const LOOK_DIVISOR: i32 = 100;
 
+/// How long a "no" to a renewal holds: long enough to cost whoever says it next to nothing.
+const WITHDRAWN_HOLDS: Duration = Duration::hours(1);
+
 impl Worker {
     /// Where the certificate of a subject is written.
     pub(super) fn directory(&self, subject: &Subject, on_demand: bool) -> PathBuf {
@@ -97,12 +100,28 @@ impl Worker {
         if !entry.on_demand || entry.forced || entry.ask_again || entry.is_waited_for() {
             return true;
         }
+        let withdrawn = |at: OffsetDateTime| (now - at).abs() < WITHDRAWN_HOLDS;
+        if entry.withdrawn_at.is_some_and(withdrawn) {
+            return false;
+        }
         let asked = (self.surroundings.asked)(&entry.subject.name);
         let stored = entry.stored.as_ref();
         asked.zip(stored).is_some_and(|(at, stored)| {
             let lifetime = stored.leaf.not_after - stored.leaf.not_before;
             now - at <= lifetime / RECENT_DIVISOR
         })
+    }
+
+    /// It is not to be renewed: what there is is served until it expires.
+    pub(super) fn withdrawn(&mut self, id: u64, now: OffsetDateTime, cause: &str) {
+        if let Some(entry) = self.entries.get_mut(&id) {
+            let text = format!("{} is not renewed: {cause}", entry.subject.name);
+            if entry.last_error.as_ref() != Some(&text) {
+                tracing::info!("{text}");
+            }
+            entry.last_error = Some(text);
+            entry.withdrawn_at = Some(now);
+        }
     }
 
     /// Answers those that wait for a name, as soon as there is something to say, and drops the
@@ -167,7 +186,7 @@ impl Entry {
         now + wait.clamp(Duration::SECOND, MAX_SLEEP)
     }
 
-    fn is_waited_for(&self) -> bool {
+    pub(super) fn is_waited_for(&self) -> bool {
         self.waiting.iter().any(|reply| !reply.is_closed())
     }
 }

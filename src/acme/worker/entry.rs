@@ -45,6 +45,8 @@ pub(super) struct Entry {
     pub(super) refusal_logged: bool,
     /// A client asked for it by name; no site wants it by itself.
     pub(super) on_demand: bool,
+    /// When permission to renew it was refused last.
+    pub(super) withdrawn_at: Option<OffsetDateTime>,
     /// Handshakes that wait for it.
     pub(super) waiting: Vec<oneshot::Sender<Result<(), Unserved>>>,
 }
@@ -78,6 +80,7 @@ impl Entry {
             last_error: None,
             refusal_logged: false,
             on_demand: false,
+            withdrawn_at: None,
             waiting: Vec::new(),
         }
     }

@@ -75,7 +75,11 @@ impl Worker {
                     replaces && stored.meta.ca.as_deref() == Some(authority.url())
                 };
                 let predecessor = entry.stored.as_ref().filter(same_ca);
+                // Whoever waits for it was permitted to just now, and people need no permission.
+                let renewal = entry.on_demand && !entry.forced && !entry.is_waited_for();
+                let may_renew = renewal.then(|| Arc::clone(&self.surroundings.may_renew));
                 let job = OrderJob {
+                    may_renew,
                     replaces: predecessor.map(|stored| stored.leaf.der.clone()),
                     subject,
                     ledger: Arc::clone(ledger),
@@ -163,6 +167,7 @@ impl Worker {
         match done {
             Done::Issued { stored, ca, took } => self.issued(id, *stored, ca, took),
             Done::Failed { error, ca, ordered } => self.failed(id, now, error, ca, ordered),
+            Done::Withdrawn { cause } => self.withdrawn(id, now, &cause),
             Done::Asked { error } => self.asked(id, now, error),
         }
         self.settle(id, now);

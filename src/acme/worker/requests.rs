@@ -112,7 +112,9 @@ impl Worker {
             .stored
             .as_ref()
             .is_some_and(|it| now < it.leaf.not_after);
-        if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now) {
+        if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
+            && authority.is_none_or(|it| self.unlimited_authority(entry, &it, now).is_none())
+        {
             return Ok(Decision::Waiting {
                 until: broken.until,
             });

@@ -147,6 +147,7 @@ fn start_covered(dir: &Path, config: Arc<Config>, coverage: Coverage, loaded: bo
             loaded: is_loaded.load(Ordering::SeqCst),
             ..coverage
         }),
+        may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
         asked: Arc::new(|_: &Name| None),
         reload_hint: Arc::new(move |_| {
             hint.fetch_add(1, Ordering::SeqCst);
