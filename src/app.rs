@@ -147,10 +147,18 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
     );
     let working = tokio::spawn(worker.run(stop.clone()));
 
+    let on_demand = on_demand::Surroundings {
+        state: start.state.clone(),
+        reloader: reloader.clone(),
+        worker: handle.clone(),
+        permissions,
+        metrics: metrics.clone(),
+        runtime: tokio::runtime::Handle::current(),
+    };
     let ordering = Ordering {
         challenges,
         worker: handle,
-        permissions,
+        on_demand: OnDemand::new(&start.config, on_demand),
     };
     let live = live(start, ordering, metrics, &stop)?;
     let config = live.config.clone();
@@ -179,21 +187,20 @@ const WORKER_STOP: std::time::Duration = std::time::Duration::from_secs(3);
 struct Ordering {
     challenges: Challenges,
     worker: WorkerHandle,
-    permissions: Permissions,
+    on_demand: OnDemand,
 }
 
 /// The server, serving.
 fn live(
     start: Start,
-    ordering: Ordering,
+    Ordering {
+        challenges,
+        worker,
+        on_demand,
+    }: Ordering,
     metrics: Arc<Metrics>,
     stop: &CancellationToken,
 ) -> Result<Live, AppError> {
-    let Ordering {
-        challenges,
-        worker,
-        permissions,
-    } = ordering;
     let Start {
         config,
         bound,
@@ -206,17 +213,6 @@ fn live(
     let https_port = Arc::new(AtomicU16::new(
         bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
     ));
-    let on_demand = OnDemand::new(
-        &config,
-        on_demand::Surroundings {
-            state: start.state.clone(),
-            reloader: reloader.clone(),
-            worker: worker.clone(),
-            permissions,
-            metrics: metrics.clone(),
-            runtime: tokio::runtime::Handle::current(),
-        },
-    );
     let own = OwnConnections::default();
     let proxy = Proxy::new(
         routing.clone(),
@@ -225,17 +221,11 @@ fn live(
         https_port.clone(),
     );
     let threads = worker_threads(config.server.threads);
+    let certificates = tls::Certificates::new(reloader.table().clone(), challenges);
     let mut listeners = Listeners::new(Parts {
         own: own.clone(),
         workers: Workers::start(threads, &proxy)?,
-        tls: tls::acceptor(
-            tls::Certificates {
-                table: reloader.table().clone(),
-                challenges,
-                on_demand: Some(on_demand.clone()),
-            },
-            trust.sessions.clone(),
-        )?,
+        tls: tls::acceptor(certificates.or(&on_demand), trust.sessions.clone())?,
         table: reloader.table().clone(),
         on_demand: on_demand.clone(),
         metrics: metrics.clone(),

@@ -87,7 +87,7 @@ async fn a_restart_serves_from_disk_and_asks_nobody() {
     let mut perennial = Perennial::run(place, &config(&ca, &ask(&permission))).await;
     let https = perennial.place.https;
     let first = served_patiently(https, NAME).await.expect("a certificate");
-    assert_eq!(ca.serials(), [first.serial.clone()]);
+    assert_eq!(ca.serials(), std::slice::from_ref(&first.serial));
     ca.stop().await;
     permission.stop().await;
     perennial.restart().await;
@@ -124,6 +124,12 @@ async fn a_name_whose_order_failed_is_not_ordered_for_each_handshake() {
     assert_eq!(seen["refused_names"], 1, "{seen}");
     let cause = seen["refusals"][0]["cause"].as_str().expect("a text");
     assert!(cause.contains("the script says no"), "{cause}");
+    let printed = perennial.cli(&["status"]).await.assert_success().stdout;
+    assert!(printed.contains("1 name(s) refused"), "{printed}");
+    assert!(
+        printed.contains(NAME) && printed.contains("the script says no"),
+        "{printed}"
+    );
     // Neither does a restart, which forgets the refusal and not the ledger.
     perennial.restart().await;
     refused(&perennial, NAME).await;

@@ -44,7 +44,7 @@ async fn what_is_not_permitted_any_more_is_not_renewed() {
     })
     .await;
     assert!(error.contains("the answer is 403"), "{error}");
-    assert_eq!(ca.serials(), [first.clone()]);
+    assert_eq!(ca.serials(), std::slice::from_ref(&first));
     let asked = permission.asked();
     assert_eq!(asked.len(), 2, "{asked:?}");
     assert_eq!(asked[1], format!("domain={NAME}"));

@@ -47,6 +47,9 @@ fn asked(table: &TableReader, name: &Name) -> Option<OffsetDateTime> {
     on_demand.then(|| best.asked.at()).flatten()
 }
 
+/// Says when a client asked for a name last.
+pub type Asked = dyn Fn(&Name) -> Option<OffsetDateTime> + Send + Sync;
+
 /// Whether a certificate that clients ask for may be renewed, and if not, why.
 pub type MayRenew = dyn Fn(Name) -> BoxFuture<'static, Result<(), String>> + Send + Sync;
 
@@ -60,7 +63,7 @@ pub struct Surroundings {
     pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
     /// When a client asked last for a certificate that is had on demand; `None`: it is not in
     /// memory.
-    pub asked: Arc<dyn Fn(&Name) -> Option<OffsetDateTime> + Send + Sync>,
+    pub asked: Arc<Asked>,
     /// A generation was written in this directory: the reloader may look there now instead of at
     /// its next poll.
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,

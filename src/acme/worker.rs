@@ -401,31 +401,7 @@ impl Worker {
                 self.start_asking(id, now);
             }
             Action::Order { reason, replaces } => {
-                if let Some(refusal) = entry.subject.refusal(entry.issuer) {
-                    return self.refuse(id, now, refusal, status);
-                }
-                // Before the limits, which many that are due together would look through in vain.
-                let issuer = entry.issuer;
-                if !self.has_room(id, issuer) {
-                    return self.publish(id, status);
-                }
-                let Some(entry) = self.entries.get(&id) else {
-                    return;
-                };
-                let broken = self.broken_limit(entry, authority.as_deref(), replaces, now);
-                let another = broken.as_ref().zip(authority.as_deref());
-                let another = another.and_then(|(_, it)| self.unlimited_authority(entry, it, now));
-                let authority = match (broken, another) {
-                    (Some(broken), None) => return self.hold(id, now, &broken, status),
-                    (Some(broken), Some(another)) => {
-                        status.ca = Some(another.url().to_owned());
-                        tracing::info!(name = %status.name, ca = another.url(), "{broken}; another CA is asked");
-                        Some(another)
-                    }
-                    (None, _) => authority,
-                };
-                self.publish(id, status);
-                self.start_order(id, now, reason, replaces, authority);
+                self.order(id, now, (reason, replaces), authority, status);
             }
         }
     }
@@ -441,11 +417,16 @@ impl Worker {
         entry.issuer = entry.subject.issuer_now(file_known, issued_by);
     }
 
-    fn publish(&self, id: u64, status: SubjectStatus) {
+    pub(super) fn publish(&self, id: u64, status: SubjectStatus) {
         lock(&self.statuses).insert(id, status);
     }
 
-    fn check_again(&mut self, id: u64, at: OffsetDateTime, status: Option<SubjectStatus>) {
+    pub(super) fn check_again(
+        &mut self,
+        id: u64,
+        at: OffsetDateTime,
+        status: Option<SubjectStatus>,
+    ) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.check_at = at;
             entry.queued = false;
@@ -456,7 +437,13 @@ impl Worker {
     }
 
     /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
-    fn hold(&mut self, id: u64, now: OffsetDateTime, broken: &Broken, status: SubjectStatus) {
+    pub(super) fn hold(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        broken: &Broken,
+        status: SubjectStatus,
+    ) {
         let text = format!("order for {}: {broken}", status.name);
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = false;
@@ -473,7 +460,13 @@ impl Worker {
         self.check_again(id, broken.until.min(now + LIMIT_POLL), Some(status));
     }
 
-    fn refuse(&mut self, id: u64, now: OffsetDateTime, refusal: String, status: SubjectStatus) {
+    pub(super) fn refuse(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        refusal: String,
+        status: SubjectStatus,
+    ) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = false;
             if !entry.refusal_logged {

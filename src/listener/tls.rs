@@ -114,6 +114,14 @@ impl Certificates {
             on_demand: None,
         }
     }
+
+    /// Those that are not there on demand.
+    pub fn or(self, on_demand: &OnDemand) -> Certificates {
+        Certificates {
+            on_demand: Some(on_demand.clone()),
+            ..self
+        }
+    }
 }
 
 /// TLS 1.2 and 1.3, with certificates out of the live table.

@@ -22,6 +22,47 @@ const MAX_INTERNAL_JOBS: usize = 4;
 const DISK_ERROR_WAIT: Duration = Duration::minutes(1);
 
 impl Worker {
+    /// Orders where that is possible, where there is room for it, and from whom it breaks no
+    /// limit.
+    pub(super) fn order(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        (reason, replaces): (OrderReason, bool),
+        authority: Option<Arc<Authority>>,
+        mut status: SubjectStatus,
+    ) {
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        if let Some(refusal) = entry.subject.refusal(entry.issuer) {
+            return self.refuse(id, now, refusal, status);
+        }
+        // Before the limits, which many that are due together would look through in vain.
+        let issuer = entry.issuer;
+        if !self.has_room(id, issuer) {
+            return self.publish(id, status);
+        }
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        let broken = self.broken_limit(entry, authority.as_deref(), replaces, now);
+        let another = broken.as_ref().zip(authority.as_deref());
+        let another = another.and_then(|(_, it)| self.unlimited_authority(entry, it, now));
+        let authority = match (broken, another) {
+            (Some(broken), None) => return self.hold(id, now, &broken, status),
+            (Some(broken), Some(another)) => {
+                let ca = another.url();
+                tracing::info!(name = %status.name, ca, "{broken}; another CA is asked");
+                status.ca = Some(ca.to_owned());
+                Some(another)
+            }
+            (None, _) => authority,
+        };
+        self.publish(id, status);
+        self.start_order(id, now, reason, replaces, authority);
+    }
+
     /// Whether another job of this kind may run now; if not, the entry waits for one to end.
     pub(super) fn has_room(&mut self, id: u64, kind: IssuerKind) -> bool {
         let limit = match kind {
