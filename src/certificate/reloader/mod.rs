@@ -304,6 +304,7 @@ mod tests {
             pairs: Vec::new(),
             folders: Vec::new(),
             generations: None,
+            on_demand: None,
             default_name: None,
             takeover: HostSet::default(),
             poll_interval: Duration::from_secs(3600),
