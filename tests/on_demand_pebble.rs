@@ -2,7 +2,7 @@
 //! handshake, once for all that wait.
 
 use crate::support::client::{Served, served, served_patiently};
-use crate::support::command::curl;
+use crate::support::command::{curl, s_client};
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::Perennial;
 use crate::support::permission::{PermissionServer, Say};
@@ -64,9 +64,29 @@ async fn the_first_request_for_a_name_waits_for_its_certificate_and_is_answered(
     // curl dials from the address that it dials to.
     let question = format!("domain={NAME}&client={}", local_client(&scene.perennial));
     assert_eq!(scene.permission.asked(), [question]);
+    // openssl waits as well as curl does.
+    let second = "blog.other.test";
+    let address = https.to_string();
+    let arguments = ["-connect", &address, "-servername", second];
+    let verified = [
+        "-CAfile",
+        &root,
+        "-verify_hostname",
+        second,
+        "-verify_return_error",
+    ];
+    let done = s_client(&[&arguments[..], &verified[..]].concat())
+        .await
+        .assert_success();
+    assert!(
+        done.stdout.contains("Verify return code: 0"),
+        "{}",
+        done.stdout
+    );
+    assert_eq!(scene.pebble.orders(), 2);
     let again = served(https, Some(NAME)).await.expect("served at once");
     assert_eq!(again.names, [NAME]);
-    assert_eq!(scene.pebble.orders(), 1);
+    assert_eq!(scene.pebble.orders(), 2);
     assert!(
         place
             .state()
@@ -80,7 +100,7 @@ async fn the_first_request_for_a_name_waits_for_its_certificate_and_is_answered(
     .await;
     assert_eq!(row["source"], "acme");
     let status = &scene.perennial.status_json().await["on_demand"];
-    assert_eq!(status["loaded"], 1, "{status}");
+    assert_eq!(status["loaded"], 2, "{status}");
     assert_eq!(status["waiting"], 0, "{status}");
 }
 

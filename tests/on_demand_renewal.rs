@@ -6,7 +6,7 @@ use crate::support::client::{self, served_patiently};
 use crate::support::perennial::Perennial;
 use crate::support::permission::{PermissionServer, Say};
 use crate::support::place::Place;
-use crate::support::scripted_ca::ScriptedCa;
+use crate::support::scripted_ca::{RenewalInfoAnswer, ScriptedCa};
 use crate::support::wait::{SOON, wait_until};
 
 const NAME: &str = "shop.customer.test";
@@ -19,47 +19,82 @@ fn config(ca: &ScriptedCa, settings: &str) -> String {
     )
 }
 
-/// A server with a short-lived certificate for one name.
-async fn started(say: Say) -> (Perennial, ScriptedCa, PermissionServer, String) {
+/// A server with a certificate for one name, which is looked after.
+async fn started() -> (Perennial, ScriptedCa, PermissionServer, String) {
     let place = Place::new();
     let ca = ScriptedCa::start(&place).await;
-    ca.script(|script| script.lifetime = Duration::from_secs(16));
-    let permission = PermissionServer::start(&place, say).await;
+    let far = RenewalInfoAnswer::window("2090-01-01T00:00:00Z", "2090-01-02T00:00:00Z");
+    ca.script(|script| script.renewal_info = Some(far));
+    let permission = PermissionServer::start(&place, Say::Yes).await;
     let settings = format!("ask = \"{}\"\nask_timeout = \"1s\"", permission.url);
     let perennial = Perennial::run(place, &config(&ca, &settings)).await;
     let serial = serial_now(perennial.place.https, NAME).await;
+    wait_until(SOON, "somebody who looks after it", async || {
+        let row = perennial.certificate(NAME).await?;
+        row["next_renewal"].is_string().then_some(())
+    })
+    .await;
     (perennial, ca, permission, serial)
+}
+
+/// The authority wants it renewed now, and is asked about that.
+async fn becomes_due(perennial: &Perennial, ca: &ScriptedCa) {
+    let past = RenewalInfoAnswer::window("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z");
+    ca.script(|script| script.renewal_info = Some(past));
+    let path = format!("/certificates/{NAME}/renew?if_due=true");
+    let (status, body) = perennial.admin_post(&path).await;
+    assert_eq!(status, 202, "{body}");
+}
+
+async fn renewed(perennial: &Perennial, ca: &ScriptedCa, first: &str) {
+    wait_until(SOON, "a new certificate", async || {
+        let now = serial_now(perennial.place.https, NAME).await;
+        (now != first && ca.serials().get(1) == Some(&now)).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn permission_is_asked_for_again() {
+    let (perennial, ca, permission, first) = started().await;
+    becomes_due(&perennial, &ca).await;
+    renewed(&perennial, &ca, &first).await;
+    let asked = permission.asked();
+    assert_eq!(asked.len(), 2, "{asked:?}");
+    assert_eq!(asked[1], format!("domain={NAME}"), "no client asks");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn people_need_no_permission_to_have_one_renewed() {
+    let (perennial, ca, permission, first) = started().await;
+    permission.say(Say::Status(403));
+    perennial.renew(NAME).await;
+    renewed(&perennial, &ca, &first).await;
+    assert_eq!(permission.asked().len(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_permitted_any_more_is_not_renewed() {
-    let (perennial, ca, permission, first) = started(Say::Yes).await;
+    let (perennial, ca, permission, first) = started().await;
     permission.say(Say::Status(403));
-    let error = wait_until(SOON, "the refusal of a renewal", async || {
-        // Somebody asks all the time.
-        serial_now(perennial.place.https, NAME).await;
-        let error = perennial.status_field(NAME, "last_error").await?;
-        let error = error.as_str()?.to_owned();
-        error.contains("is not renewed").then_some(error)
-    })
-    .await;
-    assert!(error.contains("the answer is 403"), "{error}");
-    assert_eq!(ca.serials(), std::slice::from_ref(&first));
-    let asked = permission.asked();
-    assert_eq!(asked.len(), 2, "{asked:?}");
-    assert_eq!(asked[1], format!("domain={NAME}"));
+    becomes_due(&perennial, &ca).await;
+    let error = perennial.last_error(NAME).await;
+    assert!(
+        error.contains("is not renewed: no permission: the answer is 403"),
+        "{error}"
+    );
+    assert_eq!(permission.asked().len(), 2);
+    // What there is is served.
     assert_eq!(serial_now(perennial.place.https, NAME).await, first);
+    assert_eq!(ca.serials(), std::slice::from_ref(&first));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_outage_of_whoever_permits_keeps_nothing_from_being_renewed() {
-    let (perennial, _ca, permission, first) = started(Say::Yes).await;
+    let (perennial, ca, permission, first) = started().await;
     permission.stop().await;
-    wait_until(SOON, "a renewal", async || {
-        let now = serial_now(perennial.place.https, NAME).await;
-        (now != first).then_some(())
-    })
-    .await;
+    becomes_due(&perennial, &ca).await;
+    renewed(&perennial, &ca, &first).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
