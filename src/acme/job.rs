@@ -17,6 +17,7 @@ use super::order;
 use super::renewal::{OrderReason, Window};
 use super::renewal_info;
 use super::subject::Subject;
+use super::surroundings::MayRenew;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::ChallengeType;
@@ -41,6 +42,8 @@ pub(super) enum Done {
         /// Whether an order was made and failed; otherwise it did not come to one.
         ordered: bool,
     },
+    /// Somebody says that it is not to be renewed: nothing was asked of a CA.
+    Withdrawn { cause: String },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
 }
@@ -55,12 +58,19 @@ pub(super) struct OrderJob {
     pub dns: Option<Arc<DnsChallenges>>,
     pub reason: OrderReason,
     pub replaces: Option<Vec<u8>>,
+    /// Who is asked first, if anybody.
+    pub may_renew: Option<Arc<MayRenew>>,
 }
 
 impl OrderJob {
     pub async fn run(self) -> Done {
         let started = Instant::now();
         let ca = self.authority.url().to_owned();
+        if let Some(may_renew) = &self.may_renew
+            && let Err(cause) = may_renew(self.subject.name.clone()).await
+        {
+            return Done::Withdrawn { cause };
+        }
         let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
         if let Err(error) = self.authority.session().await {

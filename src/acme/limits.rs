@@ -165,7 +165,7 @@ fn window(
 }
 
 /// The domain that somebody registered, below a public suffix; for addresses none.
-fn registered_domain(name: &str) -> Option<&str> {
+pub(crate) fn registered_domain(name: &str) -> Option<&str> {
     let name = name.strip_prefix("*.").unwrap_or(name);
     let is_address = name.parse::<std::net::IpAddr>().is_ok();
     psl::domain_str(name).filter(|_| !is_address)

@@ -12,6 +12,7 @@ mod job;
 mod jws;
 pub mod ledger;
 pub mod limits;
+pub mod on_demand_names;
 pub mod order;
 mod patience;
 pub mod renewal;

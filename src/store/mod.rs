@@ -123,6 +123,18 @@ impl StateDir {
             .join(key_type_name(key_type))
     }
 
+    /// `on-demand/`: as `certificates/`, for what clients ask for by name.
+    pub fn on_demand_dir(&self) -> PathBuf {
+        self.root.join("on-demand")
+    }
+
+    /// `on-demand/<name>/<key_type>`.
+    pub fn on_demand_certificate_dir(&self, name: &Name, key_type: KeyType) -> PathBuf {
+        self.on_demand_dir()
+            .join(component(name))
+            .join(key_type_name(key_type))
+    }
+
     pub fn accounts_dir(&self) -> PathBuf {
         self.root.join("accounts")
     }

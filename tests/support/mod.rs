@@ -20,6 +20,7 @@ pub mod nginx;
 pub mod other_cas;
 pub mod pebble;
 pub mod perennial;
+pub mod permission;
 pub mod place;
 pub mod raw;
 pub mod recorder;
