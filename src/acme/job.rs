@@ -8,7 +8,7 @@ use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
-use super::account::{Authority, Session, blocking};
+use super::account::{Authority, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, LastError};
@@ -18,6 +18,7 @@ use super::order;
 use super::renewal::OrderReason;
 use super::renewal_info;
 use super::subject::Subject;
+use super::surroundings::MayRenew;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::ChallengeType;
@@ -42,6 +43,8 @@ pub(super) enum Done {
         /// Whether an order was made and failed; otherwise it did not come to one.
         ordered: bool,
     },
+    /// Somebody says that it is not to be renewed: nothing was asked of a CA.
+    Withdrawn { cause: String },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
 }
@@ -61,18 +64,24 @@ pub(super) struct OrderJob {
     /// Its place within the limits of the CA, until it is sent.
     pub reservation: Mutex<Option<Reservation>>,
     pub replaces: Option<Vec<u8>>,
+    /// Who is asked first, if anybody.
+    pub may_renew: Option<Arc<MayRenew>>,
 }
 
 impl OrderJob {
     pub async fn run(self) -> Done {
         let started = Instant::now();
         let ca = self.authority.url().to_owned();
+        if let Some(may_renew) = &self.may_renew
+            && let Err(cause) = may_renew(self.subject.name.clone()).await
+        {
+            return Done::Withdrawn { cause };
+        }
         let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
-        let session = match self.authority.session().await {
-            Ok(session) => session,
-            Err(error) => return failed(LastError::from(&error), Some(ca), false),
-        };
+        if let Err(error) = self.authority.session().await {
+            return failed(LastError::from(&error), Some(ca), false);
+        }
         let (ledger, url, reason) = (Arc::clone(&self.ledger), ca.clone(), self.reason.as_str());
         let begun =
             blocking(move || ledger.begin(Kind::Order, &url, Some(reason), clock::now())).await;
@@ -80,7 +89,7 @@ impl OrderJob {
             Ok(attempt) => attempt,
             Err(error) => return failed(error.to_string().into(), Some(ca), false),
         };
-        let result = self.order(session).await;
+        let result = self.order().await;
         let error = result.as_ref().err();
         self.authority.learn(error).await;
         let outcome = error.map_or(Outcome::Ok, Outcome::from);
@@ -104,22 +113,25 @@ impl OrderJob {
         }
     }
 
-    async fn order(&self, session: Session) -> Result<Ordered, AcmeError> {
-        match self.order_once(session).await {
+    async fn order(&self) -> Result<Ordered, AcmeError> {
+        match self.order_once().await {
             Err(error) if error.is("accountDoesNotExist") => {
                 self.authority.forget_account().await?;
             }
-            Err(error) if error.is("malformed") || error.is("notFound") => {
+            Err(error) if error.gone || error.is("malformed") => {
                 // Perhaps the URLs of a directory that has changed.
-                self.authority.forget_directory().await;
-                return Err(error);
+                if !self.authority.directory_has_changed().await {
+                    return Err(error);
+                }
+                tracing::info!(ca = self.authority.url(), "the CA's directory has changed");
             }
             result => return result,
         }
-        self.order_once(self.authority.session().await?).await
+        self.order_once().await
     }
 
-    async fn order_once(&self, session: Session) -> Result<Ordered, AcmeError> {
+    async fn order_once(&self) -> Result<Ordered, AcmeError> {
+        let session = self.authority.session().await?;
         let configured = &self.authority.config.challenges;
         let preferred = order::learned(configured, &self.ledger.challenges());
         let issued = order::issue(order::Job {

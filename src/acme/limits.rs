@@ -8,6 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use time::{Duration, OffsetDateTime};
 
+use super::order::PENDING_LIFETIME;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{Limit, Limits};
@@ -118,7 +119,9 @@ impl Past {
 
     /// Drops what is older than `keep`. What lies in the future was noted under a wrong clock: it
     /// counts as of now, and is over as soon as anything else of now.
-    pub fn forget(&mut self, now: OffsetDateTime, keep: Duration) {
+    /// Answers the numbers of what is dropped.
+    pub fn forget(&mut self, now: OffsetDateTime, keep: Duration) -> Vec<u64> {
+        let mut dropped = Vec::new();
         while let Some((at, id)) = self.by_time.last().copied()
             && at > now + CLOCK_TOLERANCE
             && let Some(event) = self.remove(id)
@@ -129,7 +132,9 @@ impl Past {
             && now - at >= keep
         {
             self.remove(id);
+            dropped.push(id);
         }
+        dropped
     }
 
     /// As if it had never been.
@@ -254,6 +259,9 @@ fn bare(name: &str) -> &str {
     name.strip_prefix("*.").unwrap_or(name)
 }
 
+/// An order is resumed for so long, and its end has to find its beginning.
+const SHORTEST_MEMORY: Duration = PENDING_LIFETIME;
+
 /// How long what happened matters.
 pub fn memory(limits: &Limits) -> Duration {
     let all = [
@@ -264,9 +272,10 @@ pub fn memory(limits: &Limits) -> Duration {
         limits.new_accounts,
     ];
     let longest = all.into_iter().flatten().map(|limit| limit.per).max();
-    longest.map_or(Duration::ZERO, |per| {
+    let longest = longest.map_or(Duration::ZERO, |per| {
         per.try_into().unwrap_or(Duration::MAX)
-    })
+    });
+    longest.max(SHORTEST_MEMORY)
 }
 
 /// `times`: of what counts. A look at as many of them as the limit has, and no more.
@@ -292,7 +301,7 @@ fn window(
 }
 
 /// The domain that somebody registered, below a public suffix; for addresses none.
-fn registered_domain(name: &str) -> Option<&str> {
+pub(crate) fn registered_domain(name: &str) -> Option<&str> {
     let name = bare(name);
     let is_address = name.parse::<std::net::IpAddr>().is_ok();
     psl::domain_str(name).filter(|_| !is_address)

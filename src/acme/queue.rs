@@ -47,6 +47,9 @@ impl Priority {
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Lane {
     Orders(Arc<str>),
+    /// Orders of names that clients asked for: strangers' names and those of the configuration do
+    /// not wait for each other.
+    OnDemand(Arc<str>),
     /// For renewal information (RFC 9773).
     Questions(Arc<str>),
     /// Issuances of the internal CA.
@@ -57,15 +60,16 @@ impl Lane {
     /// The CA's directory, or `internal`.
     pub fn ca(&self) -> &str {
         match self {
-            Lane::Orders(ca) | Lane::Questions(ca) => ca,
+            Lane::Orders(ca) | Lane::OnDemand(ca) | Lane::Questions(ca) => ca,
             Lane::Internal => "internal",
         }
     }
 
-    /// `orders` or `questions`.
+    /// `orders`, `on-demand` or `questions`.
     pub fn kind(&self) -> &'static str {
         match self {
             Lane::Orders(_) | Lane::Internal => "orders",
+            Lane::OnDemand(_) => "on-demand",
             Lane::Questions(_) => "questions",
         }
     }

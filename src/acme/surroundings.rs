@@ -5,12 +5,13 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use time::OffsetDateTime;
 use tokio::sync::broadcast;
 
 use crate::certificate::name::Name;
 use crate::certificate::reloader::{Reloader, Swapped};
-use crate::certificate::table::TableReader;
+use crate::certificate::table::{SourceKind, TableReader};
 
 /// What the live table knows about one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -38,6 +39,21 @@ impl Coverage {
     }
 }
 
+/// When a client asked last for a certificate that is had on demand. `None`: no such certificate is
+/// in memory.
+fn asked(table: &TableReader, name: &Name) -> Option<OffsetDateTime> {
+    let live = table.load();
+    let best = &live.get(name)?.best;
+    let on_demand = best.source == SourceKind::OnDemand;
+    on_demand.then(|| best.asked.at()).flatten()
+}
+
+/// Says when a client asked for a name last.
+pub type Asked = dyn Fn(&Name) -> Option<OffsetDateTime> + Send + Sync;
+
+/// Whether a certificate that clients ask for may be renewed, and if not, why.
+pub type MayRenew = dyn Fn(Name) -> BoxFuture<'static, Result<(), String>> + Send + Sync;
+
 /// Told how an order ended.
 pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 
@@ -49,6 +65,9 @@ pub type Subscribe = dyn Fn() -> broadcast::Receiver<Swapped> + Send + Sync;
 pub struct Surroundings {
     /// Answered from the live table; cheap.
     pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
+    /// When a client asked last for a certificate that is had on demand; `None`: it is not in
+    /// memory.
+    pub asked: Arc<Asked>,
     /// A generation was written in this directory: the reloader may look there now instead of at
     /// its next poll.
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
@@ -57,6 +76,8 @@ pub struct Surroundings {
     /// Tells which names got another certificate in the live table; `None`: nobody does, and it is
     /// looked every few minutes.
     pub swaps: Option<Arc<Subscribe>>,
+    /// Asked before a certificate that clients ask for is renewed.
+    pub may_renew: Arc<MayRenew>,
 }
 
 impl Surroundings {
@@ -67,11 +88,19 @@ impl Surroundings {
     ) -> Surroundings {
         let (table, hint) = (reloader.table().clone(), reloader.clone());
         let swaps = reloader.clone();
+        let demanded = table.clone();
         Surroundings {
+            asked: Arc::new(move |name: &Name| asked(&demanded, name)),
             coverage: Arc::new(move |name: &Name| Coverage::of(&table, name)),
             reload_hint: Arc::new(move |directory| hint.hint(directory)),
             ordered: Arc::new(ordered),
             swaps: Some(Arc::new(move || swaps.swaps())),
+            may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
         }
+    }
+
+    /// The same, where somebody has a say in what is renewed.
+    pub fn with_permission(self, may_renew: Arc<MayRenew>) -> Surroundings {
+        Surroundings { may_renew, ..self }
     }
 }

@@ -6,6 +6,7 @@
 //! while a host is suspended.
 
 mod checks;
+mod demand;
 mod desk;
 mod entry;
 mod facts;
@@ -49,7 +50,8 @@ use desk::Desk;
 use entry::{Entry, Load, Loaded};
 use handle::Command;
 pub use handle::{
-    AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
+    AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, Unserved,
+    WorkerHandle,
 };
 
 /// How long a stop waits for TXT records to be removed; the next start removes what is left.
@@ -214,6 +216,7 @@ impl Worker {
     async fn configure(&mut self) {
         self.open_authorities().await;
         self.open_dns().await;
+        let demanded = self.still_demanded();
         let mut old = self.desk.take_entries();
         let wanted = self.assignment.subjects.clone();
         let internal = wanted
@@ -221,13 +224,18 @@ impl Worker {
             .filter(|it| it.may_be_issued_by(IssuerKind::Internal));
         self.internal_names = Arc::new(internal.flat_map(|it| it.names.clone()).collect());
         let mut new = Vec::new();
-        for subject in wanted {
-            let dir = self.state.certificate_dir(&subject.name, subject.key_type);
+        let wanted = wanted.into_iter().map(|subject| (subject, false));
+        let demanded = demanded.into_iter().map(|subject| (subject, true));
+        for (subject, on_demand) in wanted.chain(demanded) {
+            let dir = self.directory(&subject, on_demand);
             match old.remove(&dir) {
                 Some(entry) if entry.subject == subject => {
                     self.desk.add(entry);
                 }
-                before => new.push(self.desk.add(Entry::new(subject, dir, before))),
+                before => new.push(self.desk.add(Entry {
+                    on_demand,
+                    ..Entry::new(subject, dir, before)
+                })),
             }
         }
         self.load(&new).await;

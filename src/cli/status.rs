@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::admin_client::AdminArgs;
-use crate::admin::status::{CertificateStatus, QueueStatus, Status};
+use crate::admin::status::{CertificateStatus, OnDemandStatus, QueueStatus, Status};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
@@ -56,6 +56,9 @@ fn print(status: &Status) {
             println!("{} {} {error}", file.purpose, file.path.display());
         }
     }
+    if let Some(on_demand) = &status.on_demand {
+        print_on_demand(on_demand);
+    }
     print_certificates(&status.certificates);
     print_queue(&status.queue);
     for warning in &status.warnings {
@@ -86,6 +89,19 @@ fn print_queue(queue: &[QueueStatus]) {
             lane.ca,
             lane.running,
             held.unwrap_or_default()
+        );
+    }
+}
+
+fn print_on_demand(on_demand: &OnDemandStatus) {
+    println!(
+        "on demand: {} certificate(s) in memory, {} handshake(s) waiting, {} name(s) refused",
+        on_demand.loaded, on_demand.waiting, on_demand.refused_names
+    );
+    for refusal in &on_demand.refusals {
+        println!(
+            "  {} until {}: {}",
+            refusal.name, refusal.until, refusal.cause
         );
     }
 }

@@ -6,6 +6,7 @@ use std::time::Duration;
 use super::diagnostic::{Located, Problem, Report};
 use super::dns::read::DnsDraft;
 use super::draft::{AuthorityDraft, Draft, SiteDraft};
+use super::on_demand::{self, OnDemandDraft};
 use super::{Acme, CertificateAuthority, ChallengeType, Limit, Limits, TlsMode};
 use crate::certificate::name::Name;
 
@@ -29,6 +30,7 @@ pub(super) fn acme(
     draft: AuthorityDraft,
     fallbacks: Vec<AuthorityDraft>,
     dns: Option<DnsDraft>,
+    on_demand: Option<OnDemandDraft>,
 ) -> Acme {
     let first = authority(draft, has_provider(dns.as_ref()));
     let rest: Vec<_> = fallbacks
@@ -38,6 +40,7 @@ pub(super) fn acme(
     Acme {
         authorities: std::iter::once(first).chain(rest).collect(),
         dns: dns.map(|draft| draft.dns).unwrap_or_default(),
+        on_demand: on_demand::on_demand(on_demand),
     }
 }
 

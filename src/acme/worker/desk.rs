@@ -62,6 +62,8 @@ pub(super) struct Desk {
     by_name: HashMap<Name, u64>,
     /// Those whose names a wildcard from files could cover, by what stands after the first label.
     by_parent: HashMap<Arc<str>, Vec<u64>>,
+    /// The entries that clients asked for, by name.
+    demanded: HashMap<Name, u64>,
     timers: BTreeSet<(OffsetDateTime, u64)>,
     queue: Queue,
     checks: Checks,
@@ -99,9 +101,10 @@ pub(super) enum Work {
 }
 
 impl Work {
-    fn lane(&self) -> Lane {
+    fn lane(&self, on_demand: bool) -> Lane {
         match self {
             Work::Internal => Lane::Internal,
+            Work::Order { authority, .. } if on_demand => Lane::OnDemand(authority.url().into()),
             Work::Order { authority, .. } => Lane::Orders(authority.url().into()),
             Work::Ask { authority } => Lane::Questions(authority.url().into()),
         }
@@ -133,6 +136,7 @@ impl Desk {
             by_dir: HashMap::new(),
             by_name: HashMap::new(),
             by_parent: HashMap::new(),
+            demanded: HashMap::new(),
             timers: BTreeSet::new(),
             queue: Queue::default(),
             checks: Checks::default(),
@@ -161,6 +165,19 @@ impl Desk {
         self.by_name.get(name).copied()
     }
 
+    pub(super) fn demanded(&self, name: &Name) -> Option<u64> {
+        self.demanded.get(name).copied()
+    }
+
+    /// Forgets which entries clients asked for, and names them.
+    pub(super) fn take_demanded(&mut self) -> HashMap<Name, u64> {
+        std::mem::take(&mut self.demanded)
+    }
+
+    pub(super) fn is_queued(&self, id: u64) -> bool {
+        self.queue.priority_of(id).is_some()
+    }
+
     pub(super) fn by_dir(&self, dir: &Path) -> Option<u64> {
         self.by_dir.get(dir).copied()
     }
@@ -174,6 +191,8 @@ impl Desk {
                 rate: authority.config.order_rate,
             };
             self.queue.set_pace(Lane::Orders(Arc::clone(&url)), orders);
+            self.queue
+                .set_pace(Lane::OnDemand(Arc::clone(&url)), orders);
             self.queue.set_pace(Lane::Questions(url), QUESTIONS);
         }
         self.queue.set_pace(Lane::Internal, INTERNAL);
@@ -212,6 +231,9 @@ impl Desk {
                 self.by_parent.entry(parent.into()).or_default().push(id);
             }
         }
+        if entry.on_demand {
+            self.demanded.insert(entry.subject.name.clone(), id);
+        }
         self.entries.insert(
             id,
             Entry {
@@ -221,6 +243,29 @@ impl Desk {
         );
         self.check_at(id, OffsetDateTime::UNIX_EPOCH);
         id
+    }
+
+    /// Nobody wants it any more.
+    pub(super) fn drop_entry(&mut self, id: u64) {
+        self.stop_timer(id);
+        self.queue.remove(id);
+        self.checks.unwatch(id);
+        lock(&self.statuses).remove(&id);
+        let Some(entry) = self.entries.remove(&id) else {
+            return;
+        };
+        self.demanded.remove(&entry.subject.name);
+        self.by_dir.remove(&entry.dir);
+        for name in &entry.subject.names {
+            if self.by_name.get(name) == Some(&id) {
+                self.by_name.remove(name);
+            }
+            if let Name::Dns(dns) = name
+                && let Some(ids) = name::parent(dns).and_then(|it| self.by_parent.get_mut(it))
+            {
+                ids.retain(|own| *own != id);
+            }
+        }
     }
 
     /// Looks at everything anew: with another configuration, another writer, another clock.
@@ -268,7 +313,11 @@ impl Desk {
         self.notice_clock(now);
         self.notice_loading();
         for id in self.due(now) {
-            self.decide(id, now);
+            match self.is_wanted(id) {
+                true => self.decide(id, now),
+                false => self.check_at(id, now + RECHECK_FILES),
+            }
+            self.settle(id, now);
         }
         let mut starts = Vec::new();
         // The most urgent of all may be among those that are not decided yet.
@@ -278,6 +327,7 @@ impl Desk {
                     break;
                 };
                 starts.extend(self.begin(lane, ticket, now));
+                self.settle(ticket.id, now);
             }
         }
         *lock(&self.lanes) = self.queue.report(now);
@@ -355,7 +405,7 @@ impl Desk {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.waiting_since.get_or_insert(now);
                 }
-                let lane = work.lane();
+                let lane = work.lane(self.entry(id).is_some_and(|it| it.on_demand));
                 let queued = Some((lane.clone(), ticket.priority));
                 self.queue.push(lane, ticket);
                 self.check_at(id, again);
@@ -367,13 +417,14 @@ impl Desk {
     /// Its turn has come: what was decided when it began to wait is decided again.
     fn begin(&mut self, lane: Lane, ticket: Ticket, now: OffsetDateTime) -> Option<Start> {
         let id = ticket.id;
+        let on_demand = self.entry(id).is_some_and(|it| it.on_demand);
         let (mut work, ticket, again, status) = match self.verdict(id, now) {
             Some(Verdict::Work {
                 work,
                 ticket,
                 again,
                 status,
-            }) if work.lane() == lane => (work, ticket, again, status),
+            }) if work.lane(on_demand) == lane => (work, ticket, again, status),
             other => {
                 self.queue.give_back(&lane);
                 self.follow(id, other, now);
@@ -428,7 +479,8 @@ impl Desk {
     ) {
         let id = ticket.id;
         let until = broken.until;
-        if broken.of_account {
+        // A client that waits is told now.
+        if broken.of_account && !matches!(lane, Lane::OnDemand(_)) {
             // All that wait behind it would break it as well: nobody looks at each of them.
             tracing::warn!("orders at {}: {broken}", lane.ca());
             self.queue.hold(&lane, until, broken.to_string());
@@ -464,6 +516,11 @@ impl Desk {
             entry.running = false;
             self.check_at(id, OffsetDateTime::UNIX_EPOCH);
         }
+    }
+
+    /// What is shown of it.
+    pub(super) fn published(&self, id: u64) -> Option<SubjectStatus> {
+        lock(&self.statuses).get(&id).cloned()
     }
 
     pub(super) fn publish(&self, id: u64, status: Option<SubjectStatus>) {

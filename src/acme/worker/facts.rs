@@ -174,8 +174,7 @@ impl Desk {
         }
     }
 
-    /// Whether a limit of this CA stands in the way of a certificate that cannot wait, so that the
-    /// next one has its turn. What can wait does.
+    /// Whether one more order would break a limit of this CA, so that another has its turn.
     fn is_limited(
         &self,
         entry: &Entry,
@@ -184,8 +183,8 @@ impl Desk {
         now: OffsetDateTime,
     ) -> bool {
         let alive = |it: &StoredCertificate| now < it.leaf.not_after;
-        let can_wait = entry.stored.as_ref().is_some_and(alive);
-        able.len() > 1 && !can_wait && self.broken_limit(entry, authority, false, now).is_some()
+        let replaces = entry.stored.as_ref().is_some_and(alive);
+        able.len() > 1 && self.broken_limit(entry, authority, replaces, now).is_some()
     }
 
     pub(super) fn status(
@@ -230,6 +229,7 @@ impl Desk {
             revoked: self.revoked(entry),
             revocation_error: self.revocation_error(entry),
             error,
+            on_demand: entry.on_demand,
         }
     }
 

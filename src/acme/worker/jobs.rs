@@ -72,7 +72,11 @@ impl Worker {
             replaces && stored.meta.ca.as_deref() == Some(authority.url())
         };
         let predecessor = entry.stored.as_ref().filter(same_ca);
+        // Whoever waits for it was permitted to just now, and people need no permission.
+        let renewal = entry.on_demand && !entry.forced && !entry.is_waited_for();
+        let may_renew = renewal.then(|| Arc::clone(&self.desk.surroundings.may_renew));
         let job = OrderJob {
+            may_renew,
             replaces: predecessor.map(|stored| stored.leaf.der.clone()),
             subject,
             ledger: Arc::clone(entry.ledger.as_ref()?),
@@ -158,8 +162,10 @@ impl Worker {
         match done {
             Done::Issued { stored, ca, took } => self.desk.issued(id, *stored, ca, took),
             Done::Failed { error, ca, ordered } => self.desk.failed(id, now, error, ca, ordered),
+            Done::Withdrawn { cause } => self.desk.withdrawn(id, now, &cause),
             Done::Asked { error } => self.desk.asked(id, now, error),
         }
+        self.desk.settle(id, now);
     }
 }
 

@@ -23,6 +23,7 @@ impl Worker {
                 self.assignment = *assignment;
                 self.configure().await;
             }
+            Command::Demand { subject, reply } => self.demand(*subject, reply).await,
             Command::Renew { name, mode, reply } => {
                 self.desk.renew(&name, mode, reply, clock::now());
             }

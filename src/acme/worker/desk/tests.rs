@@ -49,6 +49,8 @@ impl Place {
                     ..Coverage::default()
                 }
             }),
+            may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
+            asked: Arc::new(|_: &Name| None),
             reload_hint: Arc::new(|_| {}),
             ordered: Arc::new(|_, _| {}),
             swaps: None,
@@ -262,13 +264,14 @@ fn orders_that_begin_together_break_no_limit_together() {
 }
 
 #[test]
-fn a_limit_of_the_first_authority_is_an_order_at_the_next_for_what_cannot_wait() {
+fn a_limit_of_the_first_authority_is_an_order_at_the_next() {
     let mut place = Place::new(&[("a.test", None), ("b.test", None), ("due.test", Some(70))]);
     let state = StateDir::open(place._state.path()).unwrap();
     let base = place.desk.authorities[0].config.clone();
     let open = |url: &str, count: Option<u32>| {
         let mut config = base.clone();
         config.set_directory(url).unwrap();
+        config.parallel_orders = if url == URL { 2 } else { 1 };
         config.limits.new_orders = count.map(|count| Limit {
             count,
             per: std::time::Duration::from_secs(3600),
@@ -294,5 +297,9 @@ fn a_limit_of_the_first_authority_is_an_order_at_the_next_for_what_cannot_wait()
         .values()
         .find(|it| it.name.to_string() == "due.test");
     let (lane, _) = due.unwrap().queued.clone().unwrap();
-    assert_eq!(lane.ca(), URL, "it waits for the first");
+    assert_eq!(
+        lane.ca(),
+        other,
+        "there is no room there, but nothing else in the way"
+    );
 }

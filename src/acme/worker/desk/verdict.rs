@@ -9,6 +9,7 @@ use super::{Desk, RECHECK, RECHECK_FILES, Verdict, Work};
 use crate::acme::account::Authority;
 use crate::acme::queue::{Priority, Ticket};
 use crate::acme::renewal::{self, Action, Facts, IssuerKind, OrderReason, WaitReason, plan};
+use crate::acme::worker::MAX_SLEEP;
 use crate::acme::worker::entry::Entry;
 use crate::acme::worker::handle::{SubjectStatus, lock};
 use crate::acme::worker::turn::Covered;
@@ -28,9 +29,10 @@ impl Desk {
     pub(super) fn verdict(&mut self, id: u64, now: OffsetDateTime) -> Option<Verdict> {
         let entry = self.entries.get(&id).filter(|entry| !entry.running)?;
         let recheck_at = now
-            + match entry.subject.depends_on_files() {
-                true => RECHECK_FILES,
-                false => RECHECK,
+            + match (entry.on_demand, entry.subject.depends_on_files()) {
+                (true, _) => MAX_SLEEP,
+                (false, true) => RECHECK_FILES,
+                (false, false) => RECHECK,
             };
         let Some(Covered { until, file_known }) = self.coverage(&entry.subject) else {
             let (facts, authority) = self.facts(entry, now, None);
@@ -74,6 +76,11 @@ impl Desk {
         let entry = self.entries.get(&id)?;
         let (facts, recheck_at) = (&known.facts, known.recheck_at);
         Some(match entry.forced_action(plan(now, facts), facts, now) {
+            Action::FetchRenewalInfo | Action::Order { .. }
+                if !self.is_due_on_demand(entry, now) =>
+            {
+                wait(entry.look_again(now), known.status)
+            }
             Action::CoveredByFiles { until } => wait(until.min(recheck_at), known.status),
             Action::Wait { until, reason } => {
                 let held = matches!(reason, WaitReason::Backoff | WaitReason::IssuerUnreachable);

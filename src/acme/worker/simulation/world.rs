@@ -281,6 +281,8 @@ impl World {
                 loaded: true,
                 ..Coverage::default()
             }),
+            may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
+            asked: Arc::new(|_| None),
             reload_hint: Arc::new(|_| {}),
             ordered: Arc::new(|_, _| {}),
             swaps: None,
