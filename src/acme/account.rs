@@ -3,6 +3,7 @@
 //! anything but its own orders.
 
 mod keys;
+pub mod revocation;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -21,8 +22,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class};
 use super::history::History;
-use super::http::{JobHttp, Transport, with_nonce};
-use super::jws::AccountKey;
+use super::http::{JobHttp, Transport};
+use super::jws::{self, AccountKey, Signer};
 use super::ledger::{AttemptId, Kind, Ledger, Outcome};
 use super::limits::{self, Broken};
 use crate::certificate::name::Name;
@@ -45,6 +46,7 @@ pub struct Directory {
     new_nonce: String,
     new_account: String,
     key_change: Option<String>,
+    revoke_cert: Option<String>,
     /// RFC 9773.
     pub renewal_info: Option<String>,
     terms_of_service: Option<String>,
@@ -60,6 +62,7 @@ struct DirectoryDocument {
     new_nonce: String,
     new_account: String,
     key_change: Option<String>,
+    revoke_cert: Option<String>,
     #[serde(rename = "newOrder")]
     _new_order: String,
     renewal_info: Option<String>,
@@ -85,6 +88,7 @@ impl Directory {
             new_nonce: document.new_nonce,
             new_account: document.new_account,
             key_change: document.key_change,
+            revoke_cert: document.revoke_cert,
             renewal_info: document.renewal_info,
             terms_of_service: document.meta.terms_of_service,
             caa_identities: document.meta.caa_identities,
@@ -165,6 +169,12 @@ impl Session {
             .map_err(|cause| AcmeError::new(Class::Operator, self.url.clone(), cause))
     }
 
+    /// Of the account's key (RFC 7638).
+    pub(super) fn thumbprint(&self) -> Result<String, AcmeError> {
+        let error = |cause: String| AcmeError::new(Class::Operator, self.url.clone(), cause);
+        self.key()?.thumbprint().map_err(|it| error(it.to_string()))
+    }
+
     /// The account, with an HTTP client that remembers for one job alone. Sends nothing.
     pub async fn account(&self) -> Result<(Account, JobHttp), AcmeError> {
         let http = job_http(&self.transport, &self.url, &self.directory);
@@ -172,7 +182,15 @@ impl Session {
         let broken = |cause: String| {
             AcmeError::new(Class::Operator, format!("account at {}", self.url), cause)
         };
-        let key = self.account.key().map_err(broken)?;
+        let mut key = self.account.key().map_err(broken)?;
+        let mut http = http;
+        let own = self.key()?;
+        if !own.is_es256() {
+            let (_, stand_in) = instant_acme::Key::generate_pkcs8()
+                .map_err(|error| broken(error.to_string()))?;
+            key = stand_in;
+            http = http.signing_again(own);
+        }
         let account = Account::builder_with_http(Box::new(http.clone()))
             .from_parts(id, key, self.url.clone())
             .await
@@ -538,21 +556,13 @@ impl Authority {
     }
 
     async fn update_contact(&self, file: &AccountFile, http: &JobHttp) -> Result<(), AcmeError> {
-        let key = file
-            .key()
-            .map_err(|cause| self.error(Class::Operator, cause))?;
-        let account = Account::builder_with_http(Box::new(http.clone()))
-            .from_parts(
-                file.id.clone().unwrap_or_default(),
-                key,
-                self.config.directory.clone(),
-            )
-            .await
-            .map_err(|error| http.explain(&self.what(), error))?;
-        let contact = self.contact();
-        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        with_nonce!(account.update_contacts(&contact))
-            .map_err(|error| http.explain(&self.what(), error))
+        let key = file.signing_key();
+        let key = key.map_err(|cause| self.error(Class::Operator, cause))?;
+        let id = file.id.as_deref().unwrap_or_default();
+        let payload = serde_json::json!({"contact": self.contact()});
+        let signer = Signer::Account(id);
+        jws::post(http, &self.what(), &key, signer, id, Some(&payload)).await?;
+        Ok(())
     }
 
     fn contact(&self) -> Vec<String> {

@@ -17,6 +17,7 @@ use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class, Subproblem, classify};
+use super::jws::AccountKey;
 use crate::clock;
 
 /// One exchange with a CA, from connecting to the last byte.
@@ -161,6 +162,8 @@ pub struct JobHttp {
     transport: Transport,
     directory: Option<Arc<(String, Bytes)>>,
     new_nonce: Option<Arc<str>>,
+    /// Signs again what `instant-acme` has signed.
+    signer: Option<Arc<AccountKey>>,
     last: Arc<Mutex<Note>>,
 }
 
@@ -170,6 +173,7 @@ impl JobHttp {
             transport,
             directory: None,
             new_nonce: None,
+            signer: None,
             last: Arc::default(),
         }
     }
@@ -179,6 +183,13 @@ impl JobHttp {
     pub fn with_directory(mut self, url: &str, body: Bytes, new_nonce: &str) -> JobHttp {
         self.directory = Some(Arc::new((url.to_owned(), body)));
         self.new_nonce = Some(new_nonce.into());
+        self
+    }
+
+    /// `instant-acme` signs with ES256 alone: what it has signed with another key is signed again
+    /// with the account's own on its way out.
+    pub(super) fn signing_again(mut self, key: AccountKey) -> JobHttp {
+        self.signer = Some(Arc::new(key));
         self
     }
 
@@ -299,6 +310,8 @@ impl JobHttp {
             .await
             .map(|body| body.to_bytes())
             .unwrap_or_default();
+        let signed_again = self.signer.as_ref().and_then(|key| key.sign_again(&body));
+        let body = signed_again.unwrap_or(body);
         parts.headers.remove(http::header::USER_AGENT);
         let is_head = parts.method == Method::HEAD;
         let mut response = self

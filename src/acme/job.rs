@@ -8,6 +8,7 @@ use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
+use super::account::revocation::Revocation;
 use super::account::{Authority, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
@@ -17,6 +18,7 @@ use super::order;
 use super::renewal::{OrderReason, Window};
 use super::renewal_info;
 use super::subject::Subject;
+use super::worker::{RenewError, RevocationReply};
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::ChallengeType;
@@ -43,6 +45,11 @@ pub(super) enum Done {
     },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
+    /// The CA was told to revoke; whoever asked for it waits.
+    Revoked {
+        result: Box<Result<Revocation, RenewError>>,
+        reply: RevocationReply,
+    },
 }
 
 /// An order at an ACME CA.

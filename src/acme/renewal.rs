@@ -114,6 +114,8 @@ pub struct Stored {
     pub issued_at: OffsetDateTime,
     /// Whether it was itself ordered because renewal information said so.
     pub ordered_for_renewal_info: bool,
+    /// Whether its CA has revoked it.
+    pub revoked: bool,
 }
 
 impl Stored {
@@ -263,6 +265,8 @@ pub enum OrderReason {
     KeyTypeChanged,
     /// What is stored comes from an issuer that is no longer the one asked for.
     IssuerChanged,
+    /// Clients that ask the CA refuse what is stored.
+    Revoked,
     /// Somebody said so.
     Requested,
 }
@@ -278,6 +282,7 @@ impl OrderReason {
             OrderReason::NamesChanged => "names-changed",
             OrderReason::KeyTypeChanged => "key-type-changed",
             OrderReason::IssuerChanged => "issuer-changed",
+            OrderReason::Revoked => "revoked",
             OrderReason::Requested => "requested",
         }
     }
@@ -382,7 +387,9 @@ fn need(now: OffsetDateTime, facts: &Facts) -> Need {
 /// Why the stored certificate is not what is wanted, whatever its dates.
 fn mismatch(stored: &Stored, wanted: &Wanted) -> Option<OrderReason> {
     let covers = |name: &Name| stored.names.iter().any(|own| own.covers(name));
-    if stored.issuer != wanted.issuer || !stored.issuer_configured {
+    if stored.revoked {
+        Some(OrderReason::Revoked)
+    } else if stored.issuer != wanted.issuer || !stored.issuer_configured {
         Some(OrderReason::IssuerChanged)
     } else if !wanted.names.iter().all(covers) {
         Some(OrderReason::NamesChanged)

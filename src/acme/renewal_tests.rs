@@ -34,6 +34,7 @@ fn stored(lifetime: Duration) -> Stored {
         issuer_configured: true,
         issued_at: START,
         ordered_for_renewal_info: false,
+        revoked: false,
     }
 }
 

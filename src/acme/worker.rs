@@ -10,6 +10,7 @@ mod facts;
 mod handle;
 mod jobs;
 mod requests;
+mod revoke;
 #[cfg(test)]
 mod tests;
 mod turn;
@@ -39,6 +40,8 @@ use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
 use crate::store::{StateDir, WriterLock};
 use entry::{Entry, Load, Loaded};
+pub use revoke::RevocationAnswer;
+pub(super) use revoke::RevocationReply;
 pub use handle::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
 };

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::admin_client::{AdminArgs, AdminClientError};
 use super::status::print_certificates;
+use crate::acme::account::revocation::RevocationReason;
 use crate::admin::status::{CertificateStatus, NameStatus, Sighting, Status};
 use crate::certificate::name::Name;
 
@@ -21,6 +22,8 @@ enum CertsCommand {
     Show(NameArgs),
     /// Order a new certificate for a name now
     Renew(RenewArgs),
+    /// Have the CA revoke the certificate for a name, and replace it
+    Revoke(RevokeArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -49,6 +52,16 @@ struct RenewArgs {
     if_due: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct RevokeArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Why, as RFC 5280 spells it: unspecified, keyCompromise, affiliationChanged, superseded,
+    /// cessationOfOperation or privilegeWithdrawn
+    #[arg(long, default_value = "unspecified")]
+    reason: RevocationReason,
+}
+
 fn parse_name(text: &str) -> Result<Name, String> {
     text.parse().map_err(|error| format!("{text:?} {error}"))
 }
@@ -58,6 +71,7 @@ pub(super) fn main(args: CertsArgs) -> ExitCode {
         CertsCommand::List(args) => list(&args),
         CertsCommand::Show(args) => show(&args),
         CertsCommand::Renew(args) => renew(&args),
+        CertsCommand::Revoke(args) => revoke(&args),
     })
 }
 
@@ -108,6 +122,36 @@ fn renew(args: &RenewArgs) -> Result<(), AdminClientError> {
         let text = decision["decision"].as_str().unwrap_or("accepted");
         let until = decision["until"].as_str().map(|at| format!(", until {at}"));
         println!("{name}: {text}{}", until.unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn revoke(args: &RevokeArgs) -> Result<(), AdminClientError> {
+    let NameArgs { name, list } = &args.name;
+    let reason = args.reason.as_str();
+    let path = format!("/certificates/{name}/revoke?reason={reason}");
+    let answer: serde_json::Value = list.admin.post(&path)?;
+    if list.json {
+        println!("{answer:#}");
+        return Ok(());
+    }
+    let text = |field: &str| answer[field].as_str().unwrap_or("?").to_owned();
+    let names = answer["names"].as_array().into_iter().flatten();
+    let names: Vec<&str> = names.filter_map(|name| name.as_str()).collect();
+    let verb = match answer["already_revoked"] == true {
+        true => "was revoked before",
+        false => "revoked",
+    };
+    println!(
+        "{verb}: the certificate for {} with serial {} by {}",
+        names.join(", "),
+        text("serial"),
+        text("ca")
+    );
+    println!("  reason {}, signed with the {}", text("reason"), text("by"));
+    match answer["replacement"]["decision"].as_str() {
+        Some(decision) => println!("  replacement: {decision}"),
+        None => println!("  no site has it: nothing replaces it"),
     }
     Ok(())
 }

@@ -108,6 +108,12 @@ impl Entry {
         known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
     }
 
+    /// Whether the CA has revoked what is stored, at our word.
+    pub(super) fn is_revoked(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.serial());
+        known.is_some_and(|(ledger, serial)| ledger.revoked(serial).is_some())
+    }
+
     /// What is planned, or the order that somebody asked for.
     pub(super) fn forced_action(
         &self,

@@ -86,6 +86,7 @@ impl Worker {
             issuer_configured: ca.is_none_or(configured),
             issued_at: stored.meta.issued_at,
             ordered_for_renewal_info: for_renewal_info,
+            revoked: entry.is_revoked(),
         }
     }
 

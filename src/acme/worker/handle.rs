@@ -7,6 +7,8 @@ use std::sync::{Arc, Mutex};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::revoke::{RevocationAnswer, RevocationReply};
+use crate::acme::account::revocation::RevocationReason;
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::Assignment;
 use crate::certificate::name::Name;
@@ -100,6 +102,11 @@ pub(super) enum Command {
         change: AccountChange,
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
     },
+    Revoke {
+        name: Name,
+        reason: RevocationReason,
+        reply: RevocationReply,
+    },
 }
 
 /// What can be done to an account.
@@ -164,6 +171,23 @@ impl WorkerHandle {
         let (reply, answer) = oneshot::channel();
         let sent = self.commands.send(Command::Account { ca, change, reply });
         sent.await.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Has the CA revoke the certificate that has `name`, and replaces it.
+    pub async fn revoke(
+        &self,
+        name: &Name,
+        reason: RevocationReason,
+    ) -> Result<RevocationAnswer, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Revoke {
+            name: name.clone(),
+            reason,
+            reply,
+        };
+        let sent = self.commands.send(command).await;
+        sent.map_err(|_| RenewError::Stopped)?;
         answer.await.unwrap_or(Err(RenewError::Stopped))
     }
 

@@ -162,6 +162,7 @@ impl Worker {
             Done::Issued { stored, ca, took } => self.issued(id, *stored, ca, took),
             Done::Failed { error, ca, ordered } => self.failed(id, now, error, ca, ordered),
             Done::Asked { error } => self.asked(id, now, error),
+            Done::Revoked { result, reply } => self.revoked(id, *result, reply),
         }
     }
 

@@ -22,6 +22,11 @@ impl Worker {
             }
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
+            Command::Revoke {
+                name,
+                reason,
+                reply,
+            } => self.revoke(name, reason, reply).await,
         }
     }
 
