@@ -50,7 +50,11 @@ async fn the_ca_knows_it_and_a_new_key_takes_over() {
         assert!(done.stdout.contains(part), "{part}: {}", done.stdout);
     }
     let status = pebble.certificate_status(&first).await;
-    assert_eq!((&status["Status"], &status["Reason"]), (&"Revoked".into(), &1.into()), "{status}");
+    assert_eq!(
+        (&status["Status"], &status["Reason"]),
+        (&"Revoked".into(), &1.into()),
+        "{status}"
+    );
     let second = wait_for_another(&perennial, &first).await;
     assert_eq!(pebble.certificate_status(&second).await["Status"], "Valid");
     assert_ne!(before, current_key(&perennial));
@@ -58,7 +62,10 @@ async fn the_ca_knows_it_and_a_new_key_takes_over() {
     let arguments = ["certs", "revoke", NAME, "--reason", "4", "--json"];
     let done = perennial.cli(&arguments).await.assert_success().json();
     assert_eq!(done["reason"], "superseded");
-    assert_eq!(pebble.certificate_status(&second).await["Status"], "Revoked");
+    assert_eq!(
+        pebble.certificate_status(&second).await["Status"],
+        "Revoked"
+    );
     wait_for_another(&perennial, &second).await;
 }
 

@@ -2,6 +2,7 @@
 //! Everything is opened when an order needs it and not before: a CA that is down never delays
 //! anything but its own orders.
 
+mod imported;
 mod keys;
 pub mod revocation;
 
@@ -31,6 +32,8 @@ use crate::clock;
 use crate::config::CertificateAuthority;
 use crate::store::sha2_hex::short_hash;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
+
+pub use imported::{Imported, ImportedAccount};
 
 /// How long a directory is believed. Its URLs change with years, but new features come and go.
 const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
@@ -186,8 +189,8 @@ impl Session {
         let mut http = http;
         let own = self.key()?;
         if !own.is_es256() {
-            let (_, stand_in) = instant_acme::Key::generate_pkcs8()
-                .map_err(|error| broken(error.to_string()))?;
+            let (_, stand_in) =
+                instant_acme::Key::generate_pkcs8().map_err(|error| broken(error.to_string()))?;
             key = stand_in;
             http = http.signing_again(own);
         }

@@ -375,17 +375,23 @@ mod tests {
         for (key, algorithm, length) in [(rsa, "RS256", 256), (p384, "ES384", 96)] {
             let own = pem_key(&key.private_key_to_pem_pkcs8().unwrap());
             let jws = own.sign(Signer::Key, "u", Some("n"), None).unwrap();
-            let header = BASE64URL.decode(jws["protected"].as_str().unwrap()).unwrap();
+            let header = BASE64URL
+                .decode(jws["protected"].as_str().unwrap())
+                .unwrap();
             let header: Value = serde_json::from_slice(&header).unwrap();
             assert_eq!(header["alg"], algorithm);
-            let signature = BASE64URL.decode(jws["signature"].as_str().unwrap()).unwrap();
+            let signature = BASE64URL
+                .decode(jws["signature"].as_str().unwrap())
+                .unwrap();
             assert_eq!(signature.len(), length);
             let message = format!("{}.", jws["protected"].as_str().unwrap());
             let good = match own.0 {
                 Kind::Rsa(_) => {
                     let digest = MessageDigest::sha256();
                     let mut verifier = boring::sign::Verifier::new(digest, &key).unwrap();
-                    verifier.verify_oneshot(&signature, message.as_bytes()).unwrap()
+                    verifier
+                        .verify_oneshot(&signature, message.as_bytes())
+                        .unwrap()
                 }
                 Kind::Ec(..) => {
                     let half = |range| BigNum::from_slice(&signature[range]).unwrap();
@@ -409,9 +415,13 @@ mod tests {
         let payload = json!({"a": 1});
         let jws = first.sign(Signer::Key, "u", Some("n"), Some(&payload));
         let second = key();
-        let again = second.sign_again(jws.unwrap().to_string().as_bytes()).unwrap();
+        let again = second
+            .sign_again(jws.unwrap().to_string().as_bytes())
+            .unwrap();
         let again: Value = serde_json::from_slice(&again).unwrap();
-        let expected = second.sign(Signer::Key, "u", Some("n"), Some(&payload)).unwrap();
+        let expected = second
+            .sign(Signer::Key, "u", Some("n"), Some(&payload))
+            .unwrap();
         // All but the signature, which has a random part.
         assert_eq!(again["protected"], expected["protected"]);
         assert_eq!(again["payload"], expected["payload"]);
@@ -422,7 +432,10 @@ mod tests {
     fn the_key_authorization_is_instant_acmes() {
         let authorization = KeyAuthorization::new("token", "thumb");
         assert_eq!(authorization.as_str(), "token.thumb");
-        assert_eq!(authorization.dns_value(), BASE64URL.encode(sha256(b"token.thumb")));
+        assert_eq!(
+            authorization.dns_value(),
+            BASE64URL.encode(sha256(b"token.thumb"))
+        );
     }
 
     #[test]

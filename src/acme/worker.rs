@@ -40,12 +40,12 @@ use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
 use crate::store::{StateDir, WriterLock};
 use entry::{Entry, Load, Loaded};
-pub use revoke::RevocationAnswer;
-pub(super) use revoke::RevocationReply;
 pub use handle::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
 };
 use handle::{Command, Statuses, lock};
+pub use revoke::RevocationAnswer;
+pub(super) use revoke::RevocationReply;
 use turn::Covered;
 
 /// How long a stop waits for TXT records to be removed; the next start removes what is left.

@@ -24,6 +24,8 @@ enum CertsCommand {
     Renew(RenewArgs),
     /// Have the CA revoke the certificate for a name, and replace it
     Revoke(RevokeArgs),
+    /// Take accounts and certificates of another ACME client over
+    Import(super::import::ImportArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -68,6 +70,7 @@ fn parse_name(text: &str) -> Result<Name, String> {
 
 pub(super) fn main(args: CertsArgs) -> ExitCode {
     exit(match args.command {
+        CertsCommand::Import(args) => return super::import::main(args),
         CertsCommand::List(args) => list(&args),
         CertsCommand::Show(args) => show(&args),
         CertsCommand::Renew(args) => renew(&args),
@@ -148,7 +151,11 @@ fn revoke(args: &RevokeArgs) -> Result<(), AdminClientError> {
         text("serial"),
         text("ca")
     );
-    println!("  reason {}, signed with the {}", text("reason"), text("by"));
+    println!(
+        "  reason {}, signed with the {}",
+        text("reason"),
+        text("by")
+    );
     match answer["replacement"]["decision"].as_str() {
         Some(decision) => println!("  replacement: {decision}"),
         None => println!("  no site has it: nothing replaces it"),

@@ -6,6 +6,7 @@ mod certs;
 mod check;
 mod completions;
 mod doctor;
+mod import;
 mod logging;
 mod proxy;
 mod run;
@@ -39,7 +40,7 @@ enum Command {
     Check(check::CheckArgs),
     /// Show what a running perennial does
     Status(status::StatusArgs),
-    /// Show and renew certificates of a running perennial
+    /// Show, renew and revoke certificates of a running perennial, or take over another client's
     Certs(certs::CertsArgs),
     /// Change the ACME account of a running perennial
     Account(account::AccountArgs),

@@ -102,6 +102,11 @@ impl StateDir {
         Ok(state)
     }
 
+    /// A directory to look into, which is neither made nor changed.
+    pub fn at(root: impl Into<PathBuf>) -> StateDir {
+        StateDir { root: root.into() }
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }

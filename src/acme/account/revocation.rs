@@ -30,10 +30,22 @@ pub enum RevocationReason {
 const REASONS: [(RevocationReason, &str, u8); 6] = [
     (RevocationReason::Unspecified, "unspecified", 0),
     (RevocationReason::KeyCompromise, "keyCompromise", 1),
-    (RevocationReason::AffiliationChanged, "affiliationChanged", 3),
+    (
+        RevocationReason::AffiliationChanged,
+        "affiliationChanged",
+        3,
+    ),
     (RevocationReason::Superseded, "superseded", 4),
-    (RevocationReason::CessationOfOperation, "cessationOfOperation", 5),
-    (RevocationReason::PrivilegeWithdrawn, "privilegeWithdrawn", 9),
+    (
+        RevocationReason::CessationOfOperation,
+        "cessationOfOperation",
+        5,
+    ),
+    (
+        RevocationReason::PrivilegeWithdrawn,
+        "privilegeWithdrawn",
+        9,
+    ),
 ];
 
 impl RevocationReason {
@@ -157,7 +169,12 @@ impl Authority {
         request: &RevocationRequest,
         by: RevokedBy,
     ) -> Result<Revoked, AcmeError> {
-        let none = || self.error(Class::Operator, "this CA does not revoke: it has no revokeCert");
+        let none = || {
+            self.error(
+                Class::Operator,
+                "this CA does not revoke: it has no revokeCert",
+            )
+        };
         let url = directory.revoke_cert.as_ref().ok_or_else(none)?;
         let payload = payload(request);
         match jws::post(http, &self.what(), key, signer, url, Some(&payload)).await {
