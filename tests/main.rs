@@ -26,6 +26,7 @@ mod embedded;
 mod engine;
 mod explain;
 mod formats;
+mod manual_delete;
 mod manual_import;
 mod manual_revoke;
 mod proof;

@@ -60,7 +60,12 @@ async fn the_ca_knows_it_and_a_new_key_takes_over() {
     assert_ne!(before, current_key(&perennial));
     // It is the new one that a second word is about, and numbers are reasons, too.
     let arguments = ["certs", "revoke", NAME, "--reason", "4", "--json"];
-    let done = perennial.cli(&arguments).await.assert_success().json();
+    // It is served a moment before the worker has done with it.
+    let done = wait_until(SOON, "a second revocation", async || {
+        let done = perennial.cli(&arguments).await;
+        done.success().then(|| done.json())
+    })
+    .await;
     assert_eq!(done["reason"], "superseded");
     assert_eq!(
         pebble.certificate_status(&second).await["Status"],

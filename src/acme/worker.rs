@@ -5,6 +5,7 @@
 //! It sleeps a minute at most and then compares the wall clock: a monotonic sleep stands still
 //! while a host is suspended.
 
+mod cleanup;
 mod entry;
 mod facts;
 mod handle;
@@ -39,6 +40,7 @@ use crate::clock;
 use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
 use crate::store::{StateDir, WriterLock};
+pub use cleanup::Deleted;
 use entry::{Entry, Load, Loaded};
 pub use handle::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
@@ -78,6 +80,7 @@ pub struct Worker {
     statuses: Statuses,
     lock: Option<WriterLock>,
     try_lock_at: OffsetDateTime,
+    sweep_at: OffsetDateTime,
     authorities: Vec<Arc<Authority>>,
     /// `None`: before the first configuration, or where it cannot be used.
     dns: Option<Arc<DnsChallenges>>,
@@ -109,6 +112,7 @@ impl Worker {
             statuses,
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
+            sweep_at: OffsetDateTime::UNIX_EPOCH,
             authorities: Vec::new(),
             dns: None,
             dns_claims: dns::Claims::default(),
@@ -129,6 +133,7 @@ impl Worker {
         loop {
             self.take_lock().await;
             let wake_at = self.decide_all(clock::now());
+            self.sweep_if_due(clock::now()).await;
             let sleep = (wake_at - clock::now()).clamp(Duration::ZERO, MAX_SLEEP);
             let sleep = StdDuration::try_from(sleep).unwrap_or_default();
             tokio::select! {

@@ -18,7 +18,8 @@ use super::status::{self, CertificateStatus, NameStatus, Status};
 use crate::acme::account::revocation::RevocationReason;
 use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{
-    AccountChange, AccountChanged, Decision, RenewError, RenewMode, RevocationAnswer, WorkerHandle,
+    AccountChange, AccountChanged, Decision, Deleted, RenewError, RenewMode, RevocationAnswer,
+    WorkerHandle,
 };
 use crate::certificate::attention::SharedAttention;
 use crate::certificate::name::Name;
@@ -223,7 +224,19 @@ impl Api {
         match verb {
             "renew" => self.renew(name, query).await,
             "revoke" => self.revoke(name, query).await,
+            "delete" => self.delete(&name, query).await,
             _ => not_found(path),
+        }
+    }
+
+    async fn delete(&self, name: &Name, query: Option<&str>) -> Answer {
+        let force = parameter(query, "force") == Some("true");
+        match self.worker.delete(name, force).await {
+            Ok(Deleted { archived, used }) => json_answer(
+                StatusCode::OK,
+                &json!({ "name": name.to_string(), "archived": archived, "used": used }),
+            ),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
         }
     }
 

@@ -24,6 +24,8 @@ enum CertsCommand {
     Renew(RenewArgs),
     /// Have the CA revoke the certificate for a name, and replace it
     Revoke(RevokeArgs),
+    /// Take a certificate out of service; it is archived, and kept until it expires
+    Delete(DeleteArgs),
     /// Take accounts and certificates of another ACME client over
     Import(super::import::ImportArgs),
 }
@@ -64,6 +66,15 @@ struct RevokeArgs {
     reason: RevocationReason,
 }
 
+#[derive(Debug, clap::Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Even if a site has it: a new one is ordered then
+    #[arg(long)]
+    force: bool,
+}
+
 fn parse_name(text: &str) -> Result<Name, String> {
     text.parse().map_err(|error| format!("{text:?} {error}"))
 }
@@ -75,6 +86,7 @@ pub(super) fn main(args: CertsArgs) -> ExitCode {
         CertsCommand::Show(args) => show(&args),
         CertsCommand::Renew(args) => renew(&args),
         CertsCommand::Revoke(args) => revoke(&args),
+        CertsCommand::Delete(args) => delete(&args),
     })
 }
 
@@ -159,6 +171,25 @@ fn revoke(args: &RevokeArgs) -> Result<(), AdminClientError> {
     match answer["replacement"]["decision"].as_str() {
         Some(decision) => println!("  replacement: {decision}"),
         None => println!("  no site has it: nothing replaces it"),
+    }
+    Ok(())
+}
+
+fn delete(args: &DeleteArgs) -> Result<(), AdminClientError> {
+    let NameArgs { name, list } = &args.name;
+    let query = if args.force { "?force=true" } else { "" };
+    let path = format!("/certificates/{name}/delete{query}");
+    let answer: serde_json::Value = list.admin.post(&path)?;
+    if list.json {
+        println!("{answer:#}");
+        return Ok(());
+    }
+    for path in answer["archived"].as_array().into_iter().flatten() {
+        println!("archived: {}", path.as_str().unwrap_or("?"));
+    }
+    println!("it is served until something better is there, or the process ends");
+    if answer["used"] == true {
+        println!("a site has the name: a new certificate is ordered");
     }
     Ok(())
 }

@@ -7,6 +7,7 @@ pub mod generation;
 pub mod leaf;
 mod lock;
 pub mod private_key;
+pub mod sweep;
 
 use std::fs;
 use std::io;
@@ -125,6 +126,11 @@ impl StateDir {
         self.certificates_dir()
             .join(component(name))
             .join(key_type_name(key_type))
+    }
+
+    /// Certificates that were taken out of service.
+    pub fn archive_dir(&self) -> PathBuf {
+        self.root.join("archive")
     }
 
     pub fn accounts_dir(&self) -> PathBuf {

@@ -8,6 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::handle::{Decision, RenewError};
+use super::revoke::PendingRevocation;
 use crate::acme::ledger::{Kind, Ledger, Outcome};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
@@ -40,6 +41,8 @@ pub(super) struct Entry {
     pub(super) ask_again: bool,
     /// Somebody waits for the decision that follows the running question.
     pub(super) reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
+    /// Somebody waits for a revocation until what runs has ended.
+    pub(super) revocation: Option<PendingRevocation>,
     pub(super) last_error: Option<String>,
     /// What cannot be ordered was said once.
     pub(super) refusal_logged: bool,
@@ -71,6 +74,7 @@ impl Entry {
             forced: false,
             ask_again: false,
             reply: None,
+            revocation: None,
             last_error: None,
             refusal_logged: false,
         }

@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cleanup::Deleted;
 use super::revoke::{RevocationAnswer, RevocationReply};
 use crate::acme::account::revocation::RevocationReason;
 use crate::acme::renewal::IssuerKind;
@@ -102,6 +103,11 @@ pub(super) enum Command {
         change: AccountChange,
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
     },
+    Delete {
+        name: Name,
+        force: bool,
+        reply: oneshot::Sender<Result<Deleted, RenewError>>,
+    },
     Revoke {
         name: Name,
         reason: RevocationReason,
@@ -171,6 +177,19 @@ impl WorkerHandle {
         let (reply, answer) = oneshot::channel();
         let sent = self.commands.send(Command::Account { ca, change, reply });
         sent.await.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Takes the certificate that has `name` out of service; `force`: even if a site has it.
+    pub async fn delete(&self, name: &Name, force: bool) -> Result<Deleted, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Delete {
+            name: name.clone(),
+            force,
+            reply,
+        };
+        let sent = self.commands.send(command).await;
+        sent.map_err(|_| RenewError::Stopped)?;
         answer.await.unwrap_or(Err(RenewError::Stopped))
     }
 

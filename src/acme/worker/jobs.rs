@@ -164,6 +164,7 @@ impl Worker {
             Done::Asked { error } => self.asked(id, now, error),
             Done::Revoked { result, reply } => self.revoked(id, *result, reply),
         }
+        self.resume_revocation(id);
     }
 
     pub(super) fn issued(

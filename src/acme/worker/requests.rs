@@ -22,6 +22,10 @@ impl Worker {
             }
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
+            Command::Delete { name, force, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.delete(&name, force).await);
+            }
             Command::Revoke {
                 name,
                 reason,

@@ -35,6 +35,14 @@ pub(super) struct RevocationJob {
     reason: RevocationReason,
 }
 
+/// A revocation that waits for what runs for the same certificate.
+pub(super) struct PendingRevocation {
+    /// Of the certificate that it is about.
+    serial: String,
+    reason: RevocationReason,
+    reply: RevocationReply,
+}
+
 impl RevocationJob {
     async fn run(self) -> Result<Revocation, RenewError> {
         let revoked = revoke_stored(&self.authority, &self.stored, self.reason).await;
@@ -75,52 +83,83 @@ impl Worker {
             .iter()
             .find(|(_, entry)| entry.subject.names.contains(&name))
             .map(|(id, _)| *id);
-        let job = match found {
-            _ if self.lock.is_none() => Err(RenewError::NotWriter),
-            Some(id) => self.revocation_of_entry(id, &name, reason),
-            None => self.revocation_of_unused(&name, reason).await,
-        };
-        match (job, found) {
-            (Err(error), _) => {
+        match found {
+            _ if self.lock.is_none() => {
                 // Whoever asked may have gone.
-                let _ = reply.send(Err(error));
+                let _ = reply.send(Err(RenewError::NotWriter));
             }
-            (Ok(job), Some(id)) => {
-                let job = async move {
-                    Done::Revoked {
-                        result: Box::new(job.run().await),
-                        reply,
-                    }
-                };
-                self.start(id, IssuerKind::Acme, job);
-            }
-            (Ok(job), None) => drop(tokio::spawn(async move {
-                let answer = job.run().await;
-                let answer = answer.map(|revocation| RevocationAnswer {
-                    revocation,
-                    next: None,
+            Some(id) => self.revoke_of_entry(id, reason, reply),
+            None => {
+                let job = self.revocation_of_unused(&name, reason).await;
+                tokio::spawn(async move {
+                    let answer = match job {
+                        Ok(job) => job.run().await,
+                        Err(error) => Err(error),
+                    };
+                    let answer = answer.map(|revocation| RevocationAnswer {
+                        revocation,
+                        next: None,
+                    });
+                    let _ = reply.send(answer);
                 });
-                let _ = reply.send(answer);
-            })),
+            }
         }
     }
 
-    fn revocation_of_entry(
-        &self,
-        id: u64,
-        name: &Name,
-        reason: RevocationReason,
-    ) -> Result<RevocationJob, RenewError> {
-        let unknown = || RenewError::UnknownName(name.clone());
-        let entry = self.entries.get(&id).ok_or_else(unknown)?;
-        if entry.running {
-            let text = format!("an order for {name} is in progress; ask again when it has ended");
-            return Err(RenewError::Refused(text));
+    fn revoke_of_entry(&mut self, id: u64, reason: RevocationReason, reply: RevocationReply) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            let _ = reply.send(Err(RenewError::Stopped));
+            return;
+        };
+        let name = entry.subject.name.clone();
+        let job = match (&entry.stored, entry.running) {
+            (None, _) => Err(RenewError::Refused(nothing_stored(&name))),
+            (Some(_), true) if entry.revocation.is_some() => Err(RenewError::Refused(format!(
+                "a revocation of the certificate for {name} is asked for already"
+            ))),
+            (Some(stored), true) => {
+                let serial = stored.leaf.serial.clone();
+                entry.revocation = Some(PendingRevocation {
+                    serial,
+                    reason,
+                    reply,
+                });
+                return;
+            }
+            (Some(stored), false) => {
+                let (stored, ledger) = (stored.clone(), entry.ledger.clone());
+                self.revocation(&name, stored, reason, ledger)
+            }
+        };
+        match job {
+            Ok(job) => self.start(id, IssuerKind::Acme, async move {
+                Done::Revoked {
+                    result: Box::new(job.run().await),
+                    reply,
+                }
+            }),
+            Err(error) => drop(reply.send(Err(error))),
         }
-        let stored = entry.stored.clone();
-        let stored = stored.ok_or_else(|| RenewError::Refused(nothing_stored(name)))?;
-        let ledger = entry.ledger.clone();
-        self.revocation(name, stored, reason, ledger)
+    }
+
+    /// What ran has ended. If it was an order, what was to be revoked has a successor that nobody
+    /// has spoken of.
+    pub(super) fn resume_revocation(&mut self, id: u64) {
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
+        };
+        let Some(pending) = entry.revocation.take() else {
+            return;
+        };
+        if entry.serial() == Some(&pending.serial) {
+            return self.revoke_of_entry(id, pending.reason, pending.reply);
+        }
+        let text = format!(
+            "the certificate for {} has just been replaced, and nothing was revoked; ask again to \
+             revoke the new one",
+            entry.subject.name
+        );
+        let _ = pending.reply.send(Err(RenewError::Refused(text)));
     }
 
     /// Of a certificate that is on disk although no site has its name.
