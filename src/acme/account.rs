@@ -172,6 +172,16 @@ impl Session {
             .map_err(|cause| AcmeError::new(Class::Operator, self.url.clone(), cause))
     }
 
+    /// Its URL.
+    pub fn account_url(&self) -> Option<&str> {
+        self.account.id.as_deref()
+    }
+
+    /// By how much the CA's clock is ahead of ours.
+    pub fn clock_offset(&self) -> Option<Duration> {
+        self.transport.clock_offset()
+    }
+
     /// Of the account's key (RFC 7638).
     pub(super) fn thumbprint(&self) -> Result<String, AcmeError> {
         let error = |cause: String| AcmeError::new(Class::Operator, self.url.clone(), cause);
@@ -681,6 +691,7 @@ fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)>
 }
 
 /// What the state directory knows about a CA.
+#[derive(Default)]
 pub struct OnRecord {
     /// The URL of our account there.
     pub account: Option<String>,
@@ -697,6 +708,25 @@ pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecor
         account: account.and_then(|account| account.id),
         caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
     })
+}
+
+/// The directory and, from its `Date`, by how much the CA's clock is ahead of ours: one plain
+/// request of a command that a person has typed.
+pub async fn ask_directory(
+    config: &CertificateAuthority,
+) -> Result<(Directory, Option<Duration>), String> {
+    let roots = config.ca_certificate.clone();
+    let transport = blocking(move || Transport::new(roots.as_deref())).await?;
+    let http = JobHttp::new(transport.clone());
+    let answered = http.get(&config.directory).await;
+    let (status, body) = answered.map_err(|error| error.to_string())?;
+    if !status.is_success() {
+        return Err(format!("the directory answers HTTP {status}"));
+    }
+    let directory = Directory::parse(body);
+    let directory =
+        directory.map_err(|error| format!("its answer is no ACME directory ({error})"))?;
+    Ok((directory, transport.clock_offset()))
 }
 
 /// The account, by its file, else by the copy of its key.

@@ -63,6 +63,20 @@ impl History {
         keep: Duration,
         now: OffsetDateTime,
     ) -> Result<History, StoreError> {
+        let (history, is_there) = History::read(state, slug, keep, now)?;
+        if is_there {
+            history.write_anew(&mut history.lock())?;
+        }
+        Ok(history)
+    }
+
+    /// And whether there was anything.
+    fn read(
+        state: &StateDir,
+        slug: &str,
+        keep: Duration,
+        now: OffsetDateTime,
+    ) -> Result<(History, bool), StoreError> {
         let file = format!("{slug}.history.jsonl");
         let path = state.ledger_dir().join("authorities").join(file);
         let bytes = match fs::read(&path) {
@@ -88,9 +102,17 @@ impl History {
             path,
             memory: Mutex::new(memory),
         };
-        if !bytes.is_empty() {
-            history.write_anew(&mut history.lock())?;
-        }
+        Ok((history, !bytes.is_empty()))
+    }
+
+    /// Reads what is there and changes nothing: for commands beside a running server.
+    pub fn peek(
+        state: &StateDir,
+        slug: &str,
+        keep: Duration,
+        now: OffsetDateTime,
+    ) -> Result<History, StoreError> {
+        let (history, _) = History::read(state, slug, keep, now)?;
         Ok(history)
     }
 

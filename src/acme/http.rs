@@ -10,7 +10,7 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration as StdDuration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LINK, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
@@ -75,6 +75,8 @@ pub enum HttpError {
 pub struct Transport {
     client: reqwest::Client,
     nonces: Arc<Mutex<Vec<(String, Instant)>>>,
+    /// By how much the CA's clock is ahead of ours, as its last response said.
+    clock_offset: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Transport {
@@ -99,7 +101,21 @@ impl Transport {
         Ok(Transport {
             client,
             nonces: Arc::default(),
+            clock_offset: Arc::default(),
         })
+    }
+
+    /// By how much the CA's clock is ahead of ours; `None`: it has not told.
+    pub fn clock_offset(&self) -> Option<Duration> {
+        *lock(&self.clock_offset)
+    }
+
+    fn compare_clocks(&self, headers: &HeaderMap, now: OffsetDateTime) {
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        if let Some(date) = date {
+            *lock(&self.clock_offset) = Some(OffsetDateTime::from(date) - now);
+        }
     }
 
     /// Keeps a nonce for the next request that needs one.
@@ -265,6 +281,8 @@ impl JobHttp {
             .body(body);
         let mut response = request.send().await.map_err(unreachable)?;
         *lock(&self.last) = note(&response);
+        self.transport
+            .compare_clocks(response.headers(), clock::now());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > MAX_BODY_BYTES {

@@ -3,25 +3,27 @@
 //! whether it should run.
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
 use super::account::revocation::Revocation;
-use super::account::{Authority, blocking};
+use super::account::{Authority, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::AcmeError;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order;
+use super::preflight::{self, Check, Preflight, Verdict};
+use super::public_cas;
 use super::renewal::{OrderReason, Window};
 use super::renewal_info;
 use super::subject::Subject;
 use super::worker::{RenewError, RevocationReply};
 use crate::certificate::name::Name;
 use crate::clock;
-use crate::config::ChallengeType;
+use crate::config::{ChallengeType, Dns};
 use crate::local_ca::LocalCa;
 use crate::store::StoreError;
 use crate::store::generation::{self, Generation, Meta, Source, StoredCertificate};
@@ -62,6 +64,84 @@ pub(super) struct OrderJob {
     pub dns: Option<Arc<DnsChallenges>>,
     pub reason: OrderReason,
     pub replaces: Option<Vec<u8>>,
+    /// For the first order of a name.
+    pub preflight: Option<FirstLook>,
+}
+
+/// What is looked at before the first order of a certificate, and where it is told.
+pub(super) struct FirstLook {
+    pub dns: Dns,
+    pub state_dir: PathBuf,
+    pub seen: SharedLook,
+}
+
+/// What was seen last, for one certificate.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Look {
+    pub checks: Vec<Check>,
+    /// How often its order was put off.
+    pub put_off: u32,
+}
+
+pub(super) type SharedLook = Arc<Mutex<Look>>;
+
+pub(super) fn lock_look(look: &SharedLook) -> MutexGuard<'_, Look> {
+    // It is replaced whole, so a panic cannot have left half of one.
+    look.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl FirstLook {
+    /// Looks, and says why the order is better put off. A CA that is not public may see the
+    /// network with other eyes: then nobody waits for what is seen.
+    async fn put_off(&self, job: &OrderJob, session: &Session) -> Option<String> {
+        let public = public_cas::is_public(job.authority.url());
+        let look = look(self.preflights(job, session), Arc::clone(&self.seen));
+        if !public {
+            tokio::spawn(look);
+            return None;
+        }
+        look.await;
+        let mut seen = lock_look(&self.seen);
+        let why = preflight::put_off(&seen.checks, public, seen.put_off);
+        seen.put_off += u32::from(why.is_some());
+        why
+    }
+
+    fn preflights(&self, job: &OrderJob, session: &Session) -> Vec<Preflight> {
+        let names = job.subject.names.iter().take(MAX_LOOKS);
+        let preflight = |name: &Name| Preflight {
+            name: name.clone(),
+            dns: self.dns.clone(),
+            identities: session.directory.caa_identities.clone(),
+            account: session.account_url().map(str::to_owned),
+            challenges: job.authority.config.challenges.clone(),
+            clock_offset: session.clock_offset(),
+            state_dir: self.state_dir.clone(),
+            answers: Some(job.challenges.clone()),
+        };
+        names.map(preflight).collect()
+    }
+}
+
+/// Of a certificate with very many names, so many are looked at.
+const MAX_LOOKS: usize = 10;
+
+async fn look(preflights: Vec<Preflight>, seen: SharedLook) {
+    let each = preflights.into_iter().map(Preflight::run);
+    let all = futures_util::future::join_all(each).await;
+    let mut checks: Vec<Check> = all.into_iter().flatten().collect();
+    // The clock and the disk are the same for each name.
+    checks.sort_by_key(|check| std::cmp::Reverse(check.verdict));
+    let mut unique: Vec<Check> = Vec::new();
+    for check in checks {
+        if !unique.contains(&check) {
+            unique.push(check);
+        }
+    }
+    for check in unique.iter().filter(|check| check.verdict != Verdict::Ok) {
+        tracing::warn!(topic = check.topic.as_str(), "preflight: {check}");
+    }
+    lock_look(&seen).checks = unique;
 }
 
 impl OrderJob {
@@ -74,6 +154,12 @@ impl OrderJob {
             Ok(session) => session,
             Err(error) => return failed(error.to_string(), Some(ca), false),
         };
+        if let Some(first) = &self.preflight
+            && let Some(why) = first.put_off(&self, &session).await
+        {
+            let error = format!("order for {}: put off by a {why}", self.subject.name);
+            return failed(error, Some(ca), false);
+        }
         let exempt = self.replaces.is_some() && session.directory.renewal_info.is_some();
         let (history, names) = (
             Arc::clone(&self.authority.history),

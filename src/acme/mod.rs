@@ -13,6 +13,7 @@ mod jws;
 pub mod ledger;
 pub mod limits;
 pub mod order;
+pub mod preflight;
 pub mod public_cas;
 pub mod renewal;
 pub mod renewal_info;

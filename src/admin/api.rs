@@ -224,8 +224,16 @@ impl Api {
         match verb {
             "renew" => self.renew(name, query).await,
             "revoke" => self.revoke(name, query).await,
+            "preflight" => self.preflight(&name).await,
             "delete" => self.delete(&name, query).await,
             _ => not_found(path),
+        }
+    }
+
+    async fn preflight(&self, name: &Name) -> Answer {
+        match self.worker.preflight(name).await {
+            Ok(checks) => json_answer(StatusCode::OK, &checks),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
         }
     }
 

@@ -8,14 +8,18 @@ mod completions;
 mod doctor;
 mod import;
 mod logging;
+mod man;
 mod proxy;
 mod run;
 mod status;
+mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::local_ca::trust_store::Change;
 
 /// The configuration is wrong, or the command line is (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -44,8 +48,14 @@ enum Command {
     Certs(certs::CertsArgs),
     /// Change the ACME account of a running perennial
     Account(account::AccountArgs),
-    /// Look at what depends on DNS records that stand for good, and say what to add
+    /// Look at all that an order depends on (DNS, ports, CAA, clock, disk, limits), and say what to do
     Doctor(doctor::DoctorArgs),
+    /// Make this system, and this user's browsers, trust the internal CA
+    Trust(trust::TrustArgs),
+    /// Take that trust back
+    Untrust(trust::TrustArgs),
+    /// Print the manual page, or write one for each command
+    Man(man::ManArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -76,6 +86,9 @@ pub fn main() -> ExitCode {
         Command::Certs(args) => certs::main(args),
         Command::Account(args) => account::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::Trust(args) => trust::main(args, Change::Install),
+        Command::Untrust(args) => trust::main(args, Change::Remove),
+        Command::Man(args) => man::main(args),
         Command::Completions(args) => completions::main(args),
     }
 }

@@ -9,6 +9,7 @@ use tokio::sync::oneshot;
 
 use super::handle::{Decision, RenewError};
 use super::revoke::PendingRevocation;
+use crate::acme::job::SharedLook;
 use crate::acme::ledger::{Kind, Ledger, Outcome};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
@@ -41,6 +42,8 @@ pub(super) struct Entry {
     pub(super) ask_again: bool,
     /// Somebody waits for the decision that follows the running question.
     pub(super) reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
+    /// What was seen before its first order.
+    pub(super) look: SharedLook,
     /// Somebody waits for a revocation until what runs has ended.
     pub(super) revocation: Option<PendingRevocation>,
     pub(super) last_error: Option<String>,
@@ -74,6 +77,7 @@ impl Entry {
             forced: false,
             ask_again: false,
             reply: None,
+            look: SharedLook::default(),
             revocation: None,
             last_error: None,
             refusal_logged: false,

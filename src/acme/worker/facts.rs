@@ -10,6 +10,7 @@ use super::entry::Entry;
 use super::handle::SubjectStatus;
 use super::turn::{Covered, covered, whose_turn};
 use crate::acme::account::Authority;
+use crate::acme::job::lock_look;
 use crate::acme::ledger::{Kind, Outcome, Record};
 use crate::acme::limits::Broken;
 use crate::acme::renewal::{
@@ -207,6 +208,7 @@ impl Worker {
             explanation_url: info.and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url),
             covered_by_files_until,
             running: entry.running,
+            preflight: lock_look(&entry.look).checks.clone(),
         }
     }
 

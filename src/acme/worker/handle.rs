@@ -10,6 +10,7 @@ use tokio::sync::{mpsc, oneshot};
 use super::cleanup::Deleted;
 use super::revoke::{RevocationAnswer, RevocationReply};
 use crate::acme::account::revocation::RevocationReason;
+use crate::acme::preflight::Check;
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::Assignment;
 use crate::certificate::name::Name;
@@ -39,6 +40,8 @@ pub struct SubjectStatus {
     pub covered_by_files_until: Option<OffsetDateTime>,
     /// Whether an order or a question to the CA runs now.
     pub running: bool,
+    /// What was seen before the first order, worst first.
+    pub preflight: Vec<Check>,
 }
 
 /// How a renewal is asked for.
@@ -102,6 +105,10 @@ pub(super) enum Command {
         ca: Option<String>,
         change: AccountChange,
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
+    },
+    Preflight {
+        name: Name,
+        reply: oneshot::Sender<Result<Vec<Check>, RenewError>>,
     },
     Delete {
         name: Name,
@@ -177,6 +184,15 @@ impl WorkerHandle {
         let (reply, answer) = oneshot::channel();
         let sent = self.commands.send(Command::Account { ca, change, reply });
         sent.await.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Looks at all that an order of `name` depends on.
+    pub async fn preflight(&self, name: &Name) -> Result<Vec<Check>, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let name = name.clone();
+        let sent = self.commands.send(Command::Preflight { name, reply }).await;
+        sent.map_err(|_| RenewError::Stopped)?;
         answer.await.unwrap_or(Err(RenewError::Stopped))
     }
 

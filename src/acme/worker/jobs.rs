@@ -9,7 +9,7 @@ use time::{Duration, OffsetDateTime};
 use super::handle::{SubjectStatus, lock};
 use super::{MAX_SLEEP, Worker};
 use crate::acme::account::Authority;
-use crate::acme::job::{AskJob, Done, InternalJob, OrderJob};
+use crate::acme::job::{AskJob, Done, FirstLook, InternalJob, OrderJob};
 use crate::acme::renewal::{Attempts, IssuerKind, OrderReason};
 use crate::clock;
 use crate::store::generation::StoredCertificate;
@@ -81,6 +81,11 @@ impl Worker {
                     dir: entry.dir.clone(),
                     challenges: self.challenges.clone(),
                     dns: self.dns.clone(),
+                    preflight: (reason == OrderReason::First).then(|| FirstLook {
+                        dns: self.assignment.dns.clone(),
+                        state_dir: self.state.root().to_owned(),
+                        seen: Arc::clone(&entry.look),
+                    }),
                     reason,
                 };
                 self.start(id, kind, job.run());

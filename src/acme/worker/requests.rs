@@ -9,6 +9,7 @@ use super::Worker;
 use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
 use crate::acme::account::{Authority, slug};
 use crate::acme::ledger::Kind;
+use crate::acme::preflight::{Check, Preflight};
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
 use crate::clock;
@@ -22,6 +23,7 @@ impl Worker {
             }
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
+            Command::Preflight { name, reply } => self.preflight(&name, reply),
             Command::Delete { name, force, reply } => {
                 // Whoever asked may have gone.
                 let _ = reply.send(self.delete(&name, force).await);
@@ -54,6 +56,30 @@ impl Worker {
             };
             // Whoever asked may have gone.
             let _ = reply.send(changed);
+        });
+    }
+
+    /// Beside the worker: it asks DNS and our own listeners.
+    fn preflight(&self, name: &Name, reply: oneshot::Sender<Result<Vec<Check>, RenewError>>) {
+        let mut entries = self.entries.values();
+        let known = entries.any(|entry| entry.subject.names.contains(name));
+        let authority = self.authorities.first().filter(|_| known);
+        let Some(authority) = authority.map(Arc::clone) else {
+            let _ = reply.send(Err(RenewError::UnknownName(name.clone())));
+            return;
+        };
+        let preflight = Preflight {
+            name: name.clone(),
+            dns: self.assignment.dns.clone(),
+            identities: Vec::new(),
+            account: None,
+            challenges: authority.config.challenges.clone(),
+            clock_offset: None,
+            state_dir: self.state.root().to_owned(),
+            answers: Some(self.challenges.clone()),
+        };
+        tokio::spawn(async move {
+            let _ = reply.send(Ok(preflight.here().await));
         });
     }
 
