@@ -82,12 +82,12 @@ impl Scene {
 
     /// However many polls find the same, the log says it once; the good one is served meanwhile.
     async fn assert_told_once(&self, file: &Path) {
-        let before = loud_lines(&self.perennial, file);
-        assert!(
-            !before.is_empty(),
-            "the log does not name {}",
-            file.display()
-        );
+        // It was written before, and is read by another thread.
+        let before = wait_until(SOON, "the log to name it", async || {
+            let lines = loud_lines(&self.perennial, file);
+            (!lines.is_empty()).then_some(lines)
+        })
+        .await;
         never_within(SEVERAL_POLLS, async || {
             let served = serial(self.perennial.place.https, NAME).await;
             (served.as_ref() != Ok(&self.good.serial)).then(|| format!("served: {served:?}"))

@@ -40,7 +40,7 @@ async fn scene() -> Scene {
 impl Scene {
     async fn assert_serves(&mut self) {
         self.perennial.restart().await;
-        let served = wait_until(Duration::from_secs(5), "the other site", async || {
+        let served = wait_until(SOON, "the other site", async || {
             serial(self.perennial.place.https, FILED).await.ok()
         });
         assert_eq!(served.await, self.serial);

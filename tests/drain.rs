@@ -12,8 +12,10 @@ use crate::support::upstream::Upstream;
 use crate::support::wait::{SOON, wait_until};
 
 const NAME: &str = "a.example.test";
+/// So long that whatever ends well before has not waited for it.
+const GRACE: &str = "grace_period = \"1h\"\n";
 /// An idle server has nothing to wait for.
-const AT_ONCE: Duration = Duration::from_secs(5);
+const AT_ONCE: Duration = SOON;
 
 struct Scene {
     perennial: Perennial,
@@ -52,7 +54,7 @@ async fn held_request(scene: &Scene) -> tokio::task::JoinHandle<Result<Answer, S
 }
 
 async fn finishes_what_is_under_way(signal: Signal) {
-    let mut scene = scene("").await;
+    let mut scene = scene(GRACE).await;
     let mut idle = open(&scene).await;
     idle.get("/").await.expect("served");
     let request = held_request(&scene).await;
@@ -85,7 +87,7 @@ async fn sigint_finishes_what_is_under_way() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_idle_server_stops_at_once() {
-    let mut scene = scene("").await;
+    let mut scene = scene(GRACE).await;
     scene.perennial.signal(Signal::TERM);
     let status = scene.perennial.wait_exit(AT_ONCE).await;
     assert_eq!(status.code(), Some(0));
@@ -109,7 +111,7 @@ async fn http2_streams_are_finished_too() {
     use crate::support::{http2, upstream::text};
     use axum::body::Body;
 
-    let mut scene = scene("").await;
+    let mut scene = scene(GRACE).await;
     let https = scene.perennial.place.https;
     let mut sender = http2::open(https, NAME, None).await.expect("h2");
     let url = format!("https://{NAME}/hold");

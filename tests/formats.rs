@@ -3,8 +3,8 @@
 
 use std::path::{Path, PathBuf};
 
+use crate::reload::LIMIT;
 use crate::reload::{EVENTS, NAME, POLL, start, wait_served};
-use crate::renewers::LIMIT;
 use crate::support::certs::{KeyKind, Leaf, TestCa};
 use crate::support::client::{serial, served};
 use crate::support::clock;

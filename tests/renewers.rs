@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use futures_util::future::join_all;
 use time::OffsetDateTime;
 
-use crate::reload::{EVENTS, NAME, POLL, start};
+use crate::reload::{EVENTS, LIMIT, NAME, POLL, start};
 use crate::support::certs::{Leaf, NextKey, TestCa};
 use crate::support::client::serial;
 use crate::support::clock;
@@ -19,9 +19,6 @@ use crate::support::place::Place;
 use crate::support::wait::{SOON, wait_until};
 use crate::support::writers::Pair;
 
-/// From the last write to the first handshake with the new certificate. The promise is 1 s; a
-/// machine that runs other tests beside this one may take longer to look.
-pub const LIMIT: Duration = Duration::from_secs(5);
 /// Files that changed within this are read again without any event, which would hide that there
 /// was none.
 const SETTLED: Duration = Duration::from_millis(2250);

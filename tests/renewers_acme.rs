@@ -3,8 +3,8 @@
 
 use std::time::{Duration, Instant};
 
-use crate::reload::{NAME, start};
-use crate::renewers::{FoundBy, LIMIT, Source, wait_served};
+use crate::reload::{LIMIT, NAME, start};
+use crate::renewers::{FoundBy, Source, wait_served};
 use crate::support::acme_clients::{AcmeClient, Kind};
 use crate::support::certs::serial_of_pem;
 use crate::support::client::served;

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::time::Duration;
 
 use crate::reload::EVENTS;
-use crate::renewers::LIMIT;
+use crate::reload::LIMIT;
 use crate::support::certs::{KeyKind, Leaf, TestCa, serial_of_pem};
 use crate::support::client::{serial, served};
 use crate::support::clock;

@@ -4,7 +4,6 @@
 use std::net::{Ipv6Addr, SocketAddr, TcpListener};
 use std::os::unix::fs::PermissionsExt;
 use std::path::Path;
-use std::time::Duration;
 
 use crate::support::client::served;
 use crate::support::command::curl;
@@ -102,9 +101,7 @@ async fn an_address_in_use_ends_the_start() {
         let status = perennial.wait_exit(SOON).await;
         let code = status.code().expect("it ends by itself");
         assert_ne!(code, 0);
-        let line = perennial
-            .wait_for_log(&addr.to_string(), Duration::from_secs(5))
-            .await;
+        let line = perennial.wait_for_log(&addr.to_string(), SOON).await;
         let cause = line.to_lowercase();
         assert!(cause.contains("in use"), "{line}");
         assert!(!perennial.log().join("\n").contains("panicked"));

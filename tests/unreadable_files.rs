@@ -9,7 +9,7 @@ use serde_json::Value;
 
 use crate::broken_files::{NAME, POLL, Scene};
 use crate::reload::EVENTS;
-use crate::renewers::LIMIT;
+use crate::reload::LIMIT;
 use crate::support::command;
 use crate::support::handshakes::Handshakes;
 use crate::support::perennial::{Perennial, program};

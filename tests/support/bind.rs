@@ -116,7 +116,7 @@ impl Bind {
 
     /// Queries and updates, one line each.
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
+        self.log.all()
     }
 
     async fn ask(&self, name: &str, kind: RecordType) -> Result<Message, String> {

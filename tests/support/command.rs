@@ -1,9 +1,12 @@
 //! Other people's programs: run to their end, or found on this machine.
 
-use std::io::{BufRead, BufReader, Read};
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use rustix::io::Errno;
 
 /// What a program printed and how it ended.
 #[derive(Debug)]
@@ -29,15 +32,66 @@ impl Finished {
     }
 }
 
-/// What a program that still runs has printed.
-pub type Lines = Arc<Mutex<Vec<String>>>;
+/// What programs that still run have printed.
+#[derive(Clone, Default)]
+pub struct Lines(Arc<Mutex<Printed>>);
+
+#[derive(Default)]
+struct Printed {
+    lines: Vec<String>,
+    /// The pipes that are still open, with the beginning of the line to come.
+    pipes: Vec<(OwnedFd, Vec<u8>)>,
+}
+
+impl Lines {
+    /// Every line that has been written by now, be it still in the pipe.
+    pub fn all(&self) -> Vec<String> {
+        let mut printed = self.0.lock().unwrap();
+        printed.drain();
+        printed.lines.clone()
+    }
+}
+
+impl Printed {
+    fn drain(&mut self) {
+        let Printed { lines, pipes } = self;
+        pipes.retain_mut(|(pipe, rest)| {
+            let mut buffer = [0; 16 * 1024];
+            loop {
+                match rustix::io::read(&*pipe, &mut buffer) {
+                    Ok(0) => return false,
+                    Ok(length) => rest.extend_from_slice(&buffer[..length]),
+                    Err(Errno::INTR) => {}
+                    Err(error) => return error == Errno::AGAIN,
+                }
+                while let Some(end) = rest.iter().position(|byte| *byte == b'\n') {
+                    let line: Vec<u8> = rest.drain(..=end).collect();
+                    lines.push(String::from_utf8_lossy(&line[..end]).into_owned());
+                }
+            }
+        });
+    }
+}
 
 /// Adds each line that comes out of a pipe, until its end.
-pub fn collect(pipe: impl Read + Send + 'static, lines: &Lines) {
-    let lines = Arc::clone(lines);
+pub fn collect(pipe: impl Into<OwnedFd>, lines: &Lines) {
+    let pipe = pipe.into();
+    let number = pipe.as_raw_fd();
+    rustix::io::ioctl_fionbio(&pipe, true).expect("not blocking");
+    lines.0.lock().unwrap().pipes.push((pipe, Vec::new()));
+    // To the pipe's end, whoever wants the lines: a full one would hold the program up, and a closed
+    // one end it.
+    let lines = lines.clone();
     std::thread::spawn(move || {
-        for line in BufReader::new(pipe).lines().map_while(Result::ok) {
-            lines.lock().unwrap().push(line);
+        loop {
+            let mut printed = lines.0.lock().unwrap();
+            printed.drain();
+            let mut open = printed.pipes.iter();
+            if open.all(|(pipe, _)| pipe.as_raw_fd() != number) {
+                return;
+            }
+            drop(printed);
+            std::thread::sleep(Duration::from_millis(5));
         }
     });
 }

@@ -132,6 +132,11 @@ impl Pebble {
                 .map(Killed)
                 .collect(),
         };
+        // A name that it cannot resolve yet would fail an order for good.
+        wait_until(SOON, "Pebble's DNS server", async || {
+            tokio::net::TcpStream::connect(dns).await.ok()
+        })
+        .await;
         pebble.wait_answering().await;
         Some(pebble)
     }
@@ -183,12 +188,12 @@ impl Pebble {
     }
 
     pub fn log(&self) -> String {
-        self.log.lock().unwrap().join("\n")
+        self.log.all().join("\n")
     }
 
     /// How many orders were placed so far; a request refused for its nonce is none.
     pub fn orders(&self) -> usize {
-        let log = self.log.lock().unwrap();
+        let log = self.log.all();
         log.iter()
             .filter(|line| line.contains("Added order "))
             .count()

@@ -174,7 +174,7 @@ impl Perennial {
     }
 
     pub fn log(&self) -> Vec<String> {
-        self.log.lock().unwrap().clone()
+        self.log.all()
     }
 
     pub fn log_lines_with(&self, pattern: &str) -> Vec<String> {

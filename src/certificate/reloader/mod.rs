@@ -261,3 +261,30 @@ fn pair_unit(files: PairFiles) -> Unit {
 #[cfg(test)]
 #[path = "../model_tests/mod.rs"]
 mod model_tests;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// An event and what follows closely are taken together.
+    #[test]
+    fn it_stops_right_after_an_event_too() {
+        let (reloader, running) = Reloader::start(Sources {
+            pairs: Vec::new(),
+            folders: Vec::new(),
+            generations: None,
+            default_name: None,
+            takeover: HostSet::default(),
+            poll_interval: Duration::from_secs(3600),
+            watch: false,
+        })
+        .unwrap();
+        reloader.hint("/nowhere".into());
+        reloader.stop();
+        let deadline = Instant::now() + Duration::from_secs(30);
+        while !running.is_finished() {
+            assert!(Instant::now() < deadline, "it goes on");
+            std::thread::sleep(Duration::from_millis(5));
+        }
+    }
+}

@@ -118,43 +118,43 @@ impl Thread {
                 }
                 Ok(Wake::Hint(path)) => {
                     paths.insert(path);
-                    return Some(self.gather(inbox, paths));
+                    return self.gather(inbox, paths);
                 }
                 Ok(Wake::Event(event)) => {
                     if !self.note(event, &mut paths) {
                         return Some(Scope::All);
                     }
                     if !paths.is_empty() {
-                        return Some(self.gather(inbox, paths));
+                        return self.gather(inbox, paths);
                     }
                 }
             }
         }
     }
 
-    /// Takes in the events that follow closely, so that many of them cost one scan.
-    fn gather(&mut self, inbox: &Receiver<Wake>, mut paths: BTreeSet<PathBuf>) -> Scope {
+    /// Takes in the events that follow closely, so that many of them cost one scan; `None` to stop.
+    fn gather(&mut self, inbox: &Receiver<Wake>, mut paths: BTreeSet<PathBuf>) -> Option<Scope> {
         let started = Instant::now();
         while let Ok(wake) = inbox.recv_timeout(GATHER.saturating_sub(started.elapsed())) {
             match wake {
                 Wake::Event(event) => {
                     if !self.note(event, &mut paths) {
-                        return Scope::All;
+                        return Some(Scope::All);
                     }
                 }
                 Wake::Hint(path) => drop(paths.insert(path)),
                 Wake::Rescan(answer) => {
                     self.rescan(answer);
-                    return Scope::Paths(BTreeSet::new());
+                    return Some(Scope::Paths(BTreeSet::new()));
                 }
                 Wake::Reconfigure(sources, events, answer) => {
                     self.obey(*sources, events, answer);
-                    return Scope::Paths(BTreeSet::new());
+                    return Some(Scope::Paths(BTreeSet::new()));
                 }
-                Wake::Stop => break,
+                Wake::Stop => return None,
             }
         }
-        Scope::Paths(paths)
+        Some(Scope::Paths(paths))
     }
 
     /// Adds what an event is about to `paths`. `false`: it says that events were lost.
