@@ -110,6 +110,9 @@ async fn taken_over(place: Place, pebble: &Pebble, theirs: Theirs) {
 
     perennial.renew(NAME).await;
     wait_until(SOON, "a renewal by ourselves", async || {
+        if let Some(error) = perennial.status_field(NAME, "last_error").await {
+            panic!("the renewal failed: {error}");
+        }
         let served = served(perennial.place.https, Some(NAME)).await.ok()?;
         (served.serial != theirs.serial).then_some(())
     })

@@ -95,7 +95,11 @@ impl FirstLook {
     /// network with other eyes: then nobody waits for what is seen.
     async fn put_off(&self, job: &OrderJob, session: &Session) -> Option<String> {
         let public = public_cas::is_public(job.authority.url());
-        let look = look(self.preflights(job, session), Arc::clone(&self.seen));
+        let look = look(
+            self.preflights(job, session),
+            Arc::clone(&self.seen),
+            public,
+        );
         if !public {
             tokio::spawn(look);
             return None;
@@ -126,7 +130,8 @@ impl FirstLook {
 /// Of a certificate with very many names, so many are looked at.
 const MAX_LOOKS: usize = 10;
 
-async fn look(preflights: Vec<Preflight>, seen: SharedLook) {
+/// Of a CA that is not `public` what is seen is no more than advice.
+async fn look(preflights: Vec<Preflight>, seen: SharedLook, public: bool) {
     let each = preflights.into_iter().map(Preflight::run);
     let all = futures_util::future::join_all(each).await;
     let mut checks: Vec<Check> = all.into_iter().flatten().collect();
@@ -139,7 +144,11 @@ async fn look(preflights: Vec<Preflight>, seen: SharedLook) {
         }
     }
     for check in unique.iter().filter(|check| check.verdict != Verdict::Ok) {
-        tracing::warn!(topic = check.topic.as_str(), "preflight: {check}");
+        let topic = check.topic.as_str();
+        match public {
+            true => tracing::warn!(topic, "preflight: {check}"),
+            false => tracing::info!(topic, "preflight: {check}"),
+        }
     }
     lock_look(&seen).checks = unique;
 }
