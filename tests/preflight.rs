@@ -89,6 +89,57 @@ const RECORDS: &str = "here IN A HERE\n\
                        account IN A HERE\n\
                        account IN CAA 0 issue \"pebble.letsencrypt.org; accounturi=https://x.test/1\"";
 
+/// Name or end of what it is about, topic, verdict, and what is said.
+type Expected = (
+    &'static str,
+    &'static str,
+    &'static str,
+    &'static [&'static str],
+);
+
+const EXPECTED: [Expected; 14] = [
+    ("here", "address", "ok", &["of this host"]),
+    (
+        "elsewhere",
+        "address",
+        "warning",
+        &["192.0.2.1", "no address of this host"],
+    ),
+    (
+        "nowhere",
+        "address",
+        "fails",
+        &["neither an A nor an AAAA", "add nowhere"],
+    ),
+    ("here", "reachable", "warning", &["no running perennial"]),
+    ("here", "caa", "ok", &["no CAA record"]),
+    (
+        "forbidden",
+        "caa",
+        "fails",
+        &["other.test", "CAA 0 issue \\\"pebble.letsencrypt.org"],
+    ),
+    // The parent's records count.
+    (
+        "sub.forbidden",
+        "caa",
+        "fails",
+        &["of forbidden.example.test"],
+    ),
+    ("permitted", "caa", "ok", &["permit the CA"]),
+    (
+        "dns-only",
+        "caa",
+        "fails",
+        &["none of the configured challenges"],
+    ),
+    ("account", "caa", "fails", &["another account"]),
+    ("here", "limits", "ok", &[]),
+    ("/dir", "clock", "ok", &["the CA's"]),
+    ("/dir", "directory", "ok", &[]),
+    ("/state", "state-directory", "ok", &["can be written to"]),
+];
+
 #[tokio::test(flavor = "multi_thread")]
 async fn the_doctor_says_what_dns_has_to_say() {
     let Some((place, bind, pebble)) = scene(RECORDS).await else {
@@ -110,48 +161,7 @@ async fn the_doctor_says_what_dns_has_to_say() {
     std::fs::create_dir_all(place.state()).expect("a state directory");
     let (code, findings) = doctor(&place, &[]).await;
     assert_eq!(code, Some(1), "some of it fails");
-    for (name, topic, verdict, parts) in [
-        ("here", "address", "ok", &["of this host"][..]),
-        (
-            "elsewhere",
-            "address",
-            "warning",
-            &["192.0.2.1", "no address of this host"],
-        ),
-        (
-            "nowhere",
-            "address",
-            "fails",
-            &["neither an A nor an AAAA", "add nowhere"],
-        ),
-        ("here", "reachable", "warning", &["no running perennial"]),
-        ("here", "caa", "ok", &["no CAA record"]),
-        (
-            "forbidden",
-            "caa",
-            "fails",
-            &["other.test", "CAA 0 issue \\\"pebble.letsencrypt.org"],
-        ),
-        // The parent's records count.
-        (
-            "sub.forbidden",
-            "caa",
-            "fails",
-            &["of forbidden.example.test"],
-        ),
-        ("permitted", "caa", "ok", &["permit the CA"]),
-        (
-            "dns-only",
-            "caa",
-            "fails",
-            &["none of the configured challenges"],
-        ),
-        ("account", "caa", "fails", &["another account"]),
-        ("here", "limits", "ok", &[]),
-        ("/dir", "clock", "ok", &["the CA's"]),
-        ("/dir", "directory", "ok", &[]),
-        ("/state", "state-directory", "ok", &["can be written to"]),
-    ] {
+    for (name, topic, verdict, parts) in EXPECTED {
         let about = match name.starts_with('/') {
             true => name.to_owned(),
             false => format!("{name}.{ZONE}"),

@@ -246,7 +246,7 @@ mod tests {
         for day in [1, 31, 59] {
             assert!(sweep(day).is_nothing(), "day {day}");
         }
-        assert_eq!(sweep(61).removed, [archived.clone()]);
+        assert_eq!(sweep(61).removed, std::slice::from_ref(&archived));
         assert!(!archived.exists());
         // One that had expired before is kept for a month all the same.
         let dir = put(&state, "a.test", NOW - Duration::days(1));

@@ -37,8 +37,9 @@ pub(super) struct RevocationJob {
 
 /// A revocation that waits for what runs for the same certificate.
 pub(super) struct PendingRevocation {
-    /// Of the certificate that it is about.
-    serial: String,
+    /// Of the certificate that it is about; `None`: the first one, which is served a moment before
+    /// its order has ended.
+    serial: Option<String>,
     reason: RevocationReason,
     reply: RevocationReply,
 }
@@ -113,12 +114,12 @@ impl Worker {
         };
         let name = entry.subject.name.clone();
         let job = match (&entry.stored, entry.running) {
-            (None, _) => Err(RenewError::Refused(nothing_stored(&name))),
-            (Some(_), true) if entry.revocation.is_some() => Err(RenewError::Refused(format!(
+            (None, false) => Err(RenewError::Refused(nothing_stored(&name))),
+            (_, true) if entry.revocation.is_some() => Err(RenewError::Refused(format!(
                 "a revocation of the certificate for {name} is asked for already"
             ))),
-            (Some(stored), true) => {
-                let serial = stored.leaf.serial.clone();
+            (stored, true) => {
+                let serial = stored.as_ref().map(|stored| stored.leaf.serial.clone());
                 entry.revocation = Some(PendingRevocation {
                     serial,
                     reason,
@@ -151,7 +152,8 @@ impl Worker {
         let Some(pending) = entry.revocation.take() else {
             return;
         };
-        if entry.serial() == Some(&pending.serial) {
+        let same = pending.serial.as_deref() == entry.serial();
+        if same || pending.serial.is_none() {
             return self.revoke_of_entry(id, pending.reason, pending.reply);
         }
         let text = format!(
