@@ -34,10 +34,14 @@ pub(super) fn main(args: TrustArgs, change: Change) -> ExitCode {
     let root = match Root::read(&path) {
         Ok(root) => root,
         Err(error) => {
-            eprintln!(
-                "perennial: {error}; the internal CA makes its root when the first site with \
-                 tls = \"internal\" is served"
-            );
+            let hint = match error.is_missing() {
+                true => {
+                    "; the internal CA makes its root when the first site with tls = \"internal\" \
+                     is served"
+                }
+                false => "",
+            };
+            eprintln!("perennial: {error}{hint}");
             return ExitCode::FAILURE;
         }
     };

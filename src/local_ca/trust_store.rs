@@ -4,6 +4,7 @@
 
 use std::fs;
 use std::io;
+use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
@@ -14,6 +15,7 @@ use crate::store::sha2_hex::short_hash;
 
 /// Digits of the root's fingerprint in the name of its file, so that two roots are two files.
 const FINGERPRINT_DIGITS: usize = 12;
+const PUBLIC_FILE: u32 = 0o644;
 /// A certificate has some kilobytes.
 const MAX_FILE_BYTES: u64 = 1 << 20;
 
@@ -40,6 +42,14 @@ pub enum TrustError {
          by hand"
     )]
     NoStore,
+}
+
+impl TrustError {
+    /// Whether there is no such file.
+    pub fn is_missing(&self) -> bool {
+        let not_found = |source: &io::Error| source.kind() == io::ErrorKind::NotFound;
+        matches!(self, TrustError::Read { source, .. } if not_found(source))
+    }
 }
 
 fn rights(error: &io::Error) -> &'static str {
@@ -177,6 +187,8 @@ pub fn change_system(root: &Root, change: Change) -> Result<Option<String>, Trus
         Change::Install if present => return Ok(None),
         Change::Install => {
             fs::write(&path, &root.pem).map_err(write)?;
+            // Everybody reads it, whatever this user's umask says.
+            fs::set_permissions(&path, fs::Permissions::from_mode(PUBLIC_FILE)).map_err(write)?;
             anchors.after_install
         }
         Change::Remove => match fs::remove_file(&path) {
