@@ -171,6 +171,8 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
                 value: argument.host,
                 at,
             }],
+            any_host: None,
+            on_demand: None,
             tls: Some(Located { value: mode, at }),
             certificate_per: CertificatePer::default(),
             client_auth: None,

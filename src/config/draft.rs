@@ -8,6 +8,7 @@ use std::time::Duration;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
+use super::on_demand::OnDemandDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, LogLevel,
     PathPattern, Takeover, TlsMode, Upstream,
@@ -23,6 +24,7 @@ pub(super) struct Draft {
     pub(super) tls: TlsDraft,
     pub(super) acme: AuthorityDraft,
     pub(super) dns: Option<DnsDraft>,
+    pub(super) on_demand: Option<OnDemandDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
     pub(super) sites: Vec<SiteDraft>,
 }
@@ -82,6 +84,9 @@ pub(super) struct AuthorityDraft {
 
 pub(super) struct SiteDraft {
     pub(super) hosts: Vec<Located<Name>>,
+    /// Where `*`, every other name, is one of the hosts.
+    pub(super) any_host: Option<usize>,
+    pub(super) on_demand: Option<Located<bool>>,
     /// Nothing where it was written and could not be read.
     pub(super) tls: Option<Located<TlsMode>>,
     pub(super) certificate_per: CertificatePer,
@@ -91,6 +96,14 @@ pub(super) struct SiteDraft {
     pub(super) upstreams: Vec<Upstream>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) routes: Vec<RouteDraft>,
+}
+
+impl SiteDraft {
+    /// Where the site's certificates are said to be had on demand.
+    pub(super) fn on_demand_at(&self) -> Option<usize> {
+        let on_demand = self.on_demand.as_ref().filter(|it| it.value);
+        on_demand.map(|it| it.at)
+    }
 }
 
 pub(super) struct RouteDraft {

@@ -16,6 +16,7 @@ mod environment;
 mod file_check;
 mod limits;
 mod load;
+mod on_demand;
 mod reader;
 #[cfg(test)]
 mod tests;
@@ -37,6 +38,7 @@ pub use environment::{DefaultStateDir, Environment};
 pub use file_check::{FilePurpose, FileReference, check_files};
 pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
+pub use on_demand::{Budgets, OnDemand, Permission};
 
 use crate::certificate::name::Name;
 use diagnostic::{Report, Source};
@@ -188,6 +190,9 @@ pub struct Acme {
     pub authorities: Vec<CertificateAuthority>,
     /// For all of them.
     pub dns: Dns,
+    /// How certificates are ordered when a client asks for their name; there where a site wants
+    /// it.
+    pub on_demand: Option<OnDemand>,
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
@@ -294,11 +299,26 @@ pub enum KeyType {
     Rsa4096,
 }
 
+impl KeyType {
+    pub const ALL: [KeyType; 5] = [
+        KeyType::P256,
+        KeyType::P384,
+        KeyType::Rsa2048,
+        KeyType::Rsa3072,
+        KeyType::Rsa4096,
+    ];
+}
+
 /// `[[sites]]`: some hosts and where their requests go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
-    /// Exact names, wildcards or IP addresses; never empty, unique over all sites.
+    /// Exact names, wildcards or IP addresses; unique over all sites, and empty only with
+    /// `any_host`.
     pub hosts: Vec<Name>,
+    /// `*`: every name that no other site has. Only with `on_demand`.
+    pub any_host: bool,
+    /// Whether certificates are ordered when a client asks for their name, and not before.
+    pub on_demand: bool,
     pub tls: TlsMode,
     pub certificate_per: CertificatePer,
     /// Whether clients have to show a certificate.

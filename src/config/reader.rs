@@ -71,8 +71,24 @@ pub(super) const ACME: Section = Section {
         "limits",
         "external_account",
         "dns",
+        "on_demand",
         "fallback",
     ],
+};
+pub(super) const ON_DEMAND: Section = Section {
+    header: "[acme.on_demand]",
+    keys: &[
+        "ask",
+        "ask_timeout",
+        "allow",
+        "wait",
+        "max_loaded",
+        "budgets",
+    ],
+};
+pub(super) const ON_DEMAND_BUDGETS: Section = Section {
+    header: "[acme.on_demand.budgets]",
+    keys: &["per_client", "per_domain", "total"],
 };
 pub(super) const FALLBACK: Section = Section {
     header: "[[acme.fallback]]",
@@ -120,6 +136,7 @@ pub(super) const SITE: Section = Section {
     keys: &[
         "hosts",
         "tls",
+        "on_demand",
         "certificate_per",
         "client_auth",
         "takeover",
@@ -147,7 +164,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 15] = [
+const SECTIONS: [&Section; 17] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -158,6 +175,8 @@ const SECTIONS: [&Section; 15] = [
     &EXTERNAL_ACCOUNT,
     &LIMITS,
     &DNS,
+    &ON_DEMAND,
+    &ON_DEMAND_BUDGETS,
     &SITE,
     &ROUTE,
     &CLIENT_AUTH,

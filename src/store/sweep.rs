@@ -94,8 +94,11 @@ pub fn archive(state: &StateDir, dir: &Path, now: OffsetDateTime) -> Result<Path
         return Err(StoreError::broken(dir, cause));
     }
     let root = state.certificates_dir();
+    let on_demand = state.on_demand_dir();
     let place = dir.strip_prefix(&root);
-    let place = place.map_err(|_| StoreError::broken(dir, "it is not below certificates/"))?;
+    let place = place.or_else(|_| dir.strip_prefix(&on_demand));
+    let place =
+        place.map_err(|_| StoreError::broken(dir, "no certificate of ours is kept there"))?;
     let parent = state.archive_dir().join(place);
     make_directory(&parent)?;
     let target = parent.join(generation::next_id(&parent, now)?);
@@ -110,7 +113,9 @@ pub fn archive(state: &StateDir, dir: &Path, now: OffsetDateTime) -> Result<Path
 
 /// The directories that hold certificates called after `name`.
 pub fn directories_of(state: &StateDir, name: &crate::certificate::name::Name) -> Vec<PathBuf> {
-    directories(&state.certificates_dir().join(super::component(name)))
+    let roots = [state.certificates_dir(), state.on_demand_dir()];
+    let each = roots.iter().map(|root| root.join(super::component(name)));
+    each.flat_map(|path| directories(&path)).collect()
 }
 
 fn remove_expired(state: &StateDir, now: OffsetDateTime) -> Vec<PathBuf> {

@@ -15,7 +15,8 @@ use crate::acme::renewal::IssuerKind;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::store::generation::{self, Source, StoredCertificate};
-use crate::store::{self, StateDir, key_type_from_name};
+use crate::store::sweep::directories_of;
+use crate::store::{StateDir, key_type_from_name};
 
 /// What is told to whoever asked.
 #[derive(Clone, Debug)]
@@ -230,9 +231,8 @@ fn nothing_stored(name: &Name) -> String {
 
 /// The newest certificate in the state directory that is named after `name`, with its ledger.
 fn find_unused(state: &StateDir, name: &Name) -> Option<(StoredCertificate, Option<Arc<Ledger>>)> {
-    let dir = state.certificates_dir().join(store::component(name));
-    let kinds = std::fs::read_dir(dir).ok()?.flatten();
-    let stored = kinds.filter_map(|kind| generation::read_current(&kind.path()).ok().flatten());
+    let kinds = directories_of(state, name).into_iter();
+    let stored = kinds.filter_map(|kind| generation::read_current(&kind).ok().flatten());
     let stored = stored.max_by_key(|stored| stored.leaf.not_before)?;
     let key_type = key_type_from_name(&stored.meta.key_type)?;
     let ledger = Ledger::of_subject(state, name, key_type, clock::now()).ok();
