@@ -90,6 +90,7 @@ async fn a_profile_that_exists_is_ordered() {
     let acme = format!("{}profile = \"shortlived\"\n", ca.acme_table());
     let perennial = Perennial::run(place, &format!("{acme}{site}")).await;
     wait_for(&perennial, &ca).await;
+    assert_eq!(ca.ordered_profiles(), [Some("shortlived".to_owned())]);
 }
 
 async fn with_preferred_chain(place: Place, pebble: &Pebble, issuer: &str) -> Perennial {

@@ -9,8 +9,14 @@
 mod access_log;
 mod acme_accounts;
 mod acme_authorities;
+mod acme_bad_input;
 mod acme_challenges;
+mod acme_crash;
+mod acme_crash_loop;
 mod acme_dns;
+mod acme_faults;
+mod acme_many;
+mod acme_other_cas;
 mod acme_pebble;
 mod acme_scripted;
 mod admin;

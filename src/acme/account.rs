@@ -19,7 +19,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
-use super::error::{AcmeError, Class};
+use super::error::{AcmeError, Class, classify};
 use super::history::History;
 use super::http::{JobHttp, Transport, with_nonce};
 use super::jws::AccountKey;
@@ -90,6 +90,17 @@ impl Directory {
             caa_identities: document.meta.caa_identities,
             profiles: document.meta.profiles,
         })
+    }
+
+    /// Whatever else a directory says may come and go.
+    fn has_same_urls(&self, other: &Directory) -> bool {
+        let urls = |it: &Directory| {
+            let document: serde_json::Value = serde_json::from_slice(&it.raw).unwrap_or_default();
+            let mut urls = document.as_object().cloned().unwrap_or_default();
+            urls.retain(|_, value| value.is_string());
+            urls
+        };
+        urls(self) == urls(other)
     }
 }
 
@@ -327,12 +338,32 @@ impl Authority {
         Ok(())
     }
 
-    /// The directory on disk is not what the CA serves now.
-    pub async fn forget_directory(&self) {
+    /// Asks for the directory again: whether it is another than the one we have used. Where it
+    /// cannot be had, the next session asks for it.
+    pub async fn directory_has_changed(&self) -> bool {
         let mut opened = self.opened.lock().await;
-        opened.directory = None;
+        let before = opened.directory.take();
+        self.remove_directory().await;
+        let Ok(attempt) = self.begin(Kind::Session).await else {
+            return false;
+        };
+        let result = self.fetch_directory(&mut opened, clock::now()).await;
+        self.finish(attempt, &result).await;
+        let after = opened.directory.as_ref();
+        match (before, after) {
+            (Some((before, _)), Some((after, _))) => !before.has_same_urls(after),
+            _ => false,
+        }
+    }
+
+    async fn remove_directory(&self) {
         let path = self.directory_path();
-        let _ = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
+        let removed = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
+        if let Ok(Err(error)) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(ca = self.url(), %error, "cannot forget the CA's directory");
+        }
     }
 
     /// Several orders may wait here while one of them finds out that the CA is down: the others
@@ -376,9 +407,42 @@ impl Authority {
     }
 
     async fn connect(&self, opened: &mut Opened, now: OffsetDateTime) -> Result<(), AcmeError> {
-        if opened.directory.is_none() {
+        let (directory, http) = self.way_in(opened, now).await?;
+        self.settle_key(opened, &directory, &http).await?;
+        let account = opened.account.take();
+        opened.account = Some(self.ready_account(account, &directory, &http).await?);
+        Ok(())
+    }
+
+    /// The directory and a client, once newNonce has answered. Where the remembered directory leads
+    /// nowhere, the CA may have moved: it is asked for it again, once.
+    async fn way_in(
+        &self,
+        opened: &mut Opened,
+        now: OffsetDateTime,
+    ) -> Result<(Directory, JobHttp), AcmeError> {
+        let remembered = opened.directory.clone();
+        if remembered.is_none() {
             self.fetch_directory(opened, now).await?;
         }
+        let error = match self.reach(opened).await {
+            Ok(way) => return Ok(way),
+            Err(error) => error,
+        };
+        let Some(before) = remembered.filter(|_| error.class != Class::RateLimited) else {
+            return Err(error);
+        };
+        match self.fetch_directory(opened, now).await {
+            Ok(()) => {}
+            Err(_) => opened.directory = Some(before.clone()),
+        }
+        match &opened.directory {
+            Some((now, _)) if !now.has_same_urls(&before.0) => self.reach(opened).await,
+            _ => Err(error),
+        }
+    }
+
+    async fn reach(&self, opened: &Opened) -> Result<(Directory, JobHttp), AcmeError> {
         let (Some(transport), Some((directory, _))) = (&opened.transport, &opened.directory) else {
             return Err(self.error(Class::Retryable, "the directory is missing"));
         };
@@ -388,13 +452,12 @@ impl Authority {
             .await
             .map_err(|error| self.unreachable(&http, error.to_string()))?;
         if !status.is_success() {
-            return Err(self.unreachable(&http, format!("newNonce answers HTTP {status}")));
+            return Err(AcmeError {
+                class: classify(None, Some(status.as_u16())),
+                ..self.unreachable(&http, format!("newNonce answers HTTP {status}"))
+            });
         }
-        let directory = directory.clone();
-        self.settle_key(opened, &directory, &http).await?;
-        let account = opened.account.take();
-        opened.account = Some(self.ready_account(account, &directory, &http).await?);
-        Ok(())
+        Ok((directory.clone(), http))
     }
 
     async fn fetch_directory(

@@ -14,6 +14,7 @@ pub mod ledger;
 pub mod limits;
 pub mod on_demand_names;
 pub mod order;
+mod patience;
 pub mod renewal;
 pub mod renewal_info;
 pub mod subject;

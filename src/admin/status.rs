@@ -182,6 +182,9 @@ pub struct CertificateStatus {
     pub next_renewal: Option<String>,
     /// When the CA is asked next, where an attempt failed or is still to come.
     pub next_attempt: Option<String>,
+    /// Whether an order, or a question to its CA, is on its way.
+    #[serde(default)]
+    pub in_progress: bool,
     pub last_error: Option<String>,
     /// The file that the last error is about, where it is about one.
     pub failing_file: Option<PathBuf>,
@@ -330,6 +333,7 @@ fn fill(row: &mut CertificateStatus, live: &LiveCertificate) {
 fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     row.next_renewal = subject.next_renewal.map(rfc3339);
     row.next_attempt = subject.next_attempt.map(rfc3339);
+    row.in_progress = subject.running;
     row.ca = subject.ca.clone();
     row.explanation_url = subject.explanation_url.clone();
     if row.last_error.is_none() {

@@ -3,6 +3,7 @@
 //! and nothing in it is ever waited for by serving.
 
 pub mod atomic;
+pub(crate) mod crash;
 pub mod generation;
 pub mod leaf;
 mod lock;
