@@ -38,6 +38,7 @@ mod renewers_copies;
 mod renewers_layouts;
 mod selection;
 mod session_resumption;
+mod site_routes;
 mod start;
 mod streaming;
 mod support;

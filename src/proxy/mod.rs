@@ -7,6 +7,7 @@
 pub mod access_log;
 mod address;
 mod answered;
+mod changes;
 mod client;
 mod connection;
 mod context;
@@ -19,6 +20,8 @@ mod host;
 mod http1;
 mod http2;
 mod kept;
+mod origin;
+mod path;
 mod patience;
 mod relay;
 mod resolver;

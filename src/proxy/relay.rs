@@ -43,6 +43,8 @@ pub struct Request<'r> {
     pub upgrade: bool,
     /// Whether both sides may be silent for as long as they like.
     pub patient: bool,
+    /// Changes the head of the response, if it is to be changed.
+    pub adjust: Option<&'r (dyn Fn(&mut ResponseHead) + Sync)>,
 }
 
 /// One exchange on one connection. The head of the request is in the connection's output already.
@@ -337,6 +339,9 @@ impl<'r, C: Client> Relay<'r, C> {
                     && head.version == Version::HTTP_11
                     && framing != Framing::UntilClose
                     && !contradicts;
+                if let Some(adjust) = self.request.adjust {
+                    adjust(&mut head);
+                }
                 self.begin(&head, framing)
             }
         }

@@ -54,6 +54,28 @@ impl Answer {
         answer
     }
 
+    /// What a route answers.
+    pub fn respond(status: StatusCode, body: Bytes) -> Answer {
+        Answer::new(status, body)
+    }
+
+    /// Where a route sends its clients.
+    pub fn elsewhere(status: StatusCode, location: &[u8]) -> Answer {
+        let mut answer = Answer::failure(status);
+        answer.head.fields.push(b"Location", location);
+        answer
+    }
+
+    /// A page in place of the text of an error.
+    pub fn with_page(mut self, html: &str) -> Answer {
+        let length = html.len().to_string();
+        let fields = &mut self.head.fields;
+        fields.set(b"Content-Type", b"text/html; charset=utf-8");
+        fields.set(b"Content-Length", length.as_bytes());
+        self.body = Bytes::copy_from_slice(html.as_bytes());
+        self
+    }
+
     pub fn refusal(refusal: Refusal) -> Answer {
         let body = Bytes::from(format!("{refusal}\n"));
         let mut answer = Answer::new(refusal.status(), body);

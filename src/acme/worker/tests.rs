@@ -62,6 +62,8 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
         client_auth: None,
         takeover: None,
         routes: Vec::new(),
+        hsts: None,
+        error_pages: crate::config::ErrorPages::default(),
     }
 }
 
@@ -77,6 +79,9 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             threads: 0,
             log_level: LogLevel::Info,
             grace_period: StdDuration::from_secs(1),
+            trusted_proxies: Vec::new(),
+            forwarded: crate::config::Forwarded::default(),
+            request_id: None,
         },
         certificates: Certificates {
             directories: Vec::new(),
