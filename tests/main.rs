@@ -6,6 +6,7 @@
 // A test that finds nothing to unwrap has failed, and says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod access;
 mod access_log;
 mod acme_accounts;
 mod acme_authorities;

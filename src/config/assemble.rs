@@ -16,7 +16,7 @@ use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
 use super::value::overlap;
 use super::{
-    Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
+    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
     PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
 use super::{acme_options, fields, tls_options};
@@ -127,6 +127,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         upstream_tls: site_tls,
         request_fields: draft.request_fields,
         response_fields,
+        access: draft.access.over(&Access::default()),
     };
     let own = draft.action.map(|action| {
         let path = Located {
@@ -157,6 +158,7 @@ struct SiteWide {
     upstream_tls: Option<UpstreamTls>,
     request_fields: FieldRules,
     response_fields: FieldRules,
+    access: Access,
 }
 
 impl SiteWide {
@@ -181,6 +183,7 @@ impl SiteWide {
             rewrite: draft.rewrite,
             request_fields: self.request_fields.then(draft.request_fields),
             response_fields: self.response_fields.then(draft.response_fields),
+            access: draft.access.over(&self.access),
             action,
         })
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use http::{Method, StatusCode};
 
+use super::access::AccessDraft;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
@@ -99,6 +100,7 @@ pub(super) struct SiteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) error_pages: ErrorPages,
+    pub(super) access: AccessDraft,
     /// What happens to requests that no route is for.
     pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
@@ -118,6 +120,7 @@ impl SiteDraft {
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
             error_pages: ErrorPages::default(),
+            access: AccessDraft::default(),
             action: None,
             upstream_tls: None,
             routes: Vec::new(),
@@ -133,6 +136,7 @@ pub(super) struct RouteDraft {
     pub(super) rewrite: Option<Template>,
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
+    pub(super) access: AccessDraft,
     /// Nothing where it could not be read.
     pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
@@ -149,6 +153,7 @@ impl RouteDraft {
             rewrite: None,
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
+            access: AccessDraft::default(),
             action: Some(action),
             upstream_tls: None,
         }

@@ -118,7 +118,7 @@ impl LimitsDraft {
 }
 
 /// `"50/7d"` or `"off"`.
-fn limit(text: &str) -> Result<Option<Limit>, Problem> {
+pub(super) fn limit(text: &str) -> Result<Option<Limit>, Problem> {
     if text == "off" {
         return Ok(None);
     }

@@ -6,6 +6,7 @@
 //! draft a [`Config`] if everything fits together. All of them report everything they find, as
 //! [`Diagnostics`]; none of them touches the disk, but through the [`Environment`] they are given.
 
+mod access;
 mod acme_options;
 mod assemble;
 mod command_line;
@@ -36,6 +37,7 @@ use std::time::Duration;
 
 use http::StatusCode;
 
+pub use access::{Access, BasicAuth, PasswordHash, RateKey, RateLimit};
 pub use command_line::CommandLine;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub(crate) use dns::without;

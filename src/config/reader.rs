@@ -131,6 +131,11 @@ pub(super) const SITE: Section = Section {
         "request_headers",
         "response_headers",
         "error_pages",
+        "allow",
+        "deny",
+        "rate_limit",
+        "basic_auth",
+        "max_body",
         "upstreams",
         "redirect",
         "respond",
@@ -149,12 +154,25 @@ pub(super) const ROUTE: Section = Section {
         "rewrite",
         "request_headers",
         "response_headers",
+        "allow",
+        "deny",
+        "rate_limit",
+        "basic_auth",
+        "max_body",
         "upstreams",
         "redirect",
         "respond",
         "status",
         "upstream_tls",
     ],
+};
+pub(super) const RATE_LIMIT: Section = Section {
+    header: "[sites.rate_limit]",
+    keys: &["limit", "by"],
+};
+pub(super) const BASIC_AUTH: Section = Section {
+    header: "[sites.basic_auth]",
+    keys: &["users_file", "realm"],
 };
 pub(super) const FIELD_RULES: Section = Section {
     header: "[sites.request_headers] or [sites.response_headers]",
@@ -179,7 +197,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 17] = [
+const SECTIONS: [&Section; 19] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -192,6 +210,8 @@ const SECTIONS: [&Section; 17] = [
     &DNS,
     &SITE,
     &ROUTE,
+    &RATE_LIMIT,
+    &BASIC_AUTH,
     &FIELD_RULES,
     &HSTS,
     &CLIENT_AUTH,

@@ -9,7 +9,7 @@ use super::fields::{self, FieldCondition, FieldRules, Wild};
 use super::reader::{Kind, List, ROUTE_UPSTREAM_TLS, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Upstream, UpstreamTls};
+use super::{Access, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +26,7 @@ pub struct Route {
     /// The site's rules, then the route's own.
     pub request_fields: FieldRules,
     pub response_fields: FieldRules,
+    pub access: Access,
     pub action: Action,
 }
 
@@ -203,6 +204,7 @@ impl<'a> Reader<'a> {
                 .get("response_headers")
                 .map(fields::rules)
                 .unwrap_or_default(),
+            access: self.access(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
         })

@@ -37,12 +37,14 @@ pub enum Placeholder {
     TlsVersion,
     /// The subject of the client certificate, where one was verified.
     ClientSubject,
+    /// Who the client is, with `basic_auth`.
+    User,
     /// The value of a field of the request, by its name.
     Field(Box<str>),
 }
 
 /// All but `header.NAME`.
-const PLACEHOLDERS: [(&str, Placeholder); 11] = [
+const PLACEHOLDERS: [(&str, Placeholder); 12] = [
     ("client_ip", Placeholder::ClientIp),
     ("scheme", Placeholder::Scheme),
     ("host", Placeholder::Host),
@@ -54,6 +56,7 @@ const PLACEHOLDERS: [(&str, Placeholder); 11] = [
     ("server_name", Placeholder::ServerName),
     ("tls_version", Placeholder::TlsVersion),
     ("client_subject", Placeholder::ClientSubject),
+    ("user", Placeholder::User),
 ];
 
 impl Template {

@@ -35,7 +35,7 @@ const PATH: Kind = kind("a path in quotes", "\"/etc/perennial/name\"");
 const PATHS: Kind = kind("an array of paths", "[\"/etc/perennial/certs\"]");
 const ADDRESSES: Kind = kind("an array of listen addresses", "[\"[::]:8443\"]");
 const ADMIN_ADDRESS: Kind = kind("a listen address in quotes", "\"127.0.0.1:2019\"");
-const PREFIXES: Kind = kind("an array of addresses and networks", "[\"10.0.0.0/8\"]");
+pub(super) const PREFIXES: Kind = kind("an array of addresses and networks", "[\"10.0.0.0/8\"]");
 const FORWARDED: Kind = kind(
     "\"x-forwarded\", \"rfc7239\", \"both\" or \"off\"",
     "\"both\"",
@@ -486,6 +486,7 @@ impl<'a> Reader<'a> {
                 .get("error_pages")
                 .map(|v| self.error_pages(v))
                 .unwrap_or_default(),
+            access: self.access(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),

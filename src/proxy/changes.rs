@@ -19,6 +19,7 @@ pub struct Subject<'s> {
     pub target: &'s [u8],
     pub origin: &'s Origin<'s>,
     pub request_id: Option<&'s str>,
+    pub user: Option<&'s str>,
     pub tls: Option<&'s TlsInfo>,
 }
 
@@ -101,6 +102,7 @@ impl Subject<'_> {
                 let subject = self.tls.and_then(|tls| tls.client_subject.as_deref());
                 add(subject.unwrap_or_default().as_bytes());
             }
+            Placeholder::User => add(self.user.unwrap_or_default().as_bytes()),
             Placeholder::Field(name) => {
                 let mut values = self.request.fields.named(name);
                 add(values.next().unwrap_or_default());
@@ -181,6 +183,7 @@ pub struct Adjustment<'a> {
     site: Arc<Site>,
     route: Option<usize>,
     request_id: Option<Box<str>>,
+    user: Option<Box<str>>,
     request: &'a RequestHead,
     tls: Option<&'a TlsInfo>,
     origin: &'a Origin<'a>,
@@ -202,6 +205,7 @@ impl<'a> Adjustment<'a> {
             site: site.clone(),
             route: context.route,
             request_id: context.request_id.clone(),
+            user: context.user.clone(),
             request,
             tls,
             origin,
@@ -225,6 +229,7 @@ impl<'a> Adjustment<'a> {
             target: &stripped(self.request, changes.strip_prefix.as_deref()),
             origin: self.origin,
             request_id: self.request_id.as_deref(),
+            user: self.user.as_deref(),
             tls: self.tls,
         };
         apply(fields, &changes.response, &subject);

@@ -22,6 +22,8 @@ pub struct Context {
     /// The client's address, where that is not the connection's.
     pub client: Option<Box<str>>,
     pub request_id: Option<Box<str>>,
+    /// Who the client is, where it had to say so.
+    pub user: Option<Box<str>>,
     /// What the client was sent; `None` until it was, or if it left before.
     pub status: Option<StatusCode>,
     /// Bytes of body that it was sent.
@@ -56,6 +58,7 @@ impl Default for Context {
             forwarding: None,
             client: None,
             request_id: None,
+            user: None,
             status: None,
             bytes: 0,
             switched: false,
@@ -81,6 +84,11 @@ impl Context {
     pub fn response_rules(&self) -> Option<&FieldRules> {
         let changes = self.route()?.changes.as_ref()?;
         Some(&changes.response).filter(|rules| !rules.is_empty())
+    }
+
+    /// How much body the route takes, in bytes.
+    pub fn max_body(&self) -> Option<u64> {
+        self.route()?.guard.as_ref()?.max_body()
     }
 
     /// What the route takes off the front of paths.

@@ -9,6 +9,7 @@ use bytes::BytesMut;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
+use super::access::{Denial, Guard};
 use super::changes::{self, Adjustment, Subject};
 use super::client::Client;
 use super::connection::Connection;
@@ -111,6 +112,12 @@ impl<C: Client> Exchange<'_, C> {
         let Some(site) = context.site.clone() else {
             return;
         };
+        if let Some(guard) = &site.routes[route].guard
+            && let Err(denial) = Box::pin(self.admit(guard, origin, context)).await
+        {
+            let answer = dressed(Answer::denial(&denial), context);
+            return self.answer(answer, origin, context).await;
+        }
         if let Some(answer) = &site.routes[route].answer {
             let answer = self.fixed_answer(answer, origin, context);
             return self.answer(answer, origin, context).await;
@@ -127,6 +134,16 @@ impl<C: Client> Exchange<'_, C> {
         }
     }
 
+    async fn admit(
+        &self,
+        guard: &Guard,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) -> Result<(), Denial> {
+        context.user = guard.admit(self.request, &origin.client).await?;
+        Ok(())
+    }
+
     fn fixed_answer(&self, answer: &FixedAnswer, origin: &Origin<'_>, context: &Context) -> Answer {
         match answer {
             FixedAnswer::Respond { status, body } => Answer::respond(*status, body.clone()),
@@ -137,6 +154,7 @@ impl<C: Client> Exchange<'_, C> {
                     target: &target,
                     origin,
                     request_id: context.request_id.as_deref(),
+                    user: context.user.as_deref(),
                     tls: self.connection.tls.as_ref(),
                 };
                 Answer::elsewhere(*status, &changes::location(location, &subject))
@@ -224,6 +242,7 @@ impl<C: Client> Exchange<'_, C> {
             }
         };
         let request = Request {
+            max_body: context.max_body(),
             adjust: adjustment.is_some().then_some(&adjust),
             method: &self.request.method,
             framing: self.request.framing,
@@ -288,6 +307,7 @@ impl<C: Client> Exchange<'_, C> {
             target: &target,
             origin,
             request_id: context.request_id.as_deref(),
+            user: context.user.as_deref(),
             tls: self.connection.tls.as_ref(),
         };
         outgoing.changes = Some((changes, &subject));

@@ -4,6 +4,7 @@
 //! A connection is [`http1`] or [`http2`]; either gives its requests to an [`exchange`], which
 //! decides, chooses an upstream and has a [`relay`] pass both bodies on.
 
+mod access;
 pub mod access_log;
 mod address;
 mod answered;
@@ -20,9 +21,11 @@ mod host;
 mod http1;
 mod http2;
 mod kept;
+mod login;
 mod origin;
 mod path;
 mod patience;
+mod rate_limit;
 mod relay;
 mod resolver;
 mod respond;

@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
+use super::access::Denial;
 use super::decision::Refusal;
 use crate::clock;
 use crate::message::ResponseHead;
@@ -74,6 +75,27 @@ impl Answer {
         fields.set(b"Content-Length", length.as_bytes());
         self.body = Bytes::copy_from_slice(html.as_bytes());
         self
+    }
+
+    /// Why a request is not let in.
+    pub fn denial(denial: &Denial) -> Answer {
+        match denial {
+            Denial::Address => Answer::failure(StatusCode::FORBIDDEN),
+            Denial::TooLarge => Answer::failure(StatusCode::PAYLOAD_TOO_LARGE),
+            Denial::TooMany { retry_after } => {
+                let mut answer = Answer::failure(StatusCode::TOO_MANY_REQUESTS);
+                let seconds = retry_after.to_string();
+                answer.head.fields.push(b"Retry-After", seconds.as_bytes());
+                answer
+            }
+            Denial::Login { realm } => {
+                let mut answer = Answer::failure(StatusCode::UNAUTHORIZED);
+                let challenge = format!("Basic realm=\"{realm}\", charset=\"UTF-8\"");
+                let fields = &mut answer.head.fields;
+                fields.push(b"WWW-Authenticate", challenge.as_bytes());
+                answer
+            }
+        }
     }
 
     pub fn refusal(refusal: Refusal) -> Answer {

@@ -8,6 +8,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{Method, StatusCode};
 
+use super::access::Guard;
 use super::changes::Changes;
 use super::host::RequestHost;
 use super::upstream::Pool;
@@ -82,6 +83,7 @@ pub struct Route {
     pub pool: Pool,
     pub answer: Option<FixedAnswer>,
     pub changes: Option<Box<Changes>>,
+    pub guard: Option<Box<Guard>>,
 }
 
 /// An answer of ours that the configuration wants.
@@ -241,6 +243,7 @@ impl Route {
             pool: Pool::new(route.upstreams(), trust.as_ref()),
             answer,
             changes: Changes::of(route),
+            guard: Guard::of(&route.access),
         }
     }
 
@@ -275,6 +278,7 @@ pub(super) mod tests {
             rewrite: None,
             request_fields: config::FieldRules::default(),
             response_fields: config::FieldRules::default(),
+            access: config::Access::default(),
             action: Action::Forward {
                 upstreams: upstreams.to_vec(),
                 upstream_tls: None,

@@ -109,13 +109,16 @@ fn record_access(
         ),
         ABSENT,
         ABSENT,
+        ABSENT,
     ];
-    let mut count = fields.len() - 2;
+    let mut count = fields.len() - 3;
     // A client need not say what it is, and a request need not have a name.
     let agent = request.fields.get(Known::UserAgent);
     let id = context.request_id.as_deref();
+    let user = context.user.as_deref();
     let optional = [
         agent.map(|agent| ("user_agent", Value::Text(agent))),
+        user.map(|user| ("user", Value::Text(user.as_bytes()))),
         id.map(|id| ("request_id", Value::Text(id.as_bytes()))),
     ];
     for field in optional.into_iter().flatten() {
