@@ -1,12 +1,14 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
 # not ours), certbot, lego and rsync (they renew what is served), BIND (a DNS server), and Pebble,
-# the ACME server that Let's Encrypt's authors test with. Safe to run again.
+# the ACME server that Let's Encrypt's authors test with; Caddy (another ACME server), and step-ca
+# (a third one) where PERENNIAL_WITH_STEP_CA=1 asks for it. Safe to run again.
 set -eu
 cd "$(dirname "$0")/.."
 . scripts/apt.sh
 
 PEBBLE_VERSION=v2.10.1
+STEP_CA_VERSION=v0.30.2
 
 install_programs() {
     command -v curl >/dev/null 2>&1 || need curl "the client with which the tests speak HTTP/1.1 and HTTP/2"
@@ -23,6 +25,8 @@ install_programs() {
     if ! command -v named >/dev/null 2>&1 && [ ! -x /usr/sbin/named ]; then
         need_without_unit bind9 named.service "the DNS server of the DNS-01 tests; each starts one of its own"
     fi
+    command -v caddy >/dev/null 2>&1 ||
+        need_without_unit caddy caddy.service "an ACME server for the tests; each starts one of its own"
     command -v nsupdate >/dev/null 2>&1 || need bind9-dnsutils "changes a DNS zone in the tests"
     install_missing_without_units
 }
@@ -62,6 +66,24 @@ without_pebble() {
 EOF
 }
 
+# Its build takes two to ten minutes, which is too much for every run of the tests.
+install_step_ca() {
+    has_go || return 1
+    echo "installing step-ca $STEP_CA_VERSION by go install; this takes minutes"
+    CGO_ENABLED=0 go install "github.com/smallstep/certificates/cmd/step-ca@$STEP_CA_VERSION"
+}
+
+without_step_ca() {
+    cat >&2 <<EOF
+
+*********************************************************************************************
+*  No step-ca: $1
+*  The tests against it are left out; Pebble, Caddy and the scripted CA remain.
+*********************************************************************************************
+
+EOF
+}
+
 install_programs
 # Where `go install` puts its programs comes first, before an older Pebble of the system.
 export GOBIN="${GOBIN:-$HOME/go/bin}"
@@ -72,4 +94,11 @@ elif ! has_go && ! install_go; then
     without_pebble "it is not here, and neither is a Go that can build it"
 elif ! install_pebble || ! scripts/has-pebble.sh; then
     without_pebble "building it with go install failed, see above"
+fi
+if command -v step-ca >/dev/null 2>&1; then
+    :
+elif [ -z "${PERENNIAL_WITH_STEP_CA:-}" ]; then
+    without_step_ca "PERENNIAL_WITH_STEP_CA=1 make test builds it, and then requires it"
+elif ! install_step_ca; then
+    without_step_ca "building it with go install failed, see above"
 fi

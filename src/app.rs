@@ -18,6 +18,7 @@ use crate::acme::worker::{Worker, WorkerHandle};
 use crate::admin::api::Api;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
+use crate::certificate::on_demand::OnDemandDirectory;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::trust::TlsFiles;
 use crate::config::watch::{Candidate, ConfigWatch, Outcome};
@@ -27,6 +28,7 @@ use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
+use crate::on_demand::{self, OnDemand, Permissions};
 use crate::proxy::{Proxy, Routing};
 use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
@@ -129,17 +131,36 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
     let challenges = Challenges::default();
     let reloader = &start.rescan.reloader;
     let ordered = metrics.clone();
+    let permissions = Permissions::new(&start.config);
+    let renewals = permissions.clone();
     let (worker, handle) = Worker::new(
         Assignment::from(&*start.config),
         start.state.clone(),
         challenges.clone(),
         Surroundings::of(reloader, move |ca, ok| {
             ordered.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
-        }),
+        })
+        .with_permission(Arc::new(move |name| {
+            let permissions = renewals.clone();
+            Box::pin(async move { permissions.may_renew(name).await })
+        })),
     );
     let working = tokio::spawn(worker.run(stop.clone()));
 
-    let live = live(start, challenges, metrics, handle, &stop)?;
+    let on_demand = on_demand::Surroundings {
+        state: start.state.clone(),
+        reloader: reloader.clone(),
+        worker: handle.clone(),
+        permissions,
+        metrics: metrics.clone(),
+        runtime: tokio::runtime::Handle::current(),
+    };
+    let ordering = Ordering {
+        challenges,
+        worker: handle,
+        on_demand: OnDemand::new(&start.config, on_demand),
+    };
+    let live = live(start, ordering, metrics, &stop)?;
     let config = live.config.clone();
     let serving = tokio::spawn(live.run(candidates, stop.clone()));
 
@@ -162,12 +183,22 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
 /// How long the worker may take to write down that it was stopped.
 const WORKER_STOP: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// What the rest knows of the worker.
+struct Ordering {
+    challenges: Challenges,
+    worker: WorkerHandle,
+    on_demand: OnDemand,
+}
+
 /// The server, serving.
 fn live(
     start: Start,
-    challenges: Challenges,
+    Ordering {
+        challenges,
+        worker,
+        on_demand,
+    }: Ordering,
     metrics: Arc<Metrics>,
-    worker: WorkerHandle,
     stop: &CancellationToken,
 ) -> Result<Live, AppError> {
     let Start {
@@ -190,11 +221,13 @@ fn live(
         https_port.clone(),
     );
     let threads = worker_threads(config.server.threads);
+    let certificates = tls::Certificates::new(reloader.table().clone(), challenges);
     let mut listeners = Listeners::new(Parts {
         own: own.clone(),
         workers: Workers::start(threads, &proxy)?,
-        tls: tls::acceptor(reloader.table().clone(), challenges, trust.sessions.clone())?,
+        tls: tls::acceptor(certificates.or(&on_demand), trust.sessions.clone())?,
         table: reloader.table().clone(),
+        on_demand: on_demand.clone(),
         metrics: metrics.clone(),
     });
     banner::print(&config, &bound);
@@ -210,6 +243,7 @@ fn live(
         reloader: reloader.clone(),
         tls_files: trust.files.clone(),
         worker: worker.clone(),
+        on_demand: on_demand.clone(),
         proof: watching.proof.clone(),
         attention: watching.attention.clone(),
         metrics: metrics.clone(),
@@ -228,6 +262,7 @@ fn live(
         trust,
         watching,
         worker,
+        on_demand,
         metrics,
         log: start.log,
     })
@@ -235,6 +270,7 @@ fn live(
 
 fn sources(config: &Config, state: &StateDir) -> Sources {
     let pairs = config.certificates.files.iter();
+    let on_demand = config.acme.on_demand.as_ref();
     Sources {
         pairs: pairs
             .map(|pair| PairFiles {
@@ -245,6 +281,10 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
             .collect(),
         folders: config.certificates.directories.clone(),
         generations: Some(state.certificates_dir()),
+        on_demand: on_demand.map(|on_demand| OnDemandDirectory {
+            root: state.on_demand_dir(),
+            max_loaded: on_demand.max_loaded,
+        }),
         default_name: config.certificates.default.clone(),
         takeover: takeover_hosts(config).collect(),
         poll_interval: config.certificates.poll_interval,

@@ -73,6 +73,7 @@ use pingora::{ErrorType, OrErr};
 use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
+use crate::acme::on_demand_names::OnDemandNames;
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::{Assignment, Subject};
 use crate::acme::surroundings::Surroundings;
@@ -180,6 +181,7 @@ impl Certificates {
             pairs: Vec::new(),
             folders: Vec::new(),
             generations: None,
+            on_demand: None,
             default_name,
             takeover: HostSet::default(),
             poll_interval,
@@ -238,8 +240,7 @@ impl Certificates {
         let mut settings = TlsSettings::with_callbacks(Box::new(late))?;
         tls::install(
             &mut settings,
-            table,
-            self.challenges.clone(),
+            tls::Certificates::new(table, self.challenges.clone()),
             self.sessions.clone(),
         )?;
         Ok(settings)
@@ -334,6 +335,7 @@ impl Acme {
             authorities: vec![self.authority.clone()],
             dns: Dns::default(),
             subjects: self.names.iter().map(subject).collect(),
+            on_demand: OnDemandNames::default(),
         }
     }
 }
@@ -506,7 +508,8 @@ mod tests {
             policy: sessions.policy.clone(),
             reported: AtomicBool::new(false),
         };
-        let acceptor = tls::acceptor(table, Challenges::new(), sessions).unwrap();
+        let acceptor =
+            tls::acceptor(tls::Certificates::new(table, Challenges::new()), sessions).unwrap();
         let callbacks = StartsLate {
             idle: Mutex::new(Some(certificates.idle)),
             late,

@@ -25,6 +25,9 @@ pub mod store;
 #[doc(hidden)]
 pub mod certificate;
 #[doc(hidden)]
+pub mod on_demand;
+
+#[doc(hidden)]
 pub mod listener;
 #[doc(hidden)]
 pub mod message;

@@ -90,6 +90,7 @@ async fn a_profile_that_exists_is_ordered() {
     let acme = format!("{}profile = \"shortlived\"\n", ca.acme_table());
     let perennial = Perennial::run(place, &format!("{acme}{site}")).await;
     wait_for(&perennial, &ca).await;
+    assert_eq!(ca.ordered_profiles(), [Some("shortlived".to_owned())]);
 }
 
 async fn with_preferred_chain(place: Place, pebble: &Pebble, issuer: &str) -> Perennial {
@@ -194,6 +195,29 @@ async fn an_order_that_would_break_a_limit_is_not_sent_and_its_date_is_told() {
         "{wait}"
     );
     assert_eq!(ca.count(Kind::NewOrder), 2);
+}
+
+/// A limit that is known beforehand is no worse than one that the authority has to speak of.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_limit_at_one_is_an_order_at_the_next() {
+    let place = Place::new();
+    let first = ScriptedCa::start(&place).await;
+    let second = ScriptedCa::start(&place).await;
+    let limits = "[acme.limits]\nduplicate_certificates = \"1/7d\"\n";
+    let fallback = format!(
+        "[[acme.fallback]]\ndirectory = \"{}\"\nlimits = {{ duplicate_certificates = \"1/7d\" }}\n",
+        second.directory
+    );
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let text = format!("{}{limits}{fallback}{site}", first.acme_table());
+    let perennial = Perennial::run(place, &text).await;
+    wait_for(&perennial, &first).await;
+    perennial.renew(NAME).await;
+    wait_for(&perennial, &second).await;
+    assert_eq!(first.count(Kind::NewOrder), 1);
+    assert_eq!(second.count(Kind::NewOrder), 1);
+    // Where no authority is left, the order waits.
+    a_renewal_has_to_wait(&perennial).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

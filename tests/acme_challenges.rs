@@ -6,14 +6,15 @@ use std::time::Duration;
 
 use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect};
+use rustix::process::Signal;
 
-use crate::support::bind::{Bind, Zone};
-use crate::support::client::{serial, served};
+use crate::support::bind::Bind;
+use crate::support::client::{serial, served, served_with};
 use crate::support::http1::KeepAlive;
 use crate::support::pebble::{Options, Pebble, issued_by_pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
-use crate::support::scripted_ca::{ScriptedCa, Validation};
+use crate::support::scripted_ca::{Kind, ScriptedCa, Validation};
 use crate::support::server::Server;
 use crate::support::sites::site;
 use crate::support::wait::{SOON, never_within, wait_until};
@@ -102,6 +103,144 @@ async fn tokens_are_gone_when_the_order_has_ended() {
     }
 }
 
+/// The order is given up and not failed: the next start goes on with it at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stop_in_the_middle_is_resumed_by_the_next_start() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.challenges = vec!["http-01"];
+        script.validation = Validation::PendingForEver;
+    });
+    let mut perennial = start(place, &ca).await;
+    let http = perennial.place.http;
+    let token = wait_until(SOON, "a challenge", async || {
+        let (_, token) = ca.pending().pop()?;
+        answer(http, &token).await.map(|_| token)
+    })
+    .await;
+    perennial.signal(Signal::TERM);
+    assert!(perennial.wait_exit(SOON).await.success());
+    let file = format!("ledger/subjects/{NAME}.p256.json");
+    let ledger = std::fs::read_to_string(perennial.place.state().join(file));
+    assert!(ledger.expect("a ledger").contains("cancelled"));
+    perennial.start_and_wait().await;
+    wait_until(SOON, "the same answer", async || {
+        answer(http, &token).await.map(drop)
+    })
+    .await;
+    ca.script(|script| script.validation = Validation::Real);
+    ca.pass_pending();
+    wait_for_certificates(&perennial, &ca, 1).await;
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+}
+
+/// Whether a name's challenge is answered: at the plain listener, or in a handshake.
+async fn is_answered(perennial: &Perennial, challenge: &str, name: &str, token: &str) -> bool {
+    if challenge == "http-01" {
+        let body = answer(perennial.place.http, token).await;
+        return body.is_some_and(|body| body.starts_with(&format!("{token}.")));
+    }
+    let shown = served_with(perennial.place.https, Some(name), &["acme-tls/1"]).await;
+    shown.is_ok_and(|shown| shown.names == [name] && shown.alpn.as_deref() == Some("acme-tls/1"))
+}
+
+/// One of several orders ends, and its answer goes; those of the others stay.
+async fn orders_at_once(challenge: &'static str) {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.challenges = vec![challenge];
+        script.validation = Validation::PendingForEver;
+    });
+    let hosts = ["a.example.test", "b.example.test", "c.example.test"];
+    let site = format!("[[sites]]\nhosts = {hosts:?}\nupstreams = [\"respond:hello\"]\n");
+    let perennial = Perennial::run(place, &format!("{}{site}", ca.acme_table())).await;
+    let answered =
+        async |name: &str, token: &str| is_answered(&perennial, challenge, name, token).await;
+    let pending = wait_until(SOON, "three challenges to be answered", async || {
+        let pending = ca.pending();
+        for (name, token) in &pending {
+            if !answered(name, token).await {
+                return None;
+            }
+        }
+        (pending.len() == hosts.len()).then_some(pending)
+    })
+    .await;
+    for (ended, token) in &pending {
+        assert_eq!(ca.fail_oldest_pending().as_ref(), Some(ended));
+        wait_until(SOON, "the answer to be taken back", async || {
+            (!answered(ended, token).await).then_some(())
+        })
+        .await;
+        for (name, token) in ca.pending() {
+            assert!(answered(&name, &token).await, "{name} after {ended}");
+        }
+    }
+    ca.script(|script| script.validation = Validation::Real);
+    for host in hosts {
+        perennial.renew(host).await;
+    }
+    let mut perennial = perennial;
+    perennial.wait_ready().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_at_once_by_http_01_do_not_disturb_each_other() {
+    orders_at_once("http-01").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn orders_at_once_by_tls_alpn_01_do_not_disturb_each_other() {
+    orders_at_once("tls-alpn-01").await;
+}
+
+/// Whatever routes a site has, for everything or for the very path, on either port.
+#[tokio::test(flavor = "multi_thread")]
+async fn http_01_is_not_shadowed_by_routes_of_the_site() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.challenges = vec!["http-01"]);
+    let route = |path: &str| {
+        format!("[[sites.routes]]\npath = \"{path}\"\nupstreams = [\"respond:the site's own\"]\n")
+    };
+    let routes = ["/*", "/.well-known/*", "/.well-known/acme-challenge/*"].map(route);
+    let site = format!(
+        "[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"acme\"\n{}",
+        routes.concat()
+    );
+    let perennial = Perennial::run(place, &format!("{}{site}", ca.acme_table())).await;
+    wait_for_certificates(&perennial, &ca, 1).await;
+    ca.script(|script| script.validation = Validation::PendingForEver);
+    perennial.renew(NAME).await;
+    let token = wait_until(SOON, "a challenge", async || {
+        let (_, token) = ca.pending().pop()?;
+        answer(perennial.place.http, &token).await.map(|_| token)
+    })
+    .await;
+    let https = perennial.place.https;
+    let mut connection = KeepAlive::open(https, NAME, None).await.expect("TLS");
+    let path = format!("/.well-known/acme-challenge/{token}");
+    let (status, body) = connection.get(&path).await.expect("an answer");
+    assert!(
+        status == 200 && body.starts_with(&format!("{token}.")),
+        "{status} {body}"
+    );
+    // What is no token of ours is the site's.
+    let (status, body) = connection
+        .get(&format!("{path}x"))
+        .await
+        .expect("an answer");
+    assert_eq!((status, body.as_str()), (200, "the site's own"));
+    ca.fail_pending();
+    wait_until(SOON, "the answer to be taken back", async || {
+        let (_, body) = connection.get(&path).await.expect("an answer");
+        (body == "the site's own").then_some(())
+    })
+    .await;
+}
+
 /// A CA follows redirects, and does not mind the certificate at the end (RFC 8555 section 8.3).
 #[tokio::test(flavor = "multi_thread")]
 async fn http_01_through_a_redirect_to_the_https_port() {
@@ -139,18 +278,8 @@ async fn http_01_through_a_redirect_to_the_https_port() {
 #[tokio::test(flavor = "multi_thread")]
 async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
     let place = Place::new();
-    let records = format!("@ IN A {0}\n* IN A {0}", place.ip);
-    let zone = Zone {
-        name: "example.test",
-        records: &records,
-        takes_updates: true,
-    };
-    let bind = Bind::start(&place, "bind", &[zone]).await;
-    let options = Options {
-        dns: Some(bind.addr),
-        ..Options::default()
-    };
-    let Some(pebble) = Pebble::start(&place, options).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let text = format!(
@@ -204,17 +333,8 @@ async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_missing_standing_record_does_not_hold_up_another_challenge() {
     let place = Place::new();
-    let zone = Zone {
-        name: "example.test",
-        records: &format!("* IN A {}", place.ip),
-        takes_updates: false,
-    };
-    let bind = Bind::start(&place, "bind", &[zone]).await;
-    let options = Options {
-        dns: Some(bind.addr),
-        ..Options::default()
-    };
-    let Some(pebble) = Pebble::start(&place, options).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let text = format!(

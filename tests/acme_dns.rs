@@ -8,34 +8,14 @@ use std::time::Duration;
 
 use rustix::process::Signal;
 
-use crate::support::bind::{Bind, Zone};
-use crate::support::pebble::{Options, Pebble, issued_by_pebble};
+use crate::support::bind::{Bind, ZONE, Zone};
+use crate::support::pebble::{Pebble, issued_by_pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
 use crate::support::server::Server;
 use crate::support::wait::{SOON, never_within, wait_until};
 
-const ZONE: &str = "example.test";
 const CHALLENGE: &str = "_acme-challenge.example.test";
-
-/// A zone whose names lead to the place, and that takes updates.
-async fn bind(place: &Place) -> Bind {
-    let records = format!("@ IN A {0}\n* IN A {0}", place.ip);
-    let zone = Zone {
-        name: ZONE,
-        records: &records,
-        takes_updates: true,
-    };
-    Bind::start(place, "bind", &[zone]).await
-}
-
-async fn pebble(place: &Place, bind: &Bind) -> Option<Pebble> {
-    let options = Options {
-        dns: Some(bind.addr),
-        ..Options::default()
-    };
-    Pebble::start(place, options).await
-}
 
 fn site(hosts: &[&str]) -> String {
     format!(
@@ -51,8 +31,8 @@ fn config(pebble: &Pebble, dns: &str, hosts: &[&str]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_wildcard_and_its_parent_by_rfc_2136() {
     let place = Place::new();
-    let bind = bind(&place).await;
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let hosts = ["example.test", "*.example.test"];
@@ -75,8 +55,8 @@ async fn a_wildcard_and_its_parent_by_rfc_2136() {
 #[tokio::test(flavor = "multi_thread")]
 async fn certificates_of_their_own_for_a_wildcard_and_its_parent_at_once() {
     let place = Place::new();
-    let bind = bind(&place).await;
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let hosts = ["example.test", "*.example.test"];
@@ -113,7 +93,7 @@ async fn a_delegated_challenge_is_written_where_the_alias_leads() {
         },
     ];
     let bind = Bind::start(&place, "bind", &zones).await;
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let text = config(&pebble, &bind.dns_table(), &["example.test"]);
@@ -125,14 +105,14 @@ async fn a_delegated_challenge_is_written_where_the_alias_leads() {
 /// A second server of the zone that never gets the record.
 async fn with_a_server_that_lags(limit: &str) -> Option<(Perennial, Pebble, Bind, Bind)> {
     let place = Place::new();
-    let bind = bind(&place).await;
+    let bind = Bind::of_place(&place).await;
     let static_zone = Zone {
         name: ZONE,
         records: "",
         takes_updates: true,
     };
     let lagging = Bind::start(&place, "lagging", &[static_zone]).await;
-    let pebble = pebble(&place, &bind).await?;
+    let pebble = Pebble::asking(&place, bind.addr).await?;
     let servers = format!("nameservers = [\"{}\", \"{}\"]", bind.addr, lagging.addr);
     let only = format!("nameservers = [\"{}\"]", bind.addr);
     let dns = bind.dns_table().replace(&only, &servers);
@@ -229,8 +209,8 @@ fn exec_table(bind: &Bind, program: &Path, more: &str) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_program_writes_and_removes_the_record() {
     let place = Place::new();
-    let bind = bind(&place).await;
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let program = hook(&place, &bind, "");
@@ -262,8 +242,8 @@ async fn a_program_that_fails_is_quoted_and_one_that_hangs_is_ended() {
         ),
     ] {
         let place = Place::new();
-        let bind = bind(&place).await;
-        let Some(pebble) = pebble(&place, &bind).await else {
+        let bind = Bind::of_place(&place).await;
+        let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
             return;
         };
         let program = hook(&place, &bind, ending);
@@ -305,7 +285,7 @@ async fn through_an_acme_dns_server() {
         },
     ];
     let bind = std::sync::Arc::new(Bind::start(&place, "bind", &zones).await);
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let api = place.free();
@@ -352,8 +332,8 @@ async fn acme_dns(addr: SocketAddr, bind: &std::sync::Arc<Bind>) -> Server {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_refused_update_is_told_without_the_key() {
     let place = Place::new();
-    let bind = bind(&place).await;
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let wrong = "d3JvbmcgLSB3cm9uZyAtIHdyb25n";
@@ -372,8 +352,8 @@ async fn a_refused_update_is_told_without_the_key() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_example_orders_a_wildcard() {
     let place = Place::new();
-    let bind = bind(&place).await;
-    let Some(pebble) = pebble(&place, &bind).await else {
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
         return;
     };
     let example = std::fs::read_to_string("examples/wildcard-dns-01.toml").expect("the example");

@@ -135,6 +135,16 @@ async fn a_certificate_cut_short() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_chain_cut_short() {
+    a_bad_certificate_replaces_nothing(CertificateFault::CutShort).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_chain_of_somebody_else() {
+    a_bad_certificate_replaces_nothing(CertificateFault::WrongChain).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_window_in_the_past_renews_now_and_says_what_it_replaces() {
     let place = Place::new();
     let ca = ScriptedCa::start(&place).await;
@@ -169,7 +179,8 @@ async fn already_replaced_orders_again_without_saying_so() {
     ca.script(|script| script.renewal_info = Some(far));
     let perennial = start(place, &ca, "").await;
     wait_for_certificate(&perennial, &ca).await;
-    ca.script(|script| script.already_replaced = true);
+    let refusal = problem(409, "alreadyReplaced", "that one was replaced before");
+    ca.script(|script| script.refuse_replaces = Some(refusal));
     perennial.renew(NAME).await;
     wait_until(SOON, "a second certificate", async || {
         ca.issued().get(1).cloned()

@@ -61,6 +61,7 @@ pub fn live(name: &str) -> Arc<LiveCertificate> {
         private_key: None,
         loaded_at: NOW,
         changed_at: NOW,
+        asked: Default::default(),
     })
 }
 

@@ -78,7 +78,7 @@ impl Server {
             })),
         };
         Server {
-            acceptor: tls::acceptor(reader, challenges, sessions).unwrap(),
+            acceptor: tls::acceptor(tls::Certificates::new(reader, challenges), sessions).unwrap(),
             rows,
             certificates,
             _challenge: challenge.unwrap(),
@@ -87,7 +87,7 @@ impl Server {
 
     /// What becomes of a client that sends these bytes and then nothing more.
     pub fn answer(&self, bytes: &[u8]) -> Answer {
-        let ssl = tls::new_handshake(&self.acceptor, LOCAL).unwrap();
+        let ssl = tls::new_handshake(&self.acceptor, LOCAL, false).unwrap();
         let client = Client { sends: bytes };
         match ssl.setup_accept(client).handshake() {
             Ok(stream) => self.outcome(stream.ssl()),

@@ -2,6 +2,7 @@
 //! Everything is opened when an order needs it and not before: a CA that is down never delays
 //! anything but its own orders.
 
+mod directory;
 mod keys;
 
 use std::collections::BTreeMap;
@@ -90,6 +91,17 @@ impl Directory {
             caa_identities: document.meta.caa_identities,
             profiles: document.meta.profiles,
         })
+    }
+
+    /// Whatever else a directory says may come and go.
+    fn has_same_urls(&self, other: &Directory) -> bool {
+        let urls = |it: &Directory| {
+            let document: serde_json::Value = serde_json::from_slice(&it.raw).unwrap_or_default();
+            let mut urls = document.as_object().cloned().unwrap_or_default();
+            urls.retain(|_, value| value.is_string());
+            urls
+        };
+        urls(self) == urls(other)
     }
 }
 
@@ -327,14 +339,6 @@ impl Authority {
         Ok(())
     }
 
-    /// The directory on disk is not what the CA serves now.
-    pub async fn forget_directory(&self) {
-        let mut opened = self.opened.lock().await;
-        opened.directory = None;
-        let path = self.directory_path();
-        let _ = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
-    }
-
     /// Several orders may wait here while one of them finds out that the CA is down: the others
     /// need not find out again.
     async fn opened_unless_failed_meanwhile(
@@ -376,48 +380,10 @@ impl Authority {
     }
 
     async fn connect(&self, opened: &mut Opened, now: OffsetDateTime) -> Result<(), AcmeError> {
-        if opened.directory.is_none() {
-            self.fetch_directory(opened, now).await?;
-        }
-        let (Some(transport), Some((directory, _))) = (&opened.transport, &opened.directory) else {
-            return Err(self.error(Class::Retryable, "the directory is missing"));
-        };
-        let http = job_http(transport, self.url(), directory);
-        let status = http
-            .probe_nonce(&directory.new_nonce)
-            .await
-            .map_err(|error| self.unreachable(&http, error.to_string()))?;
-        if !status.is_success() {
-            return Err(self.unreachable(&http, format!("newNonce answers HTTP {status}")));
-        }
-        let directory = directory.clone();
+        let (directory, http) = self.way_in(opened, now).await?;
         self.settle_key(opened, &directory, &http).await?;
         let account = opened.account.take();
         opened.account = Some(self.ready_account(account, &directory, &http).await?);
-        Ok(())
-    }
-
-    async fn fetch_directory(
-        &self,
-        opened: &mut Opened,
-        now: OffsetDateTime,
-    ) -> Result<(), AcmeError> {
-        let Some(transport) = &opened.transport else {
-            return Err(self.error(Class::Retryable, "HTTPS is not prepared"));
-        };
-        let http = JobHttp::new(transport.clone());
-        let (status, body) = http
-            .get(self.url())
-            .await
-            .map_err(|error| self.unreachable(&http, error.to_string()))?;
-        if !status.is_success() {
-            return Err(self.unreachable(&http, format!("the directory answers HTTP {status}")));
-        }
-        let directory = Directory::parse(body).map_err(|error| {
-            self.unreachable(&http, format!("its answer is no ACME directory ({error})"))
-        })?;
-        self.keep_directory(&directory, now).await;
-        opened.directory = Some((directory, now));
         Ok(())
     }
 
@@ -569,26 +535,6 @@ impl Authority {
         self.write(self.account_path(), bytes)
             .await
             .map_err(|error| AcmeError::store(self.what(), &error))
-    }
-
-    /// A directory that cannot be kept is asked for again after the next restart.
-    async fn keep_directory(&self, directory: &Directory, now: OffsetDateTime) {
-        let cached = serde_json::from_slice(&directory.raw).and_then(|directory| {
-            serde_json::to_vec(&CachedDirectory {
-                fetched_at: now,
-                directory,
-            })
-        });
-        let result = match cached {
-            Ok(bytes) => self
-                .write(self.directory_path(), bytes)
-                .await
-                .map_err(|it| it.to_string()),
-            Err(error) => Err(error.to_string()),
-        };
-        if let Err(error) = result {
-            tracing::warn!(ca = self.url(), error, "cannot keep the CA's directory");
-        }
     }
 
     async fn write(&self, path: PathBuf, bytes: Vec<u8>) -> Result<(), StoreError> {

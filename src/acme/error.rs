@@ -39,6 +39,8 @@ pub struct AcmeError {
     pub unreachable: bool,
     /// The order itself is still good, and the next attempt should go on with it.
     pub resumable: bool,
+    /// What was asked for is not where we looked: the CA's directory may have changed.
+    pub gone: bool,
     /// The challenge that failed, so that the next attempt can prefer another.
     pub challenge: Option<ChallengeType>,
 }
@@ -63,6 +65,7 @@ impl AcmeError {
             retry_after: None,
             unreachable: false,
             resumable: false,
+            gone: false,
             challenge: None,
         }
     }

@@ -2,7 +2,7 @@
 //! line each in a file of the ledger, on disk before the request leaves. It records;
 //! [`limits`](super::limits) decides what it means.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -18,6 +18,8 @@ use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// Lines that are over before the file is written anew.
 const MAX_STALE_LINES: usize = 4096;
+/// An order, its URL and its failure.
+const LINES_OF_AN_EVENT: usize = 3;
 
 /// One line of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -35,6 +37,9 @@ enum Line {
         names: BTreeSet<String>,
         exempt: bool,
     },
+    /// The CA has the order with this number under this URL. One without is an order that was
+    /// not answered, or one that a crash lost.
+    Placed { id: u64, url: String },
     /// The order with this number left no certificate.
     Failed { id: u64, name: Option<String> },
 }
@@ -51,6 +56,8 @@ struct Memory {
     events: Vec<Event>,
     /// Of the events, in the same order.
     ids: Vec<u64>,
+    /// Of the orders that the CA has told us of.
+    urls: BTreeMap<u64, String>,
     next_id: u64,
     lines: usize,
 }
@@ -110,6 +117,15 @@ impl History {
         })
     }
 
+    /// Notes where the CA keeps an order; once is enough.
+    pub fn placed(&self, id: u64, url: &str) -> Result<(), StoreError> {
+        if self.lock().urls.get(&id).is_some_and(|known| known == url) {
+            return Ok(());
+        }
+        let url = url.to_owned();
+        self.add(|_| Line::Placed { id, url }).map(|_| ())
+    }
+
     /// Notes that an order left no certificate, and which name was not validated.
     pub fn failed(&self, id: u64, name: Option<String>) -> Result<(), StoreError> {
         self.add(|_| Line::Failed { id, name }).map(|_| ())
@@ -141,7 +157,7 @@ impl History {
         // attempt too many that is counted.
         memory.take_in(line);
         self.append(&bytes)?;
-        if memory.lines > 2 * memory.events.len() + MAX_STALE_LINES {
+        if memory.lines > LINES_OF_AN_EVENT * memory.events.len() + MAX_STALE_LINES {
             self.write_anew(&mut memory)?;
         }
         Ok(id)
@@ -166,7 +182,8 @@ impl History {
         let mut bytes = Vec::new();
         memory.lines = 0;
         let events = memory.ids.iter().zip(&memory.events);
-        for line in events.flat_map(|(id, event)| lines_of(*id, event)) {
+        let urls = &memory.urls;
+        for line in events.flat_map(|(id, event)| lines_of(*id, event, urls.get(id))) {
             serde_json::to_writer(&mut bytes, &line)
                 .map_err(|error| StoreError::broken(&self.path, error))?;
             bytes.push(b'\n');
@@ -183,7 +200,7 @@ impl History {
     }
 }
 
-fn lines_of(id: u64, event: &Event) -> Vec<Line> {
+fn lines_of(id: u64, event: &Event, url: Option<&String>) -> Vec<Line> {
     let at = event.at;
     match &event.what {
         What::Account => vec![Line::Account { id, at }],
@@ -194,16 +211,21 @@ fn lines_of(id: u64, event: &Event) -> Vec<Line> {
                 names: names.clone(),
                 exempt: *exempt,
             };
-            match end {
-                End::Issued => vec![order],
-                End::Failed(name) => vec![
-                    order,
-                    Line::Failed {
-                        id,
-                        name: name.clone(),
-                    },
-                ],
-            }
+            let placed = url.map(|url| Line::Placed {
+                id,
+                url: url.clone(),
+            });
+            let failed = match end {
+                End::Issued => None,
+                End::Failed(name) => Some(Line::Failed {
+                    id,
+                    name: name.clone(),
+                }),
+            };
+            [Some(order), placed, failed]
+                .into_iter()
+                .flatten()
+                .collect()
         }
     }
 }
@@ -229,6 +251,10 @@ impl Memory {
                 let what = What::Order { names, exempt, end };
                 (id, Event { at, what })
             }
+            Line::Placed { id, url } => {
+                self.urls.insert(id, url);
+                return;
+            }
             Line::Failed { id, name } => {
                 let found = self.ids.iter().rposition(|own| *own == id);
                 let found = found.and_then(|at| self.events.get_mut(at));
@@ -252,7 +278,9 @@ impl Memory {
             .take_while(|event| now - event.at >= keep);
         let over = over.count();
         self.events.drain(..over);
-        self.ids.drain(..over);
+        for id in self.ids.drain(..over) {
+            self.urls.remove(&id);
+        }
     }
 }
 
@@ -283,9 +311,16 @@ mod tests {
             .order(&names[..1], true, NOW + Duration::DAY)
             .unwrap();
         history.failed(first, Some("a.test".to_owned())).unwrap();
+        history.placed(first, "https://ca.test/order/1").unwrap();
         let past = past_of(&history);
         assert_eq!(past.len(), 3);
-        assert_eq!(past_of(&open(NOW + Duration::DAY)), past);
+        // Opening writes it anew: the second one reads what the first has written.
+        for _ in 0..2 {
+            let again = open(NOW + Duration::DAY);
+            assert_eq!(past_of(&again), past);
+            let urls = again.lock().urls.clone();
+            assert_eq!(urls, [(first, "https://ca.test/order/1".to_owned())].into());
+        }
         // Half a line at the end, as a crash leaves it, costs nothing else.
         let path = state.ledger_dir().join("authorities/ca.history.jsonl");
         let mut text = fs::read_to_string(&path).unwrap();
@@ -294,6 +329,7 @@ mod tests {
         assert_eq!(past_of(&open(NOW + Duration::DAY)), past);
         let later = open(NOW + WEEK);
         assert_eq!(past_of(&later), past[2..]);
+        assert!(later.lock().urls.is_empty());
         assert_eq!(later.order(&names, false, NOW + WEEK).unwrap(), 3);
         let mode = fs::metadata(&path).unwrap();
         assert_eq!(

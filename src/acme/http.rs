@@ -17,6 +17,7 @@ use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class, Subproblem, classify};
+use super::patience;
 use crate::clock;
 
 /// One exchange with a CA, from connecting to the last byte.
@@ -30,6 +31,8 @@ const NONCE_LIFETIME: StdDuration = StdDuration::from_secs(60);
 pub const NONCE_ATTEMPTS: u32 = 10;
 
 const USER_AGENT: &str = concat!("perennial/", env!("CARGO_PKG_VERSION"));
+/// What rustls says before the reason why it does not trust a server.
+const DISTRUST: &str = "invalid peer certificate";
 const REPLAY_NONCE: &str = "replay-nonce";
 const PROBLEM_PREFIX: &str = "urn:ietf:params:acme:error:";
 
@@ -123,7 +126,7 @@ fn builder() -> reqwest::ClientBuilder {
         .user_agent(USER_AGENT)
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(CONNECT_TIMEOUT)
-        .timeout(REQUEST_TIMEOUT)
+        .timeout(patience::up_to(REQUEST_TIMEOUT))
 }
 
 fn read_roots(path: &Path) -> Result<Vec<reqwest::Certificate>, String> {
@@ -242,9 +245,15 @@ impl JobHttp {
         body: Bytes,
     ) -> Result<Response<Bytes>, HttpError> {
         *lock(&self.last) = Note::default();
-        let unreachable = |error: reqwest::Error| HttpError::Unreachable {
-            url: url.to_owned(),
-            cause: causes(&error.without_url()),
+        let unreachable = |error: reqwest::Error| {
+            let mut cause = causes(&error.without_url());
+            if cause.contains(DISTRUST) {
+                cause += "; for a private CA, set `ca_certificate` to its root";
+            }
+            HttpError::Unreachable {
+                url: url.to_owned(),
+                cause,
+            }
         };
         let request = self
             .transport
@@ -398,6 +407,7 @@ fn explain(what: &str, error: instant_acme::Error, note: &Note) -> AcmeError {
         }
     };
     explained.unreachable |= server_error;
+    explained.gone = matches!(note.status, Some(404 | 405 | 410));
     explained.retry_after = note
         .retry_after
         .filter(|_| note.status.is_some_and(|it| it >= 400));

@@ -17,6 +17,7 @@ use super::order;
 use super::renewal::{OrderReason, Window};
 use super::renewal_info;
 use super::subject::Subject;
+use super::surroundings::MayRenew;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::ChallengeType;
@@ -41,6 +42,8 @@ pub(super) enum Done {
         /// Whether an order was made and failed; otherwise it did not come to one.
         ordered: bool,
     },
+    /// Somebody says that it is not to be renewed: nothing was asked of a CA.
+    Withdrawn { cause: String },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
 }
@@ -55,28 +58,24 @@ pub(super) struct OrderJob {
     pub dns: Option<Arc<DnsChallenges>>,
     pub reason: OrderReason,
     pub replaces: Option<Vec<u8>>,
+    /// Who is asked first, if anybody.
+    pub may_renew: Option<Arc<MayRenew>>,
 }
 
 impl OrderJob {
     pub async fn run(self) -> Done {
         let started = Instant::now();
         let ca = self.authority.url().to_owned();
+        if let Some(may_renew) = &self.may_renew
+            && let Err(cause) = may_renew(self.subject.name.clone()).await
+        {
+            return Done::Withdrawn { cause };
+        }
         let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
-        let session = match self.authority.session().await {
-            Ok(session) => session,
-            Err(error) => return failed(error.to_string(), Some(ca), false),
-        };
-        let exempt = self.replaces.is_some() && session.directory.renewal_info.is_some();
-        let (history, names) = (
-            Arc::clone(&self.authority.history),
-            self.subject.names.clone(),
-        );
-        let noted = blocking(move || history.order(&names, exempt, clock::now())).await;
-        let event = match noted {
-            Ok(event) => event,
-            Err(error) => return failed(error.to_string(), Some(ca), false),
-        };
+        if let Err(error) = self.authority.session().await {
+            return failed(error.to_string(), Some(ca), false);
+        }
         let (ledger, url, reason) = (Arc::clone(&self.ledger), ca.clone(), self.reason.as_str());
         let begun =
             blocking(move || ledger.begin(Kind::Order, &url, Some(reason), clock::now())).await;
@@ -87,9 +86,6 @@ impl OrderJob {
         let result = self.order().await;
         let error = result.as_ref().err();
         self.authority.learn(error).await;
-        if let Some(error) = error {
-            self.note_failure(event, error).await;
-        }
         let outcome = error.map_or(Outcome::Ok, Outcome::from);
         let answered = match &result {
             Ok((_, answered)) => answered.clone(),
@@ -111,25 +107,17 @@ impl OrderJob {
         }
     }
 
-    /// It left no certificate, and the CA may count it against a name.
-    async fn note_failure(&self, event: u64, error: &AcmeError) {
-        let validated = error.challenge.is_some();
-        let name = error.identifier.clone().filter(|_| validated);
-        let history = Arc::clone(&self.authority.history);
-        if let Err(error) = blocking(move || history.failed(event, name)).await {
-            tracing::warn!(%error, "cannot record how an order ended");
-        }
-    }
-
     async fn order(&self) -> Result<Ordered, AcmeError> {
         match self.order_once().await {
             Err(error) if error.is("accountDoesNotExist") => {
                 self.authority.forget_account().await?;
             }
-            Err(error) if error.is("malformed") || error.is("notFound") => {
+            Err(error) if error.gone || error.is("malformed") => {
                 // Perhaps the URLs of a directory that has changed.
-                self.authority.forget_directory().await;
-                return Err(error);
+                if !self.authority.directory_has_changed().await {
+                    return Err(error);
+                }
+                tracing::info!(ca = self.authority.url(), "the CA's directory has changed");
             }
             result => return result,
         }
@@ -145,6 +133,7 @@ impl OrderJob {
             key_type: self.subject.key_type,
             config: self.authority.config.clone(),
             session,
+            history: Arc::clone(&self.authority.history),
             dir: self.dir.clone(),
             challenges: self.challenges.clone(),
             dns: self.dns.clone(),

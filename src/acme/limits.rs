@@ -8,6 +8,7 @@ use std::collections::BTreeSet;
 
 use time::{Duration, OffsetDateTime};
 
+use super::order::PENDING_LIFETIME;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{Limit, Limits};
@@ -120,6 +121,9 @@ pub fn account(now: OffsetDateTime, limits: &Limits, past: &[Event]) -> Option<B
     window(now, limits.new_accounts, past, "new accounts", accounts)
 }
 
+/// An order is resumed for so long, and its end has to find its beginning.
+const SHORTEST_MEMORY: Duration = PENDING_LIFETIME;
+
 /// How long what happened matters.
 pub fn memory(limits: &Limits) -> Duration {
     let all = [
@@ -130,9 +134,10 @@ pub fn memory(limits: &Limits) -> Duration {
         limits.new_accounts,
     ];
     let longest = all.into_iter().flatten().map(|limit| limit.per).max();
-    longest.map_or(Duration::ZERO, |per| {
+    let longest = longest.map_or(Duration::ZERO, |per| {
         per.try_into().unwrap_or(Duration::MAX)
-    })
+    });
+    longest.max(SHORTEST_MEMORY)
 }
 
 fn window(
@@ -160,7 +165,7 @@ fn window(
 }
 
 /// The domain that somebody registered, below a public suffix; for addresses none.
-fn registered_domain(name: &str) -> Option<&str> {
+pub(crate) fn registered_domain(name: &str) -> Option<&str> {
     let name = name.strip_prefix("*.").unwrap_or(name);
     let is_address = name.parse::<std::net::IpAddr>().is_ok();
     psl::domain_str(name).filter(|_| !is_address)

@@ -13,7 +13,7 @@ mod tests;
 mod validation;
 
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 use std::time::Duration as StdDuration;
 
 use instant_acme::{Account, Identifier, NewOrder, Order, OrderStatus};
@@ -23,18 +23,21 @@ use super::account::{Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, Class};
+use super::history::History;
 use super::http::{JobHttp, of_problem, with_nonce};
+use super::limits;
 use super::renewal_info::certificate_id;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{CertificateAuthority, ChallengeType, KeyType};
+use crate::store::crash;
 use crate::store::generation;
 use crate::store::leaf::Leaf;
 use crate::store::{key_type_name, private_key};
 pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
-pub use pending::complete_pending;
 use pending::{ORDER_FILE, Pending, PendingDir};
+pub use pending::{PENDING_LIFETIME, complete_pending};
 use poll::Poll;
 use validation::Answered;
 
@@ -46,6 +49,8 @@ pub struct Job {
     pub key_type: KeyType,
     pub config: CertificateAuthority,
     pub session: Session,
+    /// Of the CA: each order is in it before it is sent.
+    pub history: Arc<History>,
     /// `certificates/<name>/<key_type>`.
     pub dir: PathBuf,
     pub challenges: Challenges,
@@ -77,6 +82,7 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         job,
         account,
         http,
+        number: OnceLock::new(),
     };
     let result = run.to_the_end().await;
     if let Err(error) = &result
@@ -85,6 +91,9 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         // The next attempt starts from scratch: this order has shown that it leads nowhere.
         let pending = run.pending.clone();
         blocking(move || pending.discard()).await;
+        let name = error.identifier.clone();
+        let name = name.filter(|_| error.challenge.is_some());
+        run.note_end(run.number.get().copied(), name).await;
     }
     result
 }
@@ -95,6 +104,8 @@ struct Run {
     pending: PendingDir,
     account: Account,
     http: JobHttp,
+    /// The order's number in the history; none in one of an older version.
+    number: OnceLock<u64>,
 }
 
 impl Run {
@@ -106,7 +117,9 @@ impl Run {
         let mut kinds = Vec::new();
         if order.state().status == OrderStatus::Pending {
             let answered = self.answer_challenges(&mut order).await?;
+            crash::point("challenges-told");
             self.wait_until_ready(&mut order, &answered).await?;
+            crash::point("order-ready");
             kinds.extend(answered.iter().map(Answered::kind));
         }
         if order.state().status == OrderStatus::Ready {
@@ -114,6 +127,7 @@ impl Run {
                 self.error(Class::Operator, format!("cannot make the CSR: {error}"))
             })?;
             with_nonce!(order.finalize_csr(&csr)).map_err(|error| self.explain(error))?;
+            crash::point("order-finalized");
         }
         let chain = self.fetch_certificate(&mut order).await?;
         let issued = self.keep(pending, key, chain).await?;
@@ -132,22 +146,32 @@ impl Run {
         let same = pending.ca == self.job.config.directory
             && pending.is_for(&self.job.names, self.job.key_type, clock::now());
         if !same {
+            self.note_end(pending.number, None).await;
             return Ok(None);
         }
-        match with_nonce!(self.account.order(pending.order_url.clone())) {
+        let found = match with_nonce!(self.account.order(pending.order_url.clone())) {
             Ok(mut order) => {
                 let alive = order.state().status != OrderStatus::Invalid;
-                tracing::debug!(
-                    order = pending.order_url,
-                    alive,
-                    "found an interrupted order"
-                );
-                Ok(alive.then(|| (order, pending, Arc::new(key))))
+                alive.then_some(order)
             }
             Err(error) => match self.explain(error) {
-                error if error.unreachable || error.is("accountDoesNotExist") => Err(error),
-                _ => Ok(None),
+                error if error.unreachable || error.is("accountDoesNotExist") => {
+                    return Err(error);
+                }
+                _ => None,
             },
+        };
+        let (url, alive) = (&pending.order_url, found.is_some());
+        tracing::debug!(order = url, alive, "found an interrupted order");
+        match found {
+            Some(order) => {
+                self.note_place(pending.number, url).await?;
+                Ok(Some((order, pending, Arc::new(key))))
+            }
+            None => {
+                self.note_end(pending.number, None).await;
+                Ok(None)
+            }
         }
     }
 
@@ -163,13 +187,16 @@ impl Run {
         })
         .await
         .map_err(|cause: String| self.error(Class::Operator, cause))?;
-        let order = self.new_order().await?;
+        crash::point("order-key");
+        let (order, number) = self.new_order().await?;
+        crash::point("order-placed");
         let pending = Pending {
             ca: self.job.config.directory.clone(),
             order_url: order.url().to_owned(),
             names: texts(&self.job.names),
             key_type: key_type_name(key_type).to_owned(),
             created_at: clock::now(),
+            number: Some(number),
         };
         let bytes = serde_json::to_vec_pretty(&pending)
             .map_err(|error| self.error(Class::Operator, error.to_string()))?;
@@ -177,6 +204,8 @@ impl Run {
         blocking(move || dir.write(ORDER_FILE, &bytes))
             .await
             .map_err(|error| AcmeError::store(&self.what, &error))?;
+        crash::point("order-url");
+        self.note_place(Some(number), order.url()).await?;
         Ok((order, pending, Arc::new(key)))
     }
 
@@ -200,7 +229,8 @@ impl Run {
         })
     }
 
-    async fn new_order(&self) -> Result<Order, AcmeError> {
+    /// The order, and its number in the history.
+    async fn new_order(&self) -> Result<(Order, u64), AcmeError> {
         self.check_profile()?;
         let identifiers: Vec<Identifier> = self.job.names.iter().map(identifier).collect();
         let predecessor = self.job.replaces.as_deref().and_then(certificate_id);
@@ -215,19 +245,75 @@ impl Run {
             && self.job.session.directory.renewal_info.is_some()
         {
             let order = new_order().replaces(predecessor);
-            match with_nonce!(self.account.new_order(&order)) {
-                Ok(order) => return Ok(order),
-                Err(error) => {
-                    let status = self.http.last().status;
-                    let error = self.explain(error);
-                    if !refuses_predecessor(&error, status) {
-                        return Err(error);
-                    }
+            match self.place(&order, true).await {
+                Err((error, status)) if refuses_predecessor(&error, status) => {
                     tracing::debug!(%error, "ordering again without `replaces`");
+                    self.check_limits()?;
                 }
+                placed => return placed.map_err(|(error, _)| error),
             }
         }
-        with_nonce!(self.account.new_order(&new_order())).map_err(|error| self.explain(error))
+        let placed = self.place(&new_order(), false).await;
+        placed.map_err(|(error, _)| error)
+    }
+
+    /// A renewal that the CA knows as one counts against no limit; this one does.
+    fn check_limits(&self) -> Result<(), AcmeError> {
+        let limits = &self.job.config.limits;
+        let broken = self
+            .job
+            .history
+            .judge(|past| limits::order(clock::now(), limits, past, &self.job.names, false));
+        match broken {
+            Some(broken) => Err(AcmeError {
+                retry_after: Some(broken.until),
+                ..self.error(Class::RateLimited, broken.to_string())
+            }),
+            None => Ok(()),
+        }
+    }
+
+    /// One newOrder, in the history before it leaves. `exempt`: the CA is told which certificate it
+    /// renews. An error comes with the HTTP status.
+    async fn place(
+        &self,
+        new_order: &NewOrder<'_>,
+        exempt: bool,
+    ) -> Result<(Order, u64), (AcmeError, Option<u16>)> {
+        let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
+        let noted = blocking(move || history.order(&names, exempt, clock::now())).await;
+        let number = noted.map_err(|error| (AcmeError::store(&self.what, &error), None))?;
+        match with_nonce!(self.account.new_order(new_order)) {
+            Ok(order) => Ok((order, number)),
+            Err(error) => {
+                let status = self.http.last().status;
+                self.note_end(Some(number), None).await;
+                Err((self.explain(error), status))
+            }
+        }
+    }
+
+    /// Where the CA keeps the order that goes on from here.
+    async fn note_place(&self, number: Option<u64>, url: &str) -> Result<(), AcmeError> {
+        let Some(number) = number else {
+            return Ok(());
+        };
+        self.number.get_or_init(|| number);
+        let (history, url) = (Arc::clone(&self.job.history), url.to_owned());
+        let noted = blocking(move || history.placed(number, &url)).await;
+        noted.map_err(|error| AcmeError::store(&self.what, &error))
+    }
+
+    /// The order leaves no certificate. `name`: the one that the CA did not validate, which it may
+    /// count.
+    async fn note_end(&self, number: Option<u64>, name: Option<String>) {
+        let Some(number) = number else {
+            return;
+        };
+        let history = Arc::clone(&self.job.history);
+        if let Err(error) = blocking(move || history.failed(number, name)).await {
+            tracing::warn!(%error, "cannot record how an order ended");
+        }
     }
 
     async fn fetch_certificate(&self, order: &mut Order) -> Result<String, AcmeError> {
@@ -269,6 +355,7 @@ impl Run {
         blocking(move || {
             // With the chain on disk a crash from here on costs no further request.
             pending_dir.write(generation::FULLCHAIN, chain.as_bytes())?;
+            crash::point("order-chain");
             keep(&dir, &pending, &key, &chain, &names, key_type)
         })
         .await
@@ -306,7 +393,14 @@ impl Run {
 
 /// Whether the CA takes offence at `replaces`, and not at the order.
 fn refuses_predecessor(error: &AcmeError, status: Option<u16>) -> bool {
-    let refused = ["alreadyReplaced", "malformed", "unauthorized", "notFound"];
+    let refused = [
+        "alreadyReplaced",
+        "malformed",
+        "unauthorized",
+        "notFound",
+        // Some stumble over a predecessor that they do not find.
+        "serverInternal",
+    ];
     let mismatch = error.problem.is_none() && error.detail.contains("replaces field mismatch");
     refused.iter().any(|problem| error.is(problem)) || matches!(status, Some(404 | 409)) || mismatch
 }

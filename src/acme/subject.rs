@@ -1,5 +1,6 @@
 //! Which certificates the configuration asks for: a pure reading of it.
 
+use super::on_demand_names::OnDemandNames;
 use super::renewal::IssuerKind;
 use crate::certificate::name::Name;
 use crate::config::{CertificateAuthority, CertificatePer, Config, Dns, KeyType, Site, TlsMode};
@@ -12,6 +13,8 @@ pub struct Assignment {
     /// How records are written and looked for.
     pub dns: Dns,
     pub subjects: Vec<Subject>,
+    /// What may be asked for beside them.
+    pub on_demand: OnDemandNames,
 }
 
 impl From<&Config> for Assignment {
@@ -20,6 +23,7 @@ impl From<&Config> for Assignment {
             authorities: config.acme.authorities.clone(),
             dns: config.acme.dns.clone(),
             subjects: subjects(config),
+            on_demand: OnDemandNames::from(config),
         }
     }
 }
@@ -100,6 +104,9 @@ pub fn can_prove_wildcards(authority: &CertificateAuthority) -> bool {
 }
 
 fn of_site(site: &Site, key_type: KeyType, wildcards: bool) -> Vec<Subject> {
+    if site.on_demand {
+        return Vec::new();
+    }
     let mut subjects: Vec<Subject> = Vec::new();
     for host in &site.hosts {
         let takeover = site.takeover.map(IssuerKind::from);
@@ -163,6 +170,8 @@ mod tests {
         Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             tls,
+            any_host: false,
+            on_demand: false,
             certificate_per,
             client_auth: None,
             takeover: None,

@@ -5,11 +5,12 @@
 use std::path::PathBuf;
 use std::sync::Arc;
 
+use futures_util::future::BoxFuture;
 use time::OffsetDateTime;
 
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Reloader;
-use crate::certificate::table::TableReader;
+use crate::certificate::table::{SourceKind, TableReader};
 
 /// What the live table knows about one name.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -37,6 +38,21 @@ impl Coverage {
     }
 }
 
+/// When a client asked last for a certificate that is had on demand. `None`: no such certificate is
+/// in memory.
+fn asked(table: &TableReader, name: &Name) -> Option<OffsetDateTime> {
+    let live = table.load();
+    let best = &live.get(name)?.best;
+    let on_demand = best.source == SourceKind::OnDemand;
+    on_demand.then(|| best.asked.at()).flatten()
+}
+
+/// Says when a client asked for a name last.
+pub type Asked = dyn Fn(&Name) -> Option<OffsetDateTime> + Send + Sync;
+
+/// Whether a certificate that clients ask for may be renewed, and if not, why.
+pub type MayRenew = dyn Fn(Name) -> BoxFuture<'static, Result<(), String>> + Send + Sync;
+
 /// Told how an order ended.
 pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 
@@ -45,11 +61,16 @@ pub type Ordered = dyn Fn(Option<&str>, bool) + Send + Sync;
 pub struct Surroundings {
     /// Answered from the live table; cheap.
     pub coverage: Arc<dyn Fn(&Name) -> Coverage + Send + Sync>,
+    /// When a client asked last for a certificate that is had on demand; `None`: it is not in
+    /// memory.
+    pub asked: Arc<Asked>,
     /// A generation was written in this directory: the reloader may look there now instead of at
     /// its next poll.
     pub reload_hint: Arc<dyn Fn(PathBuf) + Send + Sync>,
     /// An order ended, well or not; the CA's directory URL, `None` for the internal CA.
     pub ordered: Arc<Ordered>,
+    /// Asked before a certificate that clients ask for is renewed.
+    pub may_renew: Arc<MayRenew>,
 }
 
 impl Surroundings {
@@ -59,10 +80,18 @@ impl Surroundings {
         ordered: impl Fn(Option<&str>, bool) + Send + Sync + 'static,
     ) -> Surroundings {
         let (table, hint) = (reloader.table().clone(), reloader.clone());
+        let demanded = table.clone();
         Surroundings {
+            asked: Arc::new(move |name: &Name| asked(&demanded, name)),
             coverage: Arc::new(move |name: &Name| Coverage::of(&table, name)),
             reload_hint: Arc::new(move |directory| hint.hint(directory)),
             ordered: Arc::new(ordered),
+            may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
         }
+    }
+
+    /// The same, where somebody has a say in what is renewed.
+    pub fn with_permission(self, may_renew: Arc<MayRenew>) -> Surroundings {
+        Surroundings { may_renew, ..self }
     }
 }

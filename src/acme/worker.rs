@@ -5,6 +5,7 @@
 //! It sleeps a minute at most and then compares the wall clock: a monotonic sleep stands still
 //! while a host is suspended.
 
+mod demand;
 mod entry;
 mod facts;
 mod handle;
@@ -40,7 +41,8 @@ use crate::store::generation::Source;
 use crate::store::{StateDir, WriterLock};
 use entry::{Entry, Load, Loaded};
 pub use handle::{
-    AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, WorkerHandle,
+    AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, Unserved,
+    WorkerHandle,
 };
 use handle::{Command, Statuses, lock};
 use turn::Covered;
@@ -81,6 +83,8 @@ pub struct Worker {
     dns_claims: dns::Claims,
     entries: BTreeMap<u64, Entry>,
     next_entry: u64,
+    /// The entries that clients asked for, by name.
+    demanded: HashMap<Name, u64>,
     internal_names: Arc<Vec<Name>>,
     jobs: JoinSet<Done>,
     /// By the directory they write to: numbers change with the configuration.
@@ -111,6 +115,7 @@ impl Worker {
             dns_claims: dns::Claims::default(),
             entries: BTreeMap::new(),
             next_entry: 0,
+            demanded: HashMap::new(),
             internal_names: Arc::default(),
             jobs: JoinSet::new(),
             running: HashMap::new(),
@@ -199,6 +204,7 @@ impl Worker {
     async fn configure(&mut self) {
         self.open_authorities().await;
         self.open_dns().await;
+        let demanded = self.still_demanded();
         let mut old: HashMap<PathBuf, Entry> = std::mem::take(&mut self.entries)
             .into_values()
             .map(|entry| (entry.dir.clone(), entry))
@@ -210,10 +216,15 @@ impl Worker {
             .filter(|it| it.may_be_issued_by(IssuerKind::Internal));
         self.internal_names = Arc::new(internal.flat_map(|it| it.names.clone()).collect());
         let mut new = Vec::new();
-        for subject in wanted {
+        let wanted = wanted.into_iter().map(|subject| (subject, false));
+        let demanded = demanded.into_iter().map(|subject| (subject, true));
+        for (subject, on_demand) in wanted.chain(demanded) {
             let id = self.next_entry;
             self.next_entry += 1;
-            let dir = self.state.certificate_dir(&subject.name, subject.key_type);
+            let dir = self.directory(&subject, on_demand);
+            if on_demand {
+                self.demanded.insert(subject.name.clone(), id);
+            }
             let entry = match old.remove(&dir) {
                 Some(entry) if entry.subject == subject => Entry {
                     check_at: OffsetDateTime::UNIX_EPOCH,
@@ -221,7 +232,10 @@ impl Worker {
                 },
                 before => {
                     new.push(id);
-                    Entry::new(subject, dir, before)
+                    Entry {
+                        on_demand,
+                        ..Entry::new(subject, dir, before)
+                    }
                 }
             };
             self.entries.insert(id, entry);
@@ -321,7 +335,10 @@ impl Worker {
             .map(|(id, _)| *id)
             .collect();
         for id in due {
-            self.decide(id, now);
+            if self.is_wanted(id) {
+                self.decide(id, now);
+            }
+            self.settle(id, now);
         }
         let checks = self
             .entries
@@ -361,7 +378,16 @@ impl Worker {
         if self.lock.is_none() {
             return self.check_again(id, now + MAX_SLEEP, Some(status));
         }
-        match entry.forced_action(plan(now, &facts), &facts, now) {
+        let action = match entry.forced_action(plan(now, &facts), &facts, now) {
+            Action::FetchRenewalInfo | Action::Order { .. }
+                if !self.is_due_on_demand(entry, now) =>
+            {
+                let at = entry.look_again(now);
+                return self.check_again(id, at, Some(status));
+            }
+            action => action,
+        };
+        match action {
             Action::CoveredByFiles { until } => {
                 self.check_again(id, until.min(now + MAX_SLEEP), Some(status));
             }
@@ -375,23 +401,7 @@ impl Worker {
                 self.start_asking(id, now);
             }
             Action::Order { reason, replaces } => {
-                if let Some(refusal) = entry.subject.refusal(entry.issuer) {
-                    return self.refuse(id, now, refusal, status);
-                }
-                // Before the limits, which many that are due together would look through in vain.
-                let issuer = entry.issuer;
-                if !self.has_room(id, issuer) {
-                    return self.publish(id, status);
-                }
-                let Some(entry) = self.entries.get(&id) else {
-                    return;
-                };
-                if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
-                {
-                    return self.hold(id, now, &broken, status);
-                }
-                self.publish(id, status);
-                self.start_order(id, now, reason, replaces, authority);
+                self.order(id, now, (reason, replaces), authority, status);
             }
         }
     }
@@ -407,11 +417,16 @@ impl Worker {
         entry.issuer = entry.subject.issuer_now(file_known, issued_by);
     }
 
-    fn publish(&self, id: u64, status: SubjectStatus) {
+    pub(super) fn publish(&self, id: u64, status: SubjectStatus) {
         lock(&self.statuses).insert(id, status);
     }
 
-    fn check_again(&mut self, id: u64, at: OffsetDateTime, status: Option<SubjectStatus>) {
+    pub(super) fn check_again(
+        &mut self,
+        id: u64,
+        at: OffsetDateTime,
+        status: Option<SubjectStatus>,
+    ) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.check_at = at;
             entry.queued = false;
@@ -422,7 +437,13 @@ impl Worker {
     }
 
     /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
-    fn hold(&mut self, id: u64, now: OffsetDateTime, broken: &Broken, status: SubjectStatus) {
+    pub(super) fn hold(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        broken: &Broken,
+        status: SubjectStatus,
+    ) {
         let text = format!("order for {}: {broken}", status.name);
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = false;
@@ -439,7 +460,13 @@ impl Worker {
         self.check_again(id, broken.until.min(now + LIMIT_POLL), Some(status));
     }
 
-    fn refuse(&mut self, id: u64, now: OffsetDateTime, refusal: String, status: SubjectStatus) {
+    pub(super) fn refuse(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        refusal: String,
+        status: SubjectStatus,
+    ) {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.forced = false;
             if !entry.refusal_logged {

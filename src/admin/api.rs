@@ -14,7 +14,7 @@ use serde_json::json;
 
 use super::guard;
 use super::metrics::Metrics;
-use super::status::{self, CertificateStatus, NameStatus, Status};
+use super::status::{self, CertificateStatus, NameStatus, OnDemandStatus, Status};
 use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, WorkerHandle,
@@ -27,6 +27,7 @@ use crate::certificate::trust::TlsFiles;
 use crate::clock;
 use crate::config::Config;
 use crate::config::watch::{ConfigReport, ConfigWatch, Outcome};
+use crate::on_demand::OnDemand;
 use crate::proxy::Routing;
 
 /// What the admin API shows, and what it can set off.
@@ -38,6 +39,7 @@ pub struct Api {
     pub reloader: Reloader,
     pub tls_files: TlsFiles,
     pub worker: WorkerHandle,
+    pub on_demand: OnDemand,
     pub metrics: Arc<Metrics>,
     pub routing: Arc<ArcSwap<Routing>>,
     pub proof: SharedProof,
@@ -163,7 +165,18 @@ impl Api {
             certificates: self.certificates(&report),
             tls_files: status::tls_files(&self.tls_files.report(), now),
             warnings: self.attention.load().warnings(),
+            on_demand: self.on_demand_status(&config, &report),
         }
+    }
+
+    fn on_demand_status(&self, config: &Config, report: &Report) -> Option<OnDemandStatus> {
+        let settings = config.acme.on_demand.as_ref()?;
+        let loaded = report.on_demand?;
+        Some(status::on_demand(
+            settings,
+            &self.on_demand.report()?,
+            loaded,
+        ))
     }
 
     fn render_metrics(&self) -> String {
@@ -173,6 +186,8 @@ impl Api {
         self.metrics
             .set_tls_files(&self.tls_files.report(), clock::now());
         self.metrics.set_config(&self.config_report());
+        let gate = self.on_demand.report();
+        self.metrics.set_on_demand(gate.as_ref(), report.on_demand);
         self.metrics.set_proof(&self.proof.lock());
         self.metrics
             .set_overdue(&report, &self.attention.load().late);

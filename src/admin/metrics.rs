@@ -12,9 +12,11 @@ use time::OffsetDateTime;
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::overdue::Late;
 use crate::certificate::proof::Proof;
-use crate::certificate::reloader::Report;
+use crate::certificate::reloader::{OnDemandReport, Report};
+use crate::certificate::table::SourceKind;
 use crate::certificate::trust::TlsFile;
 use crate::config::watch::ConfigReport;
+use crate::on_demand::GateReport;
 
 /// Seconds; from an answer in memory to one that runs into the upstream's read timeout.
 const DURATION_BUCKETS: [f64; 14] = [
@@ -37,6 +39,7 @@ pub struct Metrics {
     acme_next_attempt: GaugeVec,
     config_reloads: IntCounterVec,
     config_reload_failing: IntGauge,
+    on_demand: OnDemandMetrics,
 }
 
 /// What is wrong with certificates and TLS files that are used all the same.
@@ -67,6 +70,78 @@ impl Doubts {
                 "1 while a TLS file (CA bundle, CRL, ticket key, upstream's client certificate) cannot be used or is out of date.",
                 &["path"],
             ),
+        }
+    }
+}
+
+/// Certificates that are ordered when a client asks for their name. The names are no labels: what
+/// clients send shall not make time series.
+struct OnDemandMetrics {
+    results: IntCounterVec,
+    questions: IntCounterVec,
+    waiting: IntGauge,
+    refused_names: IntGauge,
+    loaded: IntGauge,
+    evictions: IntCounterVec,
+    budget_refusals: IntCounterVec,
+}
+
+impl OnDemandMetrics {
+    fn new(registry: &Registry) -> OnDemandMetrics {
+        let gauge = |name, help| register(registry, IntGauge::new(name, help));
+        OnDemandMetrics {
+            results: counters(
+                registry,
+                "perennial_on_demand_total",
+                "What came of names without a certificate that clients asked for: fetches by result, handshakes that were turned away or waited in vain.",
+                &["result"],
+            ),
+            questions: counters(
+                registry,
+                "perennial_on_demand_questions_total",
+                "Questions whether a name may be had on demand, by answer.",
+                &["answer"],
+            ),
+            waiting: gauge(
+                "perennial_on_demand_waiting",
+                "Handshakes that wait for their certificate.",
+            ),
+            refused_names: gauge(
+                "perennial_on_demand_refused_names",
+                "Names that are refused for a while without asking anybody.",
+            ),
+            loaded: gauge(
+                "perennial_on_demand_loaded",
+                "Certificates on demand that are in memory.",
+            ),
+            evictions: counters(
+                registry,
+                "perennial_on_demand_evictions_total",
+                "Certificates on demand that made room in memory for others.",
+                &[],
+            ),
+            budget_refusals: counters(
+                registry,
+                "perennial_on_demand_budget_refusals_total",
+                "Names that were refused because a budget was spent.",
+                &["budget"],
+            ),
+        }
+    }
+
+    fn set(&self, gate: Option<&GateReport>, loaded: Option<OnDemandReport>) {
+        let count = |count: usize| i64::try_from(count).unwrap_or(i64::MAX);
+        self.waiting.set(gate.map_or(0, |gate| count(gate.waiting)));
+        self.refused_names
+            .set(gate.map_or(0, |gate| count(gate.refused)));
+        self.loaded
+            .set(loaded.map_or(0, |loaded| count(loaded.loaded)));
+        let evictions = self.evictions.with_label_values::<&str>(&[]);
+        let total = loaded.map_or(0, |loaded| loaded.evictions);
+        evictions.inc_by(total.saturating_sub(evictions.get()));
+        for budget in gate.iter().flat_map(|gate| &gate.budgets) {
+            let refusals = self.budget_refusals.with_label_values(&[budget.name]);
+            refusals.inc_by(budget.refusals.saturating_sub(refusals.get()));
         }
     }
 }
@@ -141,6 +216,7 @@ impl Metrics {
             ),
             config_reloads: config_reloads(&registry),
             config_reload_failing: config_reload_failing(&registry),
+            on_demand: OnDemandMetrics::new(&registry),
             registry,
         };
         metrics.set_build_info();
@@ -197,6 +273,9 @@ impl Metrics {
         self.certificate_not_after.reset();
         self.certificate_reload_failing.reset();
         for (id, entry) in &report.entries {
+            if id.source == SourceKind::OnDemand {
+                continue;
+            }
             let label = match &entry.live {
                 Some(live) => live.key.names()[0].to_string(),
                 None => id.certificate.display().to_string(),
@@ -211,7 +290,7 @@ impl Metrics {
                 .set(i64::from(entry.failure.is_some()));
         }
         self.acme_next_attempt.reset();
-        for subject in subjects {
+        for subject in subjects.iter().filter(|subject| !subject.on_demand) {
             if let Some(at) = subject.next_attempt {
                 self.acme_next_attempt
                     .with_label_values(&[&subject.name.to_string()])
@@ -272,6 +351,22 @@ impl Metrics {
                 .with_label_values(&[&name.to_string()])
                 .set(i64::from(check.difference.is_some()));
         }
+    }
+
+    /// A handshake asked for a name without a certificate; how that ended, one of a fixed few
+    /// words.
+    pub fn on_demand(&self, result: &'static str) {
+        self.on_demand.results.with_label_values(&[result]).inc();
+    }
+
+    /// Permission for a name was asked for; `yes`, `no` or `unknown`.
+    pub fn on_demand_question(&self, answer: &'static str) {
+        self.on_demand.questions.with_label_values(&[answer]).inc();
+    }
+
+    /// Brings what is had on demand up to date. Called for each scrape.
+    pub fn set_on_demand(&self, gate: Option<&GateReport>, loaded: Option<OnDemandReport>) {
+        self.on_demand.set(gate, loaded);
     }
 
     pub fn acme_order(&self, ca: &str, result: &'static str) {

@@ -12,11 +12,12 @@ use crate::certificate::inventory::{Entry, EntryId};
 use crate::certificate::name::Name;
 use crate::certificate::overdue::{HostSet, Late};
 use crate::certificate::proof::Proof;
-use crate::certificate::reloader::Report;
+use crate::certificate::reloader::{OnDemandReport, Report};
 use crate::certificate::table::{LiveCertificate, Table};
 use crate::certificate::trust::TlsFile;
 use crate::clock::rfc3339;
-use crate::config::{Config, TlsMode};
+use crate::config::{Config, OnDemand, Site, TlsMode};
+use crate::on_demand::GateReport;
 use crate::proxy::Routing;
 
 /// The answer of `GET /status`. Instants are RFC 3339 in UTC.
@@ -40,6 +41,73 @@ pub struct Status {
     /// What deserves attention although everything is served.
     #[serde(default)]
     pub warnings: Vec<String>,
+    /// Certificates that are ordered when a client asks for their name; none where no site has any.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub on_demand: Option<OnDemandStatus>,
+}
+
+/// What is going on with certificates on demand.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct OnDemandStatus {
+    /// In memory; the others are on disk alone.
+    pub loaded: usize,
+    pub max_loaded: usize,
+    /// How many made room for others.
+    pub evictions: u64,
+    /// Handshakes that wait for their certificate.
+    pub waiting: usize,
+    /// Names that are being fetched.
+    pub fetching: usize,
+    /// Names that are refused for a while without asking anybody.
+    pub refused_names: usize,
+    /// Some of them.
+    pub refusals: Vec<RefusalStatus>,
+    pub budgets: Vec<BudgetStatus>,
+}
+
+/// A name that cannot be had for now.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct RefusalStatus {
+    pub name: String,
+    pub cause: String,
+    pub until: String,
+}
+
+/// How one budget for new names stands.
+#[derive(Clone, Debug, Serialize, Deserialize)]
+pub struct BudgetStatus {
+    pub name: String,
+    /// As in `30 in 10m`; none: there is no limit.
+    pub limit: Option<String>,
+    /// Networks or domains that have spent something lately.
+    pub tracked: usize,
+    /// How often it was spent when a name was asked for.
+    pub refusals: u64,
+}
+
+/// What is going on with certificates on demand.
+pub fn on_demand(settings: &OnDemand, gate: &GateReport, loaded: OnDemandReport) -> OnDemandStatus {
+    let refusals = gate.refusals.iter().map(|(name, refusal)| RefusalStatus {
+        name: name.to_string(),
+        cause: refusal.cause.to_string(),
+        until: rfc3339(refusal.until),
+    });
+    let budgets = gate.budgets.iter().map(|budget| BudgetStatus {
+        name: budget.name.to_owned(),
+        limit: budget.limit.map(|limit| limit.to_string()),
+        tracked: budget.tracked,
+        refusals: budget.refusals,
+    });
+    OnDemandStatus {
+        loaded: loaded.loaded,
+        max_loaded: settings.max_loaded,
+        evictions: loaded.evictions,
+        waiting: gate.waiting,
+        fetching: gate.fetching,
+        refused_names: gate.refused,
+        refusals: refusals.collect(),
+        budgets: budgets.collect(),
+    }
 }
 
 /// A bundle of authorities, a revocation list, an upstream's client certificate or its key, or a
@@ -79,6 +147,9 @@ pub struct NameStatus {
 pub struct SiteStatus {
     pub hosts: Vec<String>,
     pub tls: String,
+    /// Whether certificates are ordered when a client asks for their name.
+    #[serde(default)]
+    pub on_demand: bool,
     /// The hosts for which no certificate can be served now.
     pub without_certificate: Vec<String>,
 }
@@ -111,6 +182,9 @@ pub struct CertificateStatus {
     pub next_renewal: Option<String>,
     /// When the CA is asked next, where an attempt failed or is still to come.
     pub next_attempt: Option<String>,
+    /// Whether an order, or a question to its CA, is on its way.
+    #[serde(default)]
+    pub in_progress: bool,
     pub last_error: Option<String>,
     /// The file that the last error is about, where it is about one.
     pub failing_file: Option<PathBuf>,
@@ -259,6 +333,7 @@ fn fill(row: &mut CertificateStatus, live: &LiveCertificate) {
 fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     row.next_renewal = subject.next_renewal.map(rfc3339);
     row.next_attempt = subject.next_attempt.map(rfc3339);
+    row.in_progress = subject.running;
     row.ca = subject.ca.clone();
     row.explanation_url = subject.explanation_url.clone();
     if row.last_error.is_none() {
@@ -300,9 +375,11 @@ pub fn for_name(
     found
 }
 
-/// Whether nothing is planned, because files cover its names.
+/// Whether nothing is planned: files cover its names, or it made room in memory for others.
 fn stands_by(subject: &SubjectStatus) -> bool {
-    subject.covered_by_files_until.is_some() && subject.not_after.is_none()
+    let covered = subject.covered_by_files_until.is_some() && subject.not_after.is_none();
+    let evicted = subject.on_demand && subject.not_after.is_some() && !subject.running;
+    covered || evicted
 }
 
 fn of_subject(subject: &SubjectStatus) -> CertificateStatus {
@@ -322,14 +399,22 @@ pub fn sites(config: &Config, table: &Table, now: OffsetDateTime) -> Vec<SiteSta
         .sites
         .iter()
         .map(|site| SiteStatus {
-            hosts: site.hosts.iter().map(Name::to_string).collect(),
+            hosts: hosts_of(site),
             tls: mode_name(site.tls).to_owned(),
+            on_demand: site.on_demand,
             without_certificate: match site.tls {
                 TlsMode::Off => Vec::new(),
+                // Nothing is amiss before somebody asks.
+                _ if site.on_demand => Vec::new(),
                 _ => lacking(&site.hosts, table, now),
             },
         })
         .collect()
+}
+
+fn hosts_of(site: &Site) -> Vec<String> {
+    let any = site.any_host.then(|| "*".to_owned());
+    site.hosts.iter().map(Name::to_string).chain(any).collect()
 }
 
 fn lacking(hosts: &[Name], table: &Table, now: OffsetDateTime) -> Vec<String> {

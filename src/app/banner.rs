@@ -22,6 +22,9 @@ pub(super) fn print(config: &Config, bound: &Bound) {
                 tracing::info!(tls = ?site.tls, "serving {url}");
             }
         }
+        if site.any_host {
+            tracing::info!(tls = ?site.tls, "serving every other name, on demand");
+        }
     }
     match (&bound.admin, &config.server.admin_listen) {
         (Some(AdminListener::Tcp(_, address)), _) => {

@@ -17,12 +17,14 @@ use crate::listener::accept::{Accepted, Protocol, Service, accept_loop};
 use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::{self, BindError};
 use crate::listener::workers::Workers;
+use crate::on_demand::OnDemand;
 
 /// What every listener's service is made of.
 pub(super) struct Parts {
     pub workers: Workers,
     pub tls: SslAcceptor,
     pub table: TableReader,
+    pub on_demand: OnDemand,
     pub metrics: Arc<Metrics>,
     pub own: OwnConnections,
 }
@@ -114,6 +116,7 @@ impl Listeners {
             workers: self.parts.workers.clone(),
             tls: self.parts.tls.clone(),
             table: self.parts.table.clone(),
+            on_demand: Some(self.parts.on_demand.clone()),
             metrics: self.parts.metrics.clone(),
             own: self.parts.own.clone(),
             drain: drain.clone(),

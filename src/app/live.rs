@@ -22,6 +22,7 @@ use crate::admin::server::AdminListener;
 use crate::certificate::reloader::{Change, Reloader};
 use crate::config::watch::{Candidate, Refusal};
 use crate::config::{AdminListen, Config, LogLevel};
+use crate::on_demand::OnDemand;
 use crate::proxy::{Routing, access_log};
 use crate::store::StateDir;
 
@@ -50,6 +51,7 @@ pub(super) struct Live {
     pub trust: Trust,
     pub watching: Watching,
     pub worker: WorkerHandle,
+    pub on_demand: OnDemand,
     pub metrics: Arc<Metrics>,
     pub log: LogControl,
 }
@@ -98,6 +100,7 @@ impl Live {
         self.change_routing(&new, &old).await;
         self.watching.reconfigure(&new);
         self.worker.reassign(Assignment::from(&*new)).await;
+        self.on_demand.reconfigure(&new);
         self.config.store(new.clone());
         self.set_log_level(&old, &new);
         let grace_period = new.server.grace_period;

@@ -263,6 +263,7 @@ fn in_words(source: SourceKind) -> &'static str {
         SourceKind::File => "[[certificates.files]]",
         SourceKind::Folder => "a folder",
         SourceKind::Acme => "ACME",
+        SourceKind::OnDemand => "ACME on demand",
         SourceKind::Internal => "the internal CA",
     }
 }
@@ -297,6 +298,7 @@ mod tests {
                 private_key: None,
                 loaded_at: NOW,
                 changed_at: NOW,
+                asked: Default::default(),
             };
             inventory.loaded(&id, Arc::new(live), NOW);
         }

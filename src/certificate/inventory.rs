@@ -258,6 +258,13 @@ impl Inventory {
         true
     }
 
+    /// [`remove`](Self::remove) for what only makes room in memory: that is no change to tell of.
+    pub fn evict(&mut self, id: &EntryId, now: OffsetDateTime) {
+        let told = self.changed.len();
+        self.remove(id, now);
+        self.changed.truncate(told);
+    }
+
     /// Makes the certificate of `name` the one of last resort.
     pub fn set_default(&mut self, name: Option<Name>) {
         self.table.set_default(name);

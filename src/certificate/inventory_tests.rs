@@ -35,6 +35,7 @@ fn live(request: &Request<'_>, id: &EntryId) -> Arc<LiveCertificate> {
         private_key: None,
         loaded_at: NOW,
         changed_at: NOW,
+        asked: Default::default(),
     })
 }
 
@@ -209,6 +210,7 @@ fn of_two_that_start_together_the_one_that_was_written_last_wins() {
             private_key: None,
             loaded_at: NOW,
             changed_at: NOW - Duration::seconds(age),
+            asked: Default::default(),
         };
         inventory.loaded(&id, Arc::new(live), NOW);
     }

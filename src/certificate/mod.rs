@@ -17,6 +17,7 @@ mod inventory_tests;
 pub mod material;
 pub mod name;
 pub mod observe;
+pub mod on_demand;
 pub mod overdue;
 mod parallel;
 pub mod pem;

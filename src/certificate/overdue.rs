@@ -184,6 +184,7 @@ mod tests {
             private_key: None,
             loaded_at: NOW,
             changed_at: NOW,
+            asked: Default::default(),
         };
         inventory.loaded(id, Arc::new(live), NOW);
     }

@@ -11,6 +11,7 @@ use tokio::sync::watch;
 
 use super::certified_key::CertifiedKey;
 use super::name::{self, Name};
+use super::on_demand::LastAsked;
 
 /// Where a certificate came from, in the order in which sources are preferred for a name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -21,6 +22,8 @@ pub enum SourceKind {
     Folder,
     /// The state directory, issued by an ACME CA.
     Acme,
+    /// The same, when a client asked for the name.
+    OnDemand,
     /// The state directory, issued by the internal CA.
     Internal,
 }
@@ -30,7 +33,7 @@ impl SourceKind {
     pub fn as_str(self) -> &'static str {
         match self {
             SourceKind::File | SourceKind::Folder => "file",
-            SourceKind::Acme => "acme",
+            SourceKind::Acme | SourceKind::OnDemand => "acme",
             SourceKind::Internal => "internal",
         }
     }
@@ -53,6 +56,8 @@ pub struct LiveCertificate {
     pub loaded_at: OffsetDateTime,
     /// When the file changed last.
     pub changed_at: OffsetDateTime,
+    /// Noted for certificates that are had on demand alone.
+    pub asked: LastAsked,
 }
 
 impl LiveCertificate {
@@ -191,11 +196,21 @@ impl Table {
     /// What a ClientHello gets: by its server name, in any case and with or without the trailing
     /// dot; without one by the address it came in on; failing that the default.
     pub fn select(&self, server_name: Option<&str>, local: IpAddr) -> Option<&Arc<Choice>> {
-        let found = match server_name {
+        self.select_own(server_name, local)
+            .or_else(|| self.last_resort())
+    }
+
+    /// [`select`](Self::select) without the default.
+    pub fn select_own(&self, server_name: Option<&str>, local: IpAddr) -> Option<&Arc<Choice>> {
+        match server_name {
             Some(text) => self.get_text(text),
             None => self.addresses.get(&local.to_canonical()),
-        };
-        found.or_else(|| self.get(self.default_name.as_ref()?))
+        }
+    }
+
+    /// The default.
+    pub fn last_resort(&self) -> Option<&Arc<Choice>> {
+        self.get(self.default_name.as_ref()?)
     }
 
     fn get_text(&self, text: &str) -> Option<&Arc<Choice>> {

@@ -22,6 +22,10 @@ impl Units {
         self.all.get(path.as_os_str()).map(|unit| &**unit)
     }
 
+    pub fn len(&self) -> usize {
+        self.all.len()
+    }
+
     pub fn contains(&self, path: &Path) -> bool {
         self.all.contains_key(path.as_os_str())
     }

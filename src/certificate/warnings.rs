@@ -252,6 +252,7 @@ mod tests {
             private_key: key.map(|key| Path::new(key).into()),
             loaded_at: NOW,
             changed_at: NOW,
+            asked: Default::default(),
         };
         let entry = Entry {
             live: Some(Arc::new(live)),

@@ -14,7 +14,7 @@ use crate::certificate::inventory::{EntryId, Inventory};
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::certificate::unit::{self, Finding};
 use crate::clock;
-use crate::config::{self, Config};
+use crate::config::{self, Config, Site};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
@@ -52,10 +52,14 @@ fn check(args: ConfigArgs) -> Result<(String, Vec<String>), String> {
     if !wrong.is_empty() {
         return Err(wrong.join("\n"));
     }
-    let hosts: usize = config.sites.iter().map(|site| site.hosts.len()).sum();
+    let hosts: usize = config.sites.iter().map(count_hosts).sum();
     let summary = format!("{}: valid ({hosts} host(s))", file.display());
     load_folders(&config, &mut inventory);
     Ok((summary, warnings(&config, &inventory)))
+}
+
+fn count_hosts(site: &Site) -> usize {
+    site.hosts.len() + usize::from(site.any_host)
 }
 
 fn warnings(config: &Config, inventory: &Inventory) -> Vec<String> {
@@ -78,6 +82,7 @@ fn load(id: EntryId, private_key: Option<&Path>, key: CertifiedKey, inventory: &
         private_key: private_key.map(Arc::from),
         loaded_at: now,
         changed_at: now,
+        asked: Default::default(),
     };
     inventory.loaded(&id, Arc::new(live), now);
 }

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use super::admin_client::AdminArgs;
-use crate::admin::status::{CertificateStatus, Status};
+use crate::admin::status::{CertificateStatus, OnDemandStatus, Status};
 
 #[derive(Debug, clap::Args)]
 pub(super) struct StatusArgs {
@@ -56,9 +56,25 @@ fn print(status: &Status) {
             println!("{} {} {error}", file.purpose, file.path.display());
         }
     }
+    if let Some(on_demand) = &status.on_demand {
+        print_on_demand(on_demand);
+    }
     print_certificates(&status.certificates);
     for warning in &status.warnings {
         println!("warning: {warning}");
+    }
+}
+
+fn print_on_demand(on_demand: &OnDemandStatus) {
+    println!(
+        "on demand: {} certificate(s) in memory, {} handshake(s) waiting, {} name(s) refused",
+        on_demand.loaded, on_demand.waiting, on_demand.refused_names
+    );
+    for refusal in &on_demand.refusals {
+        println!(
+            "  {} until {}: {}",
+            refusal.name, refusal.until, refusal.cause
+        );
     }
 }
 

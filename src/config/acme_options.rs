@@ -5,6 +5,7 @@ use std::collections::HashMap;
 use super::diagnostic::{Located, Problem, Report};
 use super::dns::read::DnsDraft;
 use super::draft::{AuthorityDraft, Draft, SiteDraft};
+use super::on_demand::{self, OnDemandDraft};
 use super::{Acme, CertificateAuthority, ChallengeType, Limits, TlsMode};
 use crate::certificate::name::Name;
 
@@ -19,6 +20,7 @@ pub(super) fn acme(
     draft: AuthorityDraft,
     fallbacks: Vec<AuthorityDraft>,
     dns: Option<DnsDraft>,
+    on_demand: Option<OnDemandDraft>,
 ) -> Acme {
     let first = authority(draft, has_provider(dns.as_ref()));
     let rest: Vec<_> = fallbacks
@@ -28,6 +30,7 @@ pub(super) fn acme(
     Acme {
         authorities: std::iter::once(first).chain(rest).collect(),
         dns: dns.map(|draft| draft.dns).unwrap_or_default(),
+        on_demand: on_demand::on_demand(on_demand),
     }
 }
 

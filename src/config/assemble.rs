@@ -19,7 +19,7 @@ use super::{
     Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
     PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
-use super::{acme_options, fields, tls_options};
+use super::{acme_options, fields, on_demand, tls_options};
 use crate::certificate::name::Name;
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
@@ -39,6 +39,7 @@ pub(super) fn assemble(
     check_certificate_sources(&draft.certificates, report);
     check_hosts_unique(&draft.sites, report);
     acme_options::check(&draft, report);
+    on_demand::check(&draft, report);
     let wildcards = acme_options::can_order_wildcards(&draft);
     for site in &draft.sites {
         check_tls(site, draft.certificates.has_sources, wildcards, report);
@@ -55,7 +56,7 @@ pub(super) fn assemble(
         server: server(draft.server, default_state_dir),
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
-        acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns),
+        acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns, draft.on_demand),
         sites: draft
             .sites
             .into_iter()
@@ -116,6 +117,7 @@ fn certificates(draft: CertificatesDraft) -> Certificates {
 
 fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
     let takeover = site_takeover(&draft, default_takeover);
+    let on_demand = draft.on_demand_at().is_some();
     let site_tls = draft
         .upstream_tls
         .map(|tls| tls_options::upstream(tls.value));
@@ -140,6 +142,8 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
     let mut routes: Vec<Route> = routes.filter_map(|route| site_wide.route(route)).collect();
     routes.sort_by_key(Route::specificity);
     Site {
+        on_demand,
+        any_host: draft.any_host.is_some(),
         hosts: draft.hosts.into_iter().map(|host| host.value).collect(),
         tls: draft.tls.map(|tls| tls.value).unwrap_or_default(),
         certificate_per: draft.certificate_per,
@@ -305,7 +309,9 @@ fn may_order(site: &SiteDraft, default_takeover: Option<Takeover>) -> bool {
     }
     match mode(site) {
         Some(TlsMode::Acme) => true,
-        Some(TlsMode::Auto) => site.hosts.iter().any(|host| !host.value.is_private()),
+        Some(TlsMode::Auto) => {
+            site.any_host.is_some() || site.hosts.iter().any(|host| !host.value.is_private())
+        }
         Some(TlsMode::Internal | TlsMode::Files | TlsMode::Off) | None => false,
     }
 }
@@ -316,6 +322,9 @@ fn default_takeover(certificates: &CertificatesDraft) -> Option<Takeover> {
 
 /// Only a site that is served from files can have its files taken over.
 fn site_takeover(site: &SiteDraft, default: Option<Takeover>) -> Option<Takeover> {
+    if site.on_demand_at().is_some() {
+        return None;
+    }
     match mode(site)? {
         TlsMode::Auto | TlsMode::Files => match &site.takeover {
             Some(takeover) => takeover.value,
@@ -446,6 +455,8 @@ fn check_tls(
     }
     for host in site.hosts.iter().filter(|host| host.value.is_wildcard()) {
         let needs_order = match tls.value {
+            // Its names are ordered one by one.
+            _ if site.on_demand_at().is_some() => false,
             TlsMode::Acme => true,
             TlsMode::Auto => !host.value.is_private() && !has_certificate_files,
             TlsMode::Internal | TlsMode::Files | TlsMode::Off => false,

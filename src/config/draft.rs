@@ -11,6 +11,7 @@ use super::access::AccessDraft;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
+use super::on_demand::OnDemandDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
     FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, LogLevel, PathPattern,
@@ -27,6 +28,7 @@ pub(super) struct Draft {
     pub(super) tls: TlsDraft,
     pub(super) acme: AuthorityDraft,
     pub(super) dns: Option<DnsDraft>,
+    pub(super) on_demand: Option<OnDemandDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
     pub(super) sites: Vec<SiteDraft>,
 }
@@ -89,6 +91,9 @@ pub(super) struct AuthorityDraft {
 
 pub(super) struct SiteDraft {
     pub(super) hosts: Vec<Located<Name>>,
+    /// Where `*`, every other name, is one of the hosts.
+    pub(super) any_host: Option<usize>,
+    pub(super) on_demand: Option<Located<bool>>,
     /// Nothing where it was written and could not be read.
     pub(super) tls: Option<Located<TlsMode>>,
     pub(super) certificate_per: CertificatePer,
@@ -111,6 +116,8 @@ impl SiteDraft {
     pub(super) fn new(hosts: Vec<Located<Name>>, tls: Option<Located<TlsMode>>) -> SiteDraft {
         SiteDraft {
             hosts,
+            any_host: None,
+            on_demand: None,
             tls,
             certificate_per: CertificatePer::default(),
             client_auth: None,
@@ -125,6 +132,12 @@ impl SiteDraft {
             upstream_tls: None,
             routes: Vec::new(),
         }
+    }
+
+    /// Where the site's certificates are said to be had on demand.
+    pub(super) fn on_demand_at(&self) -> Option<usize> {
+        let on_demand = self.on_demand.as_ref().filter(|it| it.value);
+        on_demand.map(|it| it.at)
     }
 }
 

@@ -19,6 +19,7 @@ mod file_check;
 mod ip_prefix;
 mod limits;
 mod load;
+mod on_demand;
 mod reader;
 mod route;
 mod template;
@@ -48,6 +49,7 @@ pub use file_check::{FilePurpose, FileReference, check_files};
 pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
+pub use on_demand::{Budgets, OnDemand, Permission};
 pub use route::{Action, Glob, PathPattern, Route};
 pub use template::{Part, Placeholder, Template};
 
@@ -219,6 +221,9 @@ pub struct Acme {
     pub authorities: Vec<CertificateAuthority>,
     /// For all of them.
     pub dns: Dns,
+    /// How certificates are ordered when a client asks for their name; there where a site wants
+    /// it.
+    pub on_demand: Option<OnDemand>,
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
@@ -325,11 +330,26 @@ pub enum KeyType {
     Rsa4096,
 }
 
+impl KeyType {
+    pub const ALL: [KeyType; 5] = [
+        KeyType::P256,
+        KeyType::P384,
+        KeyType::Rsa2048,
+        KeyType::Rsa3072,
+        KeyType::Rsa4096,
+    ];
+}
+
 /// `[[sites]]`: some hosts and where their requests go.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Site {
-    /// Exact names, wildcards or IP addresses; never empty, unique over all sites.
+    /// Exact names, wildcards or IP addresses; unique over all sites, and empty only with
+    /// `any_host`.
     pub hosts: Vec<Name>,
+    /// `*`: every name that no other site has. Only with `on_demand`.
+    pub any_host: bool,
+    /// Whether certificates are ordered when a client asks for their name, and not before.
+    pub on_demand: bool,
     pub tls: TlsMode,
     pub certificate_per: CertificatePer,
     /// Whether clients have to show a certificate.

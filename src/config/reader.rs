@@ -74,8 +74,24 @@ pub(super) const ACME: Section = Section {
         "limits",
         "external_account",
         "dns",
+        "on_demand",
         "fallback",
     ],
+};
+pub(super) const ON_DEMAND: Section = Section {
+    header: "[acme.on_demand]",
+    keys: &[
+        "ask",
+        "ask_timeout",
+        "allow",
+        "wait",
+        "max_loaded",
+        "budgets",
+    ],
+};
+pub(super) const ON_DEMAND_BUDGETS: Section = Section {
+    header: "[acme.on_demand.budgets]",
+    keys: &["per_client", "per_domain", "total"],
 };
 pub(super) const FALLBACK: Section = Section {
     header: "[[acme.fallback]]",
@@ -123,6 +139,7 @@ pub(super) const SITE: Section = Section {
     keys: &[
         "hosts",
         "tls",
+        "on_demand",
         "certificate_per",
         "client_auth",
         "takeover",
@@ -197,7 +214,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 19] = [
+const SECTIONS: [&Section; 21] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -208,6 +225,8 @@ const SECTIONS: [&Section; 19] = [
     &EXTERNAL_ACCOUNT,
     &LIMITS,
     &DNS,
+    &ON_DEMAND,
+    &ON_DEMAND_BUDGETS,
     &SITE,
     &ROUTE,
     &RATE_LIMIT,

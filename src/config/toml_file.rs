@@ -16,6 +16,7 @@ use super::draft::{
 use super::environment::Environment;
 use super::fields;
 use super::limits::LimitsDraft;
+use super::on_demand::OnDemandDraft;
 use super::reader::{
     ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
     ROUTE, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
@@ -120,6 +121,7 @@ impl<'a> Reader<'a> {
         let acme = top.get("acme").and_then(|v| v.table(&ACME));
         let fallbacks = acme.as_ref().and_then(|acme| acme.get("fallback"));
         let dns = acme.as_ref().and_then(|acme| acme.get("dns"));
+        let on_demand = acme.as_ref().and_then(|acme| acme.get("on_demand"));
         Draft {
             path: Some(file.to_owned()),
             server: server.map(|table| self.server(&table)).unwrap_or_default(),
@@ -132,6 +134,7 @@ impl<'a> Reader<'a> {
                 .map(|table| self.authority(table))
                 .unwrap_or_default(),
             dns: dns.and_then(|value| super::dns::read::dns(self, value)),
+            on_demand: on_demand.and_then(|value| OnDemandDraft::read(value, self.report)),
             fallbacks: fallbacks
                 .and_then(|value| value.tables(&FALLBACK))
                 .map(|tables| self.fallbacks(&tables))
@@ -461,8 +464,16 @@ impl<'a> Reader<'a> {
         let upstream_tls = table
             .get("upstream_tls")
             .and_then(|v| v.table(&UPSTREAM_TLS));
+        let hosts = self.hosts(table).unwrap_or_default();
+        let any_host = hosts.iter().find(|host| host.value.is_none());
+        let on_demand = table.get("on_demand").and_then(|v| {
+            let (value, at) = (v.boolean()?, v.at);
+            Some(Located { value, at })
+        });
         SiteDraft {
-            hosts: self.hosts(table).unwrap_or_default(),
+            any_host: any_host.map(|any| any.at),
+            hosts: hosts.into_iter().filter_map(known_host).collect(),
+            on_demand,
             tls,
             certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
             client_auth: table.get("client_auth").and_then(|v| self.client_auth(v)),
@@ -493,8 +504,13 @@ impl<'a> Reader<'a> {
         }
     }
 
-    fn hosts(&self, table: &Table<'a>) -> Option<Vec<Located<Name>>> {
-        let hosts = table.require("hosts", NAMES.example)?.list(NAMES, host)?;
+    /// `None` inside is `*`.
+    fn hosts(&self, table: &Table<'a>) -> Option<Vec<Located<Option<Name>>>> {
+        let one = |text: &str| match text {
+            "*" => Ok(None),
+            text => host(text).map(Some),
+        };
+        let hosts = table.require("hosts", NAMES.example)?.list(NAMES, one)?;
         if hosts.is_empty {
             let problem = Problem::new("`hosts` is empty").help("write hosts = [\"example.com\"]");
             self.report.add(hosts.at, problem);
@@ -554,6 +570,11 @@ impl<'a> Reader<'a> {
         }
         Ok(())
     }
+}
+
+fn known_host(host: Located<Option<Name>>) -> Option<Located<Name>> {
+    let at = host.at;
+    host.value.map(|value| Located { value, at })
 }
 
 fn listen(value: Option<Value<'_>>) -> Listen {

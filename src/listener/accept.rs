@@ -21,6 +21,7 @@ use super::tls::{self, Outcome};
 use super::workers::Workers;
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
+use crate::on_demand::OnDemand;
 use crate::proxy::Proxy;
 
 /// How long a client may take for its TLS handshake, the wait for the first load included.
@@ -39,6 +40,8 @@ pub struct Service {
     pub workers: Workers,
     pub tls: SslAcceptor,
     pub table: TableReader,
+    /// Where certificates that are not in the table can be had.
+    pub on_demand: Option<OnDemand>,
     pub metrics: Arc<Metrics>,
     /// Those of the self-check: they are no clients.
     pub own: OwnConnections,
@@ -168,7 +171,8 @@ async fn handshake(
     info: &ConnectionInfo,
     service: &Service,
 ) -> Option<SslStream<ReadAhead>> {
-    let ssl = match tls::new_handshake(&service.tls, info.local.ip()) {
+    let own = service.own.contains(info.client);
+    let ssl = match tls::new_handshake(&service.tls, info.local.ip(), !own) {
         Ok(ssl) => ssl,
         Err(error) => {
             tracing::error!(%error, "cannot begin a TLS handshake");
@@ -176,7 +180,7 @@ async fn handshake(
         }
     };
     let mut stream = SslStream::new(ssl, ReadAhead::new(stream)).ok()?;
-    let result = tokio::time::timeout(HANDSHAKE_DEADLINE, complete(&mut stream, service)).await;
+    let result = drive(&mut stream, info, service).await;
     let outcome = tls::outcome(stream.ssl());
     let version = stream.ssl().version_str();
     let refused = match result {
@@ -191,11 +195,7 @@ async fn handshake(
         (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
         (Err(_), _) => ("timeout", None),
     };
-    let label = if service.own.contains(info.client) {
-        "self_check"
-    } else {
-        label
-    };
+    let label = if own { "self_check" } else { label };
     service.metrics.tls_handshake(label, version);
     if label == "ok" {
         return Some(stream);
@@ -208,6 +208,29 @@ async fn handshake(
     None
 }
 
+type Driven = Result<Result<(), boring::ssl::Error>, tokio::time::error::Elapsed>;
+
+/// Drives the handshake to its end. While it waits for a certificate that is had on demand, which
+/// has a limit of its own, the client's time does not run.
+async fn drive(
+    stream: &mut SslStream<ReadAhead>,
+    info: &ConnectionInfo,
+    service: &Service,
+) -> Driven {
+    let first = tokio::time::timeout(HANDSHAKE_DEADLINE, complete(stream, service)).await;
+    let subject = tls::wanted(stream.ssl()).cloned();
+    let (Some(subject), Some(on_demand)) = (subject, &service.on_demand) else {
+        return first;
+    };
+    if !matches!(&first, Ok(Err(error)) if error.code() == ErrorCode::PENDING_CERTIFICATE) {
+        return first;
+    }
+    // Boxed: few connections need the room.
+    Box::pin(on_demand.obtain(subject, info.client.ip())).await;
+    tls::make_do(stream.ssl());
+    tokio::time::timeout(HANDSHAKE_DEADLINE, complete(stream, service)).await
+}
+
 /// Drives the handshake, waiting for the first load where it asks for a certificate that may
 /// still come.
 async fn complete(
@@ -217,7 +240,12 @@ async fn complete(
     let mut parts = service.table.parts();
     loop {
         match Pin::new(&mut *stream).accept().await {
-            Err(error) if error.code() == ErrorCode::PENDING_CERTIFICATE => parts.next().await,
+            Err(error)
+                if error.code() == ErrorCode::PENDING_CERTIFICATE
+                    && tls::wanted(stream.ssl()).is_none() =>
+            {
+                parts.next().await;
+            }
             result => return result,
         }
     }

@@ -288,6 +288,7 @@ mod tests {
             private_key: None,
             loaded_at: now,
             changed_at: now,
+            asked: Default::default(),
         };
         inventory.loaded(&id, Arc::new(live), now);
     }
@@ -304,12 +305,13 @@ mod tests {
                 client_auth: ClientAuthTable::default(),
             })),
         };
-        let acceptor = tls::acceptor(table, Challenges::default(), sessions).unwrap();
+        let certificates = tls::Certificates::new(table, Challenges::default());
+        let acceptor = tls::acceptor(certificates, sessions).unwrap();
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         tokio::spawn(async move {
             while let Ok((stream, _)) = listener.accept().await {
-                let ssl = tls::new_handshake(&acceptor, address.ip()).unwrap();
+                let ssl = tls::new_handshake(&acceptor, address.ip(), false).unwrap();
                 // A handshake that fails is the other side's to tell.
                 let _ = SslStream::new(ssl, stream).unwrap().accept().await;
             }

@@ -2,6 +2,7 @@
 //! table, the challenge table and ALPN meet.
 
 use std::net::{IpAddr, Ipv4Addr};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, OnceLock};
 
 use arc_swap::ArcSwap;
@@ -15,7 +16,10 @@ use boring::ssl::{
 use super::client_auth::{self, ClientAuthTable, Demand};
 use super::tickets::SessionTickets;
 use crate::acme::challenges::Challenges;
-use crate::certificate::table::{Choice, LiveCertificate, TableReader};
+use crate::acme::subject::Subject;
+use crate::certificate::table::{Choice, LiveCertificate, SourceKind, TableReader};
+use crate::clock;
+use crate::on_demand::OnDemand;
 
 /// Key exchanges, the preferred ones first: hybrid post-quantum, then the fast curve.
 const GROUPS: &str = "X25519MLKEM768:X25519:P-256:P-384";
@@ -31,6 +35,9 @@ struct HandshakeState {
     acceptor: Acceptor,
     selection: Selection,
     demand: Option<Demand>,
+    /// Whether the handshake makes do with what there is: it has waited for its certificate, or
+    /// may not have one ordered.
+    makes_do: AtomicBool,
 }
 
 /// Who accepted the connection.
@@ -58,6 +65,8 @@ impl Acceptor {
 enum Selection {
     /// The ClientHello has not been seen yet.
     Open,
+    /// No certificate fits, and this one may be had on demand.
+    Wanted(Subject),
     Certificate(Arc<Choice>),
     Challenge,
     /// No certificate fits, and there is no default.
@@ -87,22 +96,45 @@ pub struct SessionPolicy {
     pub client_auth: ClientAuthTable,
 }
 
+/// Where certificates come from.
+#[derive(Clone)]
+pub struct Certificates {
+    pub table: TableReader,
+    pub challenges: Challenges,
+    /// Where those that are not in the table can be had, if anywhere.
+    pub on_demand: Option<OnDemand>,
+}
+
+impl Certificates {
+    /// Those in the live table, and no others.
+    pub fn new(table: TableReader, challenges: Challenges) -> Certificates {
+        Certificates {
+            table,
+            challenges,
+            on_demand: None,
+        }
+    }
+
+    /// Those that are not there on demand.
+    pub fn or(self, on_demand: &OnDemand) -> Certificates {
+        Certificates {
+            on_demand: Some(on_demand.clone()),
+            ..self
+        }
+    }
+}
+
 /// TLS 1.2 and 1.3, with certificates out of the live table.
-pub fn acceptor(
-    table: TableReader,
-    challenges: Challenges,
-    sessions: Sessions,
-) -> Result<SslAcceptor, ErrorStack> {
+pub fn acceptor(certificates: Certificates, sessions: Sessions) -> Result<SslAcceptor, ErrorStack> {
     let mut builder = SslAcceptor::mozilla_intermediate_v5(SslMethod::tls())?;
-    install(&mut builder, table, challenges, sessions)?;
+    install(&mut builder, certificates, sessions)?;
     Ok(builder.build())
 }
 
 /// Makes an acceptor like [`acceptor`]'s out of one with the same protocols and ciphers.
 pub fn install(
     builder: &mut SslAcceptorBuilder,
-    table: TableReader,
-    challenges: Challenges,
+    certificates: Certificates,
     sessions: Sessions,
 ) -> Result<(), ErrorStack> {
     // Made now, where a failure has somebody to tell.
@@ -110,27 +142,33 @@ pub fn install(
     builder.set_curves_list(GROUPS)?;
     sessions.tickets.install(builder);
     let policy = sessions.policy;
-    builder.set_select_certificate_callback(move |hello| {
-        select(hello, &table, &challenges, &policy.load())
-    });
+    builder
+        .set_select_certificate_callback(move |hello| select(hello, &certificates, &policy.load()));
     builder.set_servername_callback(refuse_unknown_name);
     builder.set_alpn_select_callback(choose_protocol);
     Ok(())
 }
 
-/// A handshake to come on a connection to the address `local`.
-pub fn new_handshake(acceptor: &SslAcceptor, local: IpAddr) -> Result<Ssl, ErrorStack> {
+/// A handshake to come on a connection to the address `local`. `demands`: whether it may have a
+/// certificate ordered.
+pub fn new_handshake(
+    acceptor: &SslAcceptor,
+    local: IpAddr,
+    demands: bool,
+) -> Result<Ssl, ErrorStack> {
     let mut ssl = Ssl::new(acceptor.context())?;
-    ssl.set_ex_data(state_index()?, HandshakeState::new(Acceptor::Own(local)));
+    let state = HandshakeState::new(Acceptor::Own(local), !demands);
+    ssl.set_ex_data(state_index()?, state);
     Ok(ssl)
 }
 
 impl HandshakeState {
-    fn new(acceptor: Acceptor) -> HandshakeState {
+    fn new(acceptor: Acceptor, makes_do: bool) -> HandshakeState {
         HandshakeState {
             acceptor,
             selection: Selection::Open,
             demand: None,
+            makes_do: AtomicBool::new(makes_do),
         }
     }
 }
@@ -140,6 +178,21 @@ pub fn served(ssl: &SslRef) -> Option<Arc<LiveCertificate>> {
     match &state(ssl)?.selection {
         Selection::Certificate(choice) => Some(choice.best.clone()),
         _ => None,
+    }
+}
+
+/// What the handshake waits for that may be had on demand.
+pub fn wanted(ssl: &SslRef) -> Option<&Subject> {
+    match &state(ssl)?.selection {
+        Selection::Wanted(subject) => Some(subject),
+        _ => None,
+    }
+}
+
+/// The handshake waits for nothing more.
+pub fn make_do(ssl: &SslRef) {
+    if let Some(state) = state(ssl) {
+        state.makes_do.store(true, Ordering::Relaxed);
     }
 }
 
@@ -154,7 +207,7 @@ pub fn outcome(ssl: &SslRef) -> Outcome {
         Some(Selection::Certificate(_)) => Outcome::Served,
         Some(Selection::Challenge) => Outcome::Challenge,
         Some(Selection::Refused) => Outcome::Refused,
-        Some(Selection::Open) | None => Outcome::Open,
+        Some(Selection::Open | Selection::Wanted(_)) | None => Outcome::Open,
     }
 }
 
@@ -172,19 +225,22 @@ fn state(ssl: &SslRef) -> Option<&HandshakeState> {
 }
 
 /// The early callback: looks the server name up and hands BoringSSL the credential. A name that
-/// is unknown while the first load still runs suspends the handshake, at once or where the
-/// certificate is wanted; whoever accepted the connection resumes it.
+/// is unknown while the first load still runs, or can be had on demand, suspends the handshake, at
+/// once or where the certificate is wanted; whoever accepted the connection resumes it.
 fn select(
     mut hello: ClientHello<'_>,
-    table: &TableReader,
-    challenges: &Challenges,
+    certificates: &Certificates,
     policy: &SessionPolicy,
 ) -> Result<(), SelectCertError> {
     let acceptor = accepted_by(hello.ssl_mut()).map_err(|_| SelectCertError::ERROR)?;
     if offers_acme_tls(&hello) {
-        return answer_challenge(hello, challenges);
+        return answer_challenge(hello, &certificates.challenges);
     }
-    let settled = choose(hello.ssl_mut(), acceptor.local(), table, policy)
+    let Certificates {
+        table, on_demand, ..
+    } = certificates;
+    let on_demand = on_demand.as_ref();
+    let settled = choose(hello.ssl_mut(), acceptor.local(), table, on_demand, policy)
         .map_err(|_| SelectCertError::ERROR)?;
     match acceptor {
         Acceptor::Own(_) if !settled => Err(SelectCertError::RETRY),
@@ -201,24 +257,38 @@ pub async fn late_choice(
 ) -> Result<(), ErrorStack> {
     let local = Acceptor::Pingora.local();
     let mut parts = table.parts();
-    while outcome(ssl) == Outcome::Open && !choose(ssl, local, table, &policy.load())? {
+    while outcome(ssl) == Outcome::Open && !choose(ssl, local, table, None, &policy.load())? {
         parts.next().await;
     }
     Ok(())
 }
 
 /// Hands BoringSSL the credential for the server name, or without one for the address `local`.
-/// `false`: the first load may still come to it.
+/// `false`: the first load may still come to it, or it may be had on demand.
 fn choose(
     ssl: &mut SslRef,
     local: IpAddr,
     table: &TableReader,
+    on_demand: Option<&OnDemand>,
     policy: &SessionPolicy,
 ) -> Result<bool, ErrorStack> {
     // Asked first: what the end of the load brought is then in the table.
     let loaded = table.is_loaded();
     let name = ssl.servername(NameType::HOST_NAME);
-    let Some(choice) = table.load().select(name, local).cloned() else {
+    let live = table.load();
+    let own = live.select_own(name, local);
+    if let (Some(name), Some(on_demand)) = (name, on_demand)
+        && own.is_none_or(|own| is_over(own))
+        && state(ssl).is_some_and(|state| !state.makes_do.load(Ordering::Relaxed))
+        && let Some(subject) = on_demand.wanted(name)
+    {
+        match loaded {
+            true => settle(ssl, Selection::Wanted(subject))?,
+            false => table.want(name),
+        }
+        return Ok(false);
+    }
+    let Some(choice) = own.or_else(|| live.last_resort()).cloned() else {
         if loaded {
             settle(ssl, Selection::Refused)?;
         } else if let Some(name) = name {
@@ -226,6 +296,9 @@ fn choose(
         }
         return Ok(loaded);
     };
+    if choice.best.source == SourceKind::OnDemand {
+        choice.best.asked.note(clock::now());
+    }
     let auth = policy.client_auth.get(name, local).cloned();
     ssl.add_credential(choice.best.key.credential())?;
     if let Some(alternate) = &choice.alternate {
@@ -243,13 +316,19 @@ fn choose(
     Ok(true)
 }
 
+/// Whether nothing better is there than what was had on demand once and has expired: for that, too,
+/// it is worth to wait. Whatever else has expired is replaced by its owner, or by the worker.
+fn is_over(choice: &Choice) -> bool {
+    choice.best.source == SourceKind::OnDemand && !choice.best.key.is_valid_at(clock::now())
+}
+
 /// Who accepted the connection: whoever says nothing of it is not our accept loop.
 fn accepted_by(ssl: &mut SslRef) -> Result<Acceptor, ErrorStack> {
     let index = state_index()?;
     if let Some(state) = ssl.ex_data(index) {
         return Ok(state.acceptor);
     }
-    ssl.set_ex_data(index, HandshakeState::new(Acceptor::Pingora));
+    ssl.set_ex_data(index, HandshakeState::new(Acceptor::Pingora, true));
     Ok(Acceptor::Pingora)
 }
 

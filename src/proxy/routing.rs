@@ -30,6 +30,8 @@ pub struct Routing {
     /// By the parent: `example.com` for `*.example.com`.
     wildcard: HashMap<Box<str>, Arc<Site>>,
     addresses: HashMap<IpAddr, Arc<Site>>,
+    /// For every other name.
+    any: Option<Arc<Site>>,
     sites: Vec<Arc<Site>>,
 }
 
@@ -123,16 +125,14 @@ impl Routing {
         }
         let settings = Arc::new(settings);
         let known = old_config.sites.iter().zip(&old.sites);
-        let known: HashMap<&Name, (&config::Site, &Arc<Site>)> = known
-            .filter_map(|(site, shared)| Some((site.hosts.first()?, (site, shared))))
+        // One site at most has no host but `*`.
+        let known: HashMap<Option<&Name>, (&config::Site, &Arc<Site>)> = known
+            .map(|(site, shared)| (site.hosts.first(), (site, shared)))
             .collect();
         let mut routing = Routing::default();
         for site in &config.sites {
-            let same = site
-                .hosts
-                .first()
-                .and_then(|host| known.get(host))
-                .filter(|(old, _)| *old == site);
+            let same = known.get(&site.hosts.first());
+            let same = same.filter(|(old, _)| *old == site);
             match same {
                 Some((_, shared)) => routing.share(site, Arc::clone(shared)),
                 None => routing.add(site, trusts, &settings),
@@ -157,16 +157,19 @@ impl Routing {
         &self.sites
     }
 
-    /// The site for `host`: its exact name first, then the wildcard above it.
+    /// The site for `host`: its exact name first, then the wildcard above it, then the one for
+    /// any name.
     pub fn site(&self, host: &RequestHost) -> Option<&Arc<Site>> {
         match host {
             RequestHost::Address(address) => self.addresses.get(address),
             RequestHost::Dns { .. } => {
                 let name = host.dns()?;
-                self.exact.get(name).or_else(|| {
+                let wildcard = || {
                     let (_, parent) = name.split_once('.')?;
                     self.wildcard.get(parent)
-                })
+                };
+                let found = self.exact.get(name).or_else(wildcard);
+                found.or(self.any.as_ref())
             }
         }
     }
@@ -185,13 +188,17 @@ impl Routing {
                 Name::Ip(address) => drop(self.addresses.insert(*address, shared)),
             }
         }
+        if site.any_host {
+            self.any = Some(Arc::clone(&shared));
+        }
         self.sites.push(shared);
     }
 }
 
 impl Site {
     fn new(site: &config::Site, trusts: &UpstreamTrusts, settings: Arc<Settings>) -> Site {
-        let label = site.hosts.first().map(Name::to_string).unwrap_or_default();
+        let label = site.hosts.first().map(Name::to_string);
+        let label = label.unwrap_or_else(|| "*".to_owned());
         let routes = site.routes.iter().map(|route| Route::new(route, trusts));
         Site {
             label: label.into(),
@@ -287,6 +294,8 @@ pub(super) mod tests {
         config::Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             tls,
+            any_host: false,
+            on_demand: false,
             certificate_per: CertificatePer::Host,
             client_auth: None,
             takeover: None,

@@ -11,6 +11,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::atomic::{create_synced, sync_directory};
+use super::crash;
 use super::leaf::Leaf;
 use super::{SECRET_FILE, STATE_DIRECTORY, StoreError, key_type_name, make_directory};
 use crate::certificate::name::Name;
@@ -101,16 +102,16 @@ pub fn write(dir: &Path, generation: &Generation<'_>) -> Result<PathBuf, StoreEr
     let path = dir.join(&id);
     fill(&path, generation)
         .and_then(|()| sync_directory(dir))
-        .inspect(|()| step("generation-synced"))
+        .inspect(|()| crash::point("generation-synced"))
         .and_then(|()| point_current_at(dir, &id))
         .inspect_err(|_| {
             // The error that counts is the first; leftovers go at the next write.
             let _ = fs::remove_dir_all(&path);
             let _ = fs::remove_file(dir.join(TEMPORARY_LINK));
         })?;
-    step("renamed");
+    crash::point("renamed");
     sync_directory(dir)?;
-    step("parent-synced");
+    crash::point("parent-synced");
     remove_except(dir, &[Some(id.as_str()), previous.as_deref()]);
     Ok(path)
 }
@@ -121,17 +122,17 @@ fn fill(path: &Path, generation: &Generation<'_>) -> Result<(), StoreError> {
         .mode(STATE_DIRECTORY)
         .create(path)
         .map_err(|error| StoreError::io("make directory", path, error))?;
-    step("generation-dir");
+    crash::point("generation-dir");
     let create =
         |name: &str, text: &str| create_synced(&path.join(name), text.as_bytes(), SECRET_FILE);
     create(FULLCHAIN, generation.fullchain_pem)?;
-    step("fullchain");
+    crash::point("fullchain");
     create(PRIVATE_KEY, generation.private_key_pem)?;
-    step("privkey");
+    crash::point("privkey");
     let meta = serde_json::to_string_pretty(generation.meta)
         .map_err(|error| StoreError::broken(&path.join(META), error))?;
     create(META, &meta)?;
-    step("meta");
+    crash::point("meta");
     sync_directory(path)
 }
 
@@ -139,7 +140,7 @@ fn point_current_at(dir: &Path, id: &str) -> Result<(), StoreError> {
     let link = dir.join(TEMPORARY_LINK);
     let current = dir.join(CURRENT);
     symlink(id, &link).map_err(|error| StoreError::io("write", &link, error))?;
-    step("temp-link");
+    crash::point("temp-link");
     fs::rename(&link, &current).map_err(|error| StoreError::io("write", &current, error))
 }
 
@@ -255,16 +256,6 @@ fn remove_except(dir: &Path, keep: &[Option<&str>]) {
         {
             tracing::warn!(path = %dir.join(&id).display(), %error, "cannot remove an old generation");
         }
-    }
-}
-
-/// Kills this process after the named step, where a crash test asks for it. Debug builds only.
-fn step(name: &str) {
-    if cfg!(debug_assertions)
-        && std::env::var_os("PERENNIAL_TEST_ABORT_AFTER").is_some_and(|wanted| wanted == name)
-    {
-        let _ =
-            rustix::process::kill_process(rustix::process::getpid(), rustix::process::Signal::KILL);
     }
 }
 

@@ -3,6 +3,7 @@
 //! and nothing in it is ever waited for by serving.
 
 pub mod atomic;
+pub(crate) mod crash;
 pub mod generation;
 pub mod leaf;
 mod lock;
@@ -118,6 +119,18 @@ impl StateDir {
     /// `certificates/<name>/<key_type>`, which holds `current` and the generations.
     pub fn certificate_dir(&self, name: &Name, key_type: KeyType) -> PathBuf {
         self.certificates_dir()
+            .join(component(name))
+            .join(key_type_name(key_type))
+    }
+
+    /// `on-demand/`: as `certificates/`, for what clients ask for by name.
+    pub fn on_demand_dir(&self) -> PathBuf {
+        self.root.join("on-demand")
+    }
+
+    /// `on-demand/<name>/<key_type>`.
+    pub fn on_demand_certificate_dir(&self, name: &Name, key_type: KeyType) -> PathBuf {
+        self.on_demand_dir()
             .join(component(name))
             .join(key_type_name(key_type))
     }

@@ -57,8 +57,14 @@ impl Perennial {
         find_field(&self.status_json().await, name, field)
     }
 
-    /// Has the certificate for a name renewed; the order goes on behind the answer.
+    /// Has the certificate for a name renewed; the order goes on behind the answer. An order that
+    /// still runs would be the answer: a certificate may be served a moment before its end.
     pub async fn renew(&self, name: &str) {
+        wait_until(SOON, "the end of what runs", async || {
+            let running = self.status_field(name, "in_progress").await;
+            (running != Some(Value::Bool(true))).then_some(())
+        })
+        .await;
         let (status, body) = self
             .admin_post(&format!("/certificates/{name}/renew"))
             .await;

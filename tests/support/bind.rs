@@ -17,6 +17,8 @@ use super::place::Place;
 use super::wait::{SOON, wait_until};
 
 const KEY_NAME: &str = "perennial";
+/// Of [`Bind::of_place`].
+pub const ZONE: &str = "example.test";
 
 /// One zone. Its records are lines of a zone file, with names relative to it.
 pub struct Zone<'a> {
@@ -36,6 +38,17 @@ pub struct Bind {
 }
 
 impl Bind {
+    /// One zone, `example.test`, all names of which lead to the place, and which takes updates.
+    pub async fn of_place(place: &Place) -> Bind {
+        let records = format!("@ IN A {0}\n* IN A {0}", place.ip);
+        let zone = Zone {
+            name: ZONE,
+            records: &records,
+            takes_updates: true,
+        };
+        Bind::start(place, "bind", &[zone]).await
+    }
+
     /// `folder`: another one for each of several in one place.
     pub async fn start(place: &Place, folder: &str, zones: &[Zone<'_>]) -> Bind {
         let program = command::find("named").expect("named: scripts/setup-test.sh installs BIND");

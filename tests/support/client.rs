@@ -12,6 +12,7 @@ use tokio::net::TcpStream;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
+use super::wait::SOON;
 use super::{certs, tls};
 
 const HANDSHAKE_LIMIT: Duration = Duration::from_secs(10);
@@ -36,7 +37,21 @@ pub async fn served(addr: SocketAddr, sni: Option<&str>) -> Result<Served, Strin
     served_with(addr, sni, &["h2", "http/1.1"]).await
 }
 
+/// The same, by a client that waits as long as it takes to order a certificate.
+pub async fn served_patiently(addr: SocketAddr, sni: &str) -> Result<Served, String> {
+    served_within(SOON, addr, Some(sni), &["h2", "http/1.1"]).await
+}
+
 pub async fn served_with(
+    addr: SocketAddr,
+    sni: Option<&str>,
+    alpn: &[&str],
+) -> Result<Served, String> {
+    served_within(HANDSHAKE_LIMIT, addr, sni, alpn).await
+}
+
+async fn served_within(
+    limit: Duration,
     addr: SocketAddr,
     sni: Option<&str>,
     alpn: &[&str],
@@ -44,7 +59,8 @@ pub async fn served_with(
     let mut config = tls::accepting_anything();
     config.enable_sni = sni.is_some();
     config.alpn_protocols = alpn.iter().map(|name| name.as_bytes().to_vec()).collect();
-    let stream = connect(addr, sni.unwrap_or("no-name.invalid"), config).await?;
+    let name = sni.unwrap_or("no-name.invalid");
+    let stream = connect_within(limit, addr, name, config).await?;
     let (_, session) = stream.get_ref();
     let chain = session.peer_certificates().ok_or("no certificate")?;
     let alpn = session.alpn_protocol();
@@ -58,8 +74,24 @@ pub async fn serial(addr: SocketAddr, sni: &str) -> Result<String, String> {
     served(addr, Some(sni)).await.map(|served| served.serial)
 }
 
+/// The names of the first certificate in a PEM text.
+pub fn names_of_pem(text: &str) -> Vec<String> {
+    let (_, pem) = x509_parser::pem::parse_x509_pem(text.as_bytes()).expect("PEM");
+    let leaf = describe(&pem.contents, 1, None, String::new());
+    leaf.expect("a certificate").names
+}
+
 /// A TLS stream, within a deadline.
 pub async fn connect(
+    addr: SocketAddr,
+    name: &str,
+    config: ClientConfig,
+) -> Result<TlsStream<TcpStream>, String> {
+    connect_within(HANDSHAKE_LIMIT, addr, name, config).await
+}
+
+async fn connect_within(
+    limit: Duration,
     addr: SocketAddr,
     name: &str,
     config: ClientConfig,
@@ -72,9 +104,9 @@ pub async fn connect(
             .connect(name, stream)
             .await
     };
-    match tokio::time::timeout(HANDSHAKE_LIMIT, handshake).await {
+    match tokio::time::timeout(limit, handshake).await {
         Ok(result) => result.map_err(|error| error.to_string()),
-        Err(_) => Err(format!("no handshake within {HANDSHAKE_LIMIT:?}")),
+        Err(_) => Err(format!("no handshake within {limit:?}")),
     }
 }
 

@@ -141,6 +141,15 @@ impl Pebble {
         Some(pebble)
     }
 
+    /// One that looks names and records up at a DNS server of the test's own.
+    pub async fn asking(place: &Place, dns: SocketAddr) -> Option<Pebble> {
+        let options = Options {
+            dns: Some(dns),
+            ..Options::default()
+        };
+        Pebble::start(place, options).await
+    }
+
     async fn wait_answering(&self) {
         wait_until(SOON, "Pebble's directory", async || {
             let answer = self.client().get(&self.directory).send().await;
@@ -199,6 +208,16 @@ impl Pebble {
             .count()
     }
 
+    /// The numbers of all orders placed so far, as their URLs end, oldest first.
+    pub fn order_ids(&self) -> Vec<String> {
+        let log = self.log.all();
+        let ids = log.iter().filter_map(|line| {
+            let (_, rest) = line.split_once("Added order \"")?;
+            Some(rest.split_once('"')?.0.to_owned())
+        });
+        ids.collect()
+    }
+
     async fn management_get(&self, path: &str) -> String {
         let url = format!("https://{}{path}", self.management);
         let response = self.client().get(url).send().await.expect("an answer");
@@ -217,7 +236,7 @@ impl Pebble {
     }
 }
 
-fn start_dns(program: &Path, place: &Place, dns: SocketAddr, management: SocketAddr) -> Child {
+pub fn start_dns(program: &Path, place: &Place, dns: SocketAddr, management: SocketAddr) -> Child {
     let mut command = Command::new(program);
     command.args(["-dnsserver", &dns.to_string()]);
     command.args(["-management", &management.to_string()]);

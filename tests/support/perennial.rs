@@ -79,6 +79,10 @@ impl Perennial {
         self
     }
 
+    pub fn set_env(&mut self, key: &str, value: &str) {
+        self.environment.push((key.into(), value.into()));
+    }
+
     pub fn forget_env(&mut self) {
         self.environment.clear();
     }
@@ -197,7 +201,8 @@ impl Drop for Perennial {
         if std::thread::panicking() {
             // Tests that poll for a certificate make a line each time.
             let mut log = self.log();
-            log.retain(|line| !line.contains("TLS handshake client="));
+            let polls = ["TLS handshake client=", "HTTP/2 connection client="];
+            log.retain(|line| !polls.iter().any(|poll| line.contains(poll)));
             let from = log.len().saturating_sub(LOG_LINES_SHOWN);
             eprintln!("--- the end of perennial's log ---");
             log[from..].iter().for_each(|line| eprintln!("{line}"));

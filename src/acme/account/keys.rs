@@ -99,7 +99,25 @@ impl Authority {
             // CAs that bind accounts often want to know whom to write to.
             payload["contact"] = json!(self.contact());
         }
-        self.new_account(&key, &payload, directory, http).await
+        let made = self.new_account(&key, &payload, directory, http).await;
+        made.map_err(|error| self.about_the_binding(error))
+    }
+
+    /// A CA that does not take the binding says so in words of its own, and not where it came from.
+    fn about_the_binding(&self, error: AcmeError) -> AcmeError {
+        let external = self.config.external_account.as_ref();
+        let Some(external) = external.filter(|_| error.is("unauthorized") || error.is("malformed"))
+        else {
+            return error;
+        };
+        let (detail, kid) = (error.detail.trim_end_matches('.'), &external.kid);
+        AcmeError {
+            class: Class::Operator,
+            detail: format!(
+                "{detail}; check `kid` ({kid:?}) and the HMAC key of [acme.external_account]"
+            ),
+            ..error
+        }
     }
 
     /// The URL of the account that has this key, if the CA has one.

@@ -3,6 +3,7 @@
 
 use std::path::Path;
 
+use boring::x509::X509;
 use rcgen::{KeyPair, PublicKeyData};
 use time::OffsetDateTime;
 
@@ -56,7 +57,7 @@ pub(super) fn keep(
     })
 }
 
-/// The chain, if it is one that can be served: our key, our names, and alive.
+/// The chain, if it is one that can be served: our key, our names, alive, and a chain at all.
 pub(super) fn verified(
     chain: &str,
     key: &KeyPair,
@@ -81,5 +82,27 @@ pub(super) fn verified(
             clock::rfc3339(leaf.not_after)
         ));
     }
+    check_issuer(&chain)?;
     Ok((leaf, chain))
+}
+
+/// One of the certificates that came with the leaf has issued it, where any came. How the others
+/// hang together is the CA's business: RFC 8555 section 7.4.2 has no more than a SHOULD for it.
+fn check_issuer(chain: &[Vec<u8>]) -> Result<(), String> {
+    let unusable = |error| format!("the CA's chain is unusable: {error}");
+    let chain: Vec<X509> = chain
+        .iter()
+        .map(|der| X509::from_der(der).map_err(unusable))
+        .collect::<Result<_, _>>()?;
+    let Some((leaf, others)) = chain.split_first() else {
+        return Ok(());
+    };
+    let issued = |other: &X509| {
+        let key = other.public_key();
+        key.is_ok_and(|key| leaf.verify(&key).unwrap_or(false))
+    };
+    if others.is_empty() || others.iter().any(issued) {
+        return Ok(());
+    }
+    Err("the CA's chain is unusable: no certificate of it has issued the leaf".to_owned())
 }

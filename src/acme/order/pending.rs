@@ -16,7 +16,7 @@ use crate::config::KeyType;
 use crate::store::{self, SECRET_FILE, StoreError, atomic, generation, key_type_name};
 
 /// A pending order is resumed for so long; CAs drop theirs after a week at the latest.
-const PENDING_LIFETIME: Duration = Duration::days(1);
+pub const PENDING_LIFETIME: Duration = Duration::days(1);
 
 const PENDING: &str = "pending";
 pub(super) const ORDER_FILE: &str = "order.json";
@@ -30,6 +30,9 @@ pub(super) struct Pending {
     pub(super) key_type: String,
     #[serde(with = "time::serde::rfc3339")]
     pub(super) created_at: OffsetDateTime,
+    /// Its number in the history of the CA.
+    #[serde(default)]
+    pub(super) number: Option<u64>,
 }
 
 impl Pending {

@@ -4,6 +4,7 @@ use std::time::{Duration as StdDuration, Instant};
 
 use time::OffsetDateTime;
 
+use crate::acme::patience;
 use crate::clock;
 
 /// Polls begin close together and grow apart, unless the CA says how far.
@@ -22,7 +23,7 @@ pub(super) struct Poll {
 impl Poll {
     pub(super) fn new(limit: StdDuration) -> Poll {
         Poll {
-            deadline: Instant::now() + limit,
+            deadline: Instant::now() + patience::up_to(limit),
             delay: FIRST_POLL,
             count: 0,
         }

@@ -16,6 +16,8 @@ fn an_offence_at_replaces() {
     assert!(refuses_predecessor(&error, Some(409)));
     error.problem = Some("alreadyReplaced".to_owned());
     assert!(refuses_predecessor(&error, Some(400)));
+    error.problem = Some("serverInternal".to_owned());
+    assert!(refuses_predecessor(&error, Some(500)));
     error.problem = Some("rateLimited".to_owned());
     assert!(!refuses_predecessor(&error, Some(429)));
     error.problem = None;
@@ -55,6 +57,38 @@ fn what_the_ca_sends_is_checked() {
     assert!(fails(&old.chain, &old.key, &names(&["a.test"])).contains("clock"));
 }
 
+/// A chain that is somebody else's, or that ends in the middle, is no chain.
+#[test]
+fn the_leaf_is_issued_by_a_certificate_of_its_chain() {
+    let now = clock::now();
+    let wanted = names(&["a.test"]);
+    let authority = |name: &str| {
+        let key = KeyPair::generate().unwrap();
+        let mut params = CertificateParams::default();
+        params.is_ca = rcgen::IsCa::Ca(rcgen::BasicConstraints::Unconstrained);
+        params
+            .distinguished_name
+            .push(rcgen::DnType::CommonName, name);
+        let pem = params.self_signed(&key).unwrap().pem();
+        (rcgen::Issuer::new(params, key), pem)
+    };
+    let (issuer, its_own) = authority("an intermediate");
+    // Of the same name, as a CA has after it changed its key.
+    let (_, another) = authority("an intermediate");
+    let mut params = CertificateParams::new(texts(&wanted)).unwrap();
+    params.not_after = now + Duration::DAY;
+    let key = KeyPair::generate().unwrap();
+    let leaf = params.signed_by(&key, &issuer).unwrap().pem();
+    let judge = |chain: &str| verified(chain, &key, &wanted, now).map(|_| ());
+    assert_eq!(judge(&format!("{leaf}{its_own}")), Ok(()));
+    assert_eq!(judge(&format!("{leaf}{another}{its_own}")), Ok(()));
+    assert_eq!(judge(&leaf), Ok(()), "a CA without intermediates");
+    let wrong = judge(&format!("{leaf}{another}")).unwrap_err();
+    assert!(wrong.contains("issued the leaf"), "{wrong}");
+    let cut = judge(&format!("{leaf}{}", &its_own[..its_own.len() / 2])).unwrap_err();
+    assert!(cut.contains("unusable"), "{cut}");
+}
+
 fn put_pending(dir: &Path, made: &Made, created_at: OffsetDateTime) -> PendingDir {
     let pending = Pending {
         ca: "https://ca.test/dir".to_owned(),
@@ -62,6 +96,7 @@ fn put_pending(dir: &Path, made: &Made, created_at: OffsetDateTime) -> PendingDi
         names: vec!["a.test".to_owned()],
         key_type: "p256".to_owned(),
         created_at,
+        number: None,
     };
     let pending_dir = PendingDir::of(dir);
     pending_dir

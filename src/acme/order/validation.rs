@@ -18,6 +18,7 @@ use crate::acme::http::{of_problem, with_nonce};
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::ChallengeType;
+use crate::store::crash;
 
 /// Validation takes seconds.
 const VALIDATION_DEADLINE: StdDuration = StdDuration::from_secs(120);
@@ -59,6 +60,7 @@ impl Run {
             answered.extend(self.provide(authorization).await?);
         }
         self.wait_for_dns(&answered).await?;
+        crash::point("challenges-up");
         self.tell(order, &answered).await?;
         Ok(answered)
     }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
-use super::handle::{Decision, RenewError};
+use super::handle::{Decision, RenewError, Unserved};
 use crate::acme::ledger::{Kind, Ledger, Outcome};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
@@ -43,6 +43,12 @@ pub(super) struct Entry {
     pub(super) last_error: Option<String>,
     /// What cannot be ordered was said once.
     pub(super) refusal_logged: bool,
+    /// A client asked for it by name; no site wants it by itself.
+    pub(super) on_demand: bool,
+    /// When permission to renew it was refused last.
+    pub(super) withdrawn_at: Option<OffsetDateTime>,
+    /// Handshakes that wait for it.
+    pub(super) waiting: Vec<oneshot::Sender<Result<(), Unserved>>>,
 }
 
 /// What was read from disk for one subject.
@@ -73,6 +79,9 @@ impl Entry {
             reply: None,
             last_error: None,
             refusal_logged: false,
+            on_demand: false,
+            withdrawn_at: None,
+            waiting: Vec::new(),
         }
     }
 

@@ -138,6 +138,34 @@ impl Worker {
         authority.broken_by(&entry.subject.names, exempt, now)
     }
 
+    /// Another authority that can be asked now, where a limit at `limited` holds an order back.
+    pub(super) fn unlimited_authority(
+        &self,
+        entry: &Entry,
+        limited: &Authority,
+        now: OffsetDateTime,
+    ) -> Option<Arc<Authority>> {
+        let ledger = entry.ledger.as_ref()?;
+        let others = self.able_authorities(&entry.subject).into_iter();
+        let mut others = others.filter(|other| other.url() != limited.url());
+        let (facts, _) = self.facts(entry, now, None);
+        let can_be_asked = |other: &&Arc<Authority>| {
+            let attempts = ledger.attempts(Kind::Order, Some(other.url()));
+            let session = other.ledger.attempts(Kind::Session, None);
+            let given_up = attempts.elsewhere || session.elsewhere;
+            let facts = Facts {
+                attempts,
+                session,
+                ..facts.clone()
+            };
+            // To this one it is a first order, whatever it replaces elsewhere.
+            !given_up
+                && renewal::blocked(now, &facts).is_none()
+                && other.broken_by(&entry.subject.names, false, now).is_none()
+        };
+        others.find(can_be_asked).map(Arc::clone)
+    }
+
     /// The authority whose turn it is, with the attempts that count there.
     pub(super) fn next_authority(
         &self,
@@ -206,6 +234,7 @@ impl Worker {
             explanation_url: info.and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url),
             covered_by_files_until,
             running: entry.running,
+            on_demand: entry.on_demand,
         }
     }
 

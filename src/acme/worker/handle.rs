@@ -8,7 +8,7 @@ use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
 use crate::acme::renewal::IssuerKind;
-use crate::acme::subject::Assignment;
+use crate::acme::subject::{Assignment, Subject};
 use crate::certificate::name::Name;
 
 /// Requests from people that wait for the worker; more than that and they wait themselves.
@@ -36,6 +36,8 @@ pub struct SubjectStatus {
     pub covered_by_files_until: Option<OffsetDateTime>,
     /// Whether an order or a question to the CA runs now.
     pub running: bool,
+    /// Whether a client asked for it; no site names it.
+    pub on_demand: bool,
 }
 
 /// How a renewal is asked for.
@@ -87,11 +89,34 @@ pub enum RenewError {
     Stopped,
 }
 
+/// Why there is no certificate for a name that a client asked for.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{cause}")]
+pub struct Unserved {
+    pub cause: String,
+    /// When the next attempt may be made, where that is known.
+    pub until: Option<OffsetDateTime>,
+}
+
+impl Unserved {
+    pub(super) fn stopped() -> Unserved {
+        Unserved {
+            cause: RenewError::Stopped.to_string(),
+            until: None,
+        }
+    }
+}
+
 pub(super) enum Command {
     Renew {
         name: Name,
         mode: RenewMode,
         reply: oneshot::Sender<Result<Decision, RenewError>>,
+    },
+    /// A client asked for a name.
+    Demand {
+        subject: Box<Subject>,
+        reply: oneshot::Sender<Result<(), Unserved>>,
     },
     Reassign(Box<Assignment>),
     Account {
@@ -152,6 +177,24 @@ impl WorkerHandle {
         let sent = self.commands.send(command).await;
         sent.map_err(|_| RenewError::Stopped)?;
         answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Sees to a certificate that a client asks for: one that is valid is on disk when this
+    /// returns, and is kept fresh for as long as it is asked for.
+    pub async fn demand(&self, subject: Subject) -> Result<(), Unserved> {
+        let (reply, answer) = oneshot::channel();
+        let subject = Box::new(subject);
+        let sent = self.commands.send(Command::Demand { subject, reply });
+        sent.await.map_err(|_| Unserved::stopped())?;
+        answer.await.unwrap_or_else(|_| Err(Unserved::stopped()))
+    }
+
+    /// Keeps a certificate that a client asked for fresh, for as long as it is asked for.
+    pub async fn look_after(&self, subject: Subject) {
+        let (reply, _) = oneshot::channel();
+        let subject = Box::new(subject);
+        // A worker that has stopped looks after nothing.
+        let _ = self.commands.send(Command::Demand { subject, reply }).await;
     }
 
     /// Changes the account at a CA, once the orders that run there have ended. `ca`: its slug;

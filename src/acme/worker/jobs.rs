@@ -1,6 +1,7 @@
 //! Jobs: started within limits, and what follows when one ends. What a job does is in
 //! [`job`](crate::acme::job).
 
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration as StdDuration;
 
@@ -21,18 +22,60 @@ const MAX_INTERNAL_JOBS: usize = 4;
 const DISK_ERROR_WAIT: Duration = Duration::minutes(1);
 
 impl Worker {
+    /// Orders where that is possible, where there is room for it, and from whom it breaks no
+    /// limit.
+    pub(super) fn order(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        (reason, replaces): (OrderReason, bool),
+        authority: Option<Arc<Authority>>,
+        mut status: SubjectStatus,
+    ) {
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        if let Some(refusal) = entry.subject.refusal(entry.issuer) {
+            return self.refuse(id, now, refusal, status);
+        }
+        // Before the limits, which many that are due together would look through in vain.
+        let issuer = entry.issuer;
+        if !self.has_room(id, issuer) {
+            return self.publish(id, status);
+        }
+        let Some(entry) = self.entries.get(&id) else {
+            return;
+        };
+        let broken = self.broken_limit(entry, authority.as_deref(), replaces, now);
+        let another = broken.as_ref().zip(authority.as_deref());
+        let another = another.and_then(|(_, it)| self.unlimited_authority(entry, it, now));
+        let authority = match (broken, another) {
+            (Some(broken), None) => return self.hold(id, now, &broken, status),
+            (Some(broken), Some(another)) => {
+                let ca = another.url();
+                tracing::info!(name = %status.name, ca, "{broken}; another CA is asked");
+                status.ca = Some(ca.to_owned());
+                Some(another)
+            }
+            (None, _) => authority,
+        };
+        self.publish(id, status);
+        self.start_order(id, now, reason, replaces, authority);
+    }
+
     /// Whether another job of this kind may run now; if not, the entry waits for one to end.
     pub(super) fn has_room(&mut self, id: u64, kind: IssuerKind) -> bool {
         let limit = match kind {
             IssuerKind::Acme => MAX_ACME_JOBS,
             IssuerKind::Internal => MAX_INTERNAL_JOBS,
         };
-        let has_room = self
-            .running
-            .values()
-            .filter(|(_, other)| *other == kind)
-            .count()
-            < limit;
+        let root = self.state.on_demand_dir();
+        let is_demanded = |dir: &PathBuf| dir.starts_with(&root);
+        let demanded = self.entries.get(&id).is_some_and(|it| it.on_demand);
+        // Strangers' names and those of the configuration do not wait for each other.
+        let alike =
+            |(dir, other): &&(PathBuf, IssuerKind)| *other == kind && is_demanded(dir) == demanded;
+        let has_room = self.running.values().filter(alike).count() < limit;
         if !has_room && let Some(entry) = self.entries.get_mut(&id) {
             entry.queued = true;
         }
@@ -73,7 +116,11 @@ impl Worker {
                     replaces && stored.meta.ca.as_deref() == Some(authority.url())
                 };
                 let predecessor = entry.stored.as_ref().filter(same_ca);
+                // Whoever waits for it was permitted to just now, and people need no permission.
+                let renewal = entry.on_demand && !entry.forced && !entry.is_waited_for();
+                let may_renew = renewal.then(|| Arc::clone(&self.surroundings.may_renew));
                 let job = OrderJob {
+                    may_renew,
                     replaces: predecessor.map(|stored| stored.leaf.der.clone()),
                     subject,
                     ledger: Arc::clone(ledger),
@@ -161,8 +208,10 @@ impl Worker {
         match done {
             Done::Issued { stored, ca, took } => self.issued(id, *stored, ca, took),
             Done::Failed { error, ca, ordered } => self.failed(id, now, error, ca, ordered),
+            Done::Withdrawn { cause } => self.withdrawn(id, now, &cause),
             Done::Asked { error } => self.asked(id, now, error),
         }
+        self.settle(id, now);
     }
 
     pub(super) fn issued(

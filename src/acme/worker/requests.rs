@@ -20,6 +20,7 @@ impl Worker {
                 self.assignment = *assignment;
                 self.configure().await;
             }
+            Command::Demand { subject, reply } => self.demand(*subject, reply).await,
             Command::Renew { name, mode, reply } => self.renew(&name, mode, reply),
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
         }
@@ -111,7 +112,9 @@ impl Worker {
             .stored
             .as_ref()
             .is_some_and(|it| now < it.leaf.not_after);
-        if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now) {
+        if let Some(broken) = self.broken_limit(entry, authority.as_deref(), replaces, now)
+            && authority.is_none_or(|it| self.unlimited_authority(entry, &it, now).is_none())
+        {
             return Ok(Decision::Waiting {
                 until: broken.until,
             });

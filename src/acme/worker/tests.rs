@@ -58,6 +58,8 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
     Site {
         hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
         tls,
+        any_host: false,
+        on_demand: false,
         certificate_per: CertificatePer::Host,
         client_auth: None,
         takeover: None,
@@ -93,6 +95,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
         },
         tls: crate::config::Tls::default(),
         acme: Acme {
+            on_demand: None,
             authorities: vec![CertificateAuthority {
                 directory: directory.to_owned(),
                 email: None,
@@ -149,6 +152,8 @@ fn start_covered(dir: &Path, config: Arc<Config>, coverage: Coverage, loaded: bo
             loaded: is_loaded.load(Ordering::SeqCst),
             ..coverage
         }),
+        may_renew: Arc::new(|_| Box::pin(std::future::ready(Ok(())))),
+        asked: Arc::new(|_: &Name| None),
         reload_hint: Arc::new(move |_| {
             hint.fetch_add(1, Ordering::SeqCst);
         }),

@@ -99,6 +99,7 @@ impl World {
             pairs: layout.pairs.iter().map(pair_files).collect(),
             folders: vec![layout.folder.clone()],
             generations: Some(generations),
+            on_demand: None,
             default_name: None,
             takeover: HostSet::default(),
             poll_interval: std::time::Duration::from_secs(5),

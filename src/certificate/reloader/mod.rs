@@ -22,6 +22,7 @@ use super::folder::Folder;
 use super::generations::Generations;
 use super::inventory::{Entry, EntryId, Inventory};
 use super::name::Name;
+use super::on_demand::{OnDemandCertificates, OnDemandDirectory};
 use super::overdue::HostSet;
 use super::table::{SourceKind, TableReader, live_table};
 use super::unit::Unit;
@@ -37,6 +38,8 @@ pub struct Sources {
     pub folders: Vec<PathBuf>,
     /// `certificates/` of the state directory.
     pub generations: Option<PathBuf>,
+    /// The certificates that are had on demand.
+    pub on_demand: Option<OnDemandDirectory>,
     /// The name whose certificate is served where none fits.
     pub default_name: Option<Name>,
     /// The hosts for which our own certificate comes before one that is overdue.
@@ -67,6 +70,10 @@ impl Sources {
             pairs: self.pairs.into_iter().map(pair).collect(),
             folders: self.folders.into_iter().map(absolute).collect(),
             generations: self.generations.map(absolute),
+            on_demand: self.on_demand.map(|it| OnDemandDirectory {
+                root: absolute(it.root),
+                ..it
+            }),
             ..self
         }
     }
@@ -99,12 +106,24 @@ pub struct Report {
     pub heartbeat: OffsetDateTime,
     pub loads: u64,
     pub failures: u64,
+    /// `None`: nothing is had on demand.
+    pub on_demand: Option<OnDemandReport>,
+}
+
+/// What is in memory of the certificates that are had on demand.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OnDemandReport {
+    pub loaded: usize,
+    /// How many had to make room for others.
+    pub evictions: u64,
 }
 
 enum Wake {
     Event(WatchEvent),
     /// Something was written here: look now.
     Hint(PathBuf),
+    /// A client asked for the certificate in this directory: whether it can be served now.
+    Load(PathBuf, oneshot::Sender<bool>),
     Rescan(oneshot::Sender<Vec<Change>>),
     /// Look at these from now on. The first sender is for the events of a watcher.
     Reconfigure(Box<Sources>, Sender<Wake>, oneshot::Sender<Vec<Change>>),
@@ -129,6 +148,7 @@ impl Reloader {
             heartbeat: clock::now(),
             loads: 0,
             failures: 0,
+            on_demand: None,
         }));
         let (swaps, _) = broadcast::channel(SWAPS_KEPT);
         let thread = Thread {
@@ -139,6 +159,7 @@ impl Reloader {
                 .map(|root| Folder::new(root))
                 .collect(),
             generations: sources.generations.map(Generations::new),
+            on_demand: sources.on_demand.map(OnDemandCertificates::new),
             inventory,
             publisher,
             report: report.clone(),
@@ -198,6 +219,16 @@ impl Reloader {
             .send(Wake::Reconfigure(Box::new(sources), events, answer))
             .ok()?;
         changes.await.ok()
+    }
+
+    /// Loads the certificate of a client that asks for it, from its directory below
+    /// [`Sources::on_demand`], and says whether it can be served. It is in the live table before
+    /// this returns.
+    pub async fn load_on_demand(&self, directory: PathBuf) -> bool {
+        let (answer, loaded) = oneshot::channel();
+        let asked = self.wake.send(Wake::Load(absolute(directory), answer));
+        // Fails only after the thread has ended.
+        asked.is_ok() && loaded.await.unwrap_or(false)
     }
 
     /// Says that something was written at or below `path`, so that it is looked at without
@@ -273,6 +304,7 @@ mod tests {
             pairs: Vec::new(),
             folders: Vec::new(),
             generations: None,
+            on_demand: None,
             default_name: None,
             takeover: HostSet::default(),
             poll_interval: Duration::from_secs(3600),

@@ -1,20 +1,21 @@
 //! One scan: looks, reads, verifies and publishes, in parts.
 
 use std::collections::BTreeSet;
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use time::OffsetDateTime;
 
-use super::Report;
 use super::change::{Change, ChangeResult, loaded, log_changes, names_of, recovered, vanished};
 use super::thread::Thread;
+use super::{OnDemandReport, Report};
 use crate::certificate::certified_key::CertifiedKey;
 use crate::certificate::folder::{FileReading, ToRead};
 use crate::certificate::generations;
 use crate::certificate::inventory::{EntryId, Failure};
 use crate::certificate::observe::ReadError;
+use crate::certificate::on_demand::{self, LastAsked};
 use crate::certificate::parallel;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::certificate::unit::{Finding, Replacement, Served, Task, Verdict};
@@ -40,6 +41,17 @@ struct Scan {
     unpublished: bool,
 }
 
+impl Scan {
+    fn new(now: OffsetDateTime, patience: time::Duration) -> Scan {
+        Scan {
+            now,
+            patience,
+            changes: Vec::new(),
+            unpublished: false,
+        }
+    }
+}
+
 impl Thread {
     /// Looks, reads, verifies and publishes.
     pub(super) fn scan(
@@ -49,14 +61,10 @@ impl Thread {
         now: OffsetDateTime,
     ) -> Vec<Change> {
         let started = Instant::now();
-        let mut scan = Scan {
-            now,
-            patience,
-            changes: Vec::new(),
-            unpublished: false,
-        };
+        let mut scan = Scan::new(now, patience);
         self.scan_pairs(&mut scan);
         self.scan_generations(scope, &mut scan);
+        self.scan_on_demand(scope, &mut scan);
         for index in 0..self.folders.len() {
             self.scan_folder(index, scope, &mut scan);
         }
@@ -98,6 +106,54 @@ impl Thread {
         };
         self.gone(gone, scan);
         self.examine(tasks, scan);
+    }
+
+    fn scan_on_demand(&mut self, scope: &Scope, scan: &mut Scan) {
+        let Some(on_demand) = &mut self.on_demand else {
+            return;
+        };
+        let tasks = match scope {
+            Scope::All => on_demand.look_at_all(),
+            Scope::Paths(paths) => on_demand.look(paths),
+        };
+        self.examine(tasks, scan);
+        self.evict(scan);
+    }
+
+    /// Loads what a client asked for, and says whether it can be served.
+    pub(super) fn load_on_demand(&mut self, directory: &Path, now: OffsetDateTime) -> bool {
+        let Some(on_demand) = &mut self.on_demand else {
+            return false;
+        };
+        let task = on_demand.look_at(directory);
+        let mut scan = Scan::new(now, time::Duration::ZERO);
+        self.examine(task.into_iter().collect(), &mut scan);
+        self.evict(&mut scan);
+        self.publish(&mut scan);
+        self.publish_report(now);
+        self.announce();
+        for change in &scan.changes {
+            tracing::debug!(names = ?change.names, result = ?change.result, "had on demand");
+        }
+        let id = EntryId {
+            source: SourceKind::OnDemand,
+            certificate: on_demand::certificate_in(directory).into(),
+        };
+        self.inventory
+            .get(&id)
+            .is_some_and(|entry| entry.live.is_some())
+    }
+
+    fn evict(&mut self, scan: &mut Scan) {
+        let Some(on_demand) = &mut self.on_demand else {
+            return;
+        };
+        let inventory = &self.inventory;
+        let asked = |id: &EntryId| inventory.get(id)?.live.as_ref()?.asked.at();
+        for id in on_demand.evict(asked) {
+            self.inventory.evict(&id, scan.now);
+            scan.unpublished = true;
+        }
     }
 
     fn scan_folder(&mut self, index: usize, scope: &Scope, scan: &mut Scan) {
@@ -184,6 +240,10 @@ impl Thread {
                 .iter_mut()
                 .find(|folder| path.starts_with(folder.root()) && folder.has_unit(path))?
                 .judge(path, finding, served, patience, now),
+            SourceKind::OnDemand => self
+                .on_demand
+                .as_mut()?
+                .judge(path, finding, served, patience, now),
             SourceKind::Acme | SourceKind::Internal => self
                 .generations
                 .as_mut()?
@@ -224,6 +284,7 @@ impl Thread {
                     private_key,
                     loaded_at: now,
                     changed_at,
+                    asked: LastAsked::following(served.as_deref().map(|old| &old.asked), now),
                 });
                 self.loads += 1;
                 self.inventory.loaded(id, live.clone(), now);
@@ -281,6 +342,10 @@ impl Thread {
             heartbeat: now,
             loads: self.loads,
             failures: self.failures,
+            on_demand: self.on_demand.as_ref().map(|it| OnDemandReport {
+                loaded: it.loaded(),
+                evictions: it.evictions(),
+            }),
         }));
     }
 }

@@ -1,7 +1,7 @@
 //! The reloader's thread: when it looks at what, and what is watched meanwhile.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender};
 use std::time::{Duration, Instant};
@@ -16,6 +16,7 @@ use super::{Report, Sources, Swapped, Wake, pair_unit, start_watcher};
 use crate::certificate::folder::Folder;
 use crate::certificate::generations::Generations;
 use crate::certificate::inventory::{EntryId, Inventory};
+use crate::certificate::on_demand::OnDemandCertificates;
 use crate::certificate::table::{Publisher, SourceKind};
 use crate::certificate::unit::{PATIENCE, RECHECK, Unit};
 use crate::certificate::watcher::{WatchEvent, Watched, Watcher};
@@ -40,6 +41,7 @@ pub(super) struct Thread {
     pub(super) pairs: Vec<Unit>,
     pub(super) folders: Vec<Folder>,
     pub(super) generations: Option<Generations>,
+    pub(super) on_demand: Option<OnDemandCertificates>,
     pub(super) inventory: Inventory,
     pub(super) publisher: Publisher,
     pub(super) report: Arc<ArcSwap<Report>>,
@@ -112,6 +114,7 @@ impl Thread {
                 Err(RecvTimeoutError::Disconnected) | Ok(Wake::Stop) => return None,
                 Err(RecvTimeoutError::Timeout) if recheck => return Some(Scope::Paths(paths)),
                 Err(RecvTimeoutError::Timeout) => self.pass_time(clock::now()),
+                Ok(Wake::Load(directory, answer)) => self.load(&directory, answer),
                 Ok(Wake::Rescan(answer)) => self.rescan(answer),
                 Ok(Wake::Reconfigure(sources, events, answer)) => {
                     self.obey(*sources, events, answer);
@@ -143,6 +146,7 @@ impl Thread {
                     }
                 }
                 Wake::Hint(path) => drop(paths.insert(path)),
+                Wake::Load(directory, answer) => self.load(&directory, answer),
                 Wake::Rescan(answer) => {
                     self.rescan(answer);
                     return Some(Scope::Paths(BTreeSet::new()));
@@ -189,6 +193,12 @@ impl Thread {
         let _ = answer.send(changes);
     }
 
+    fn load(&mut self, directory: &Path, answer: oneshot::Sender<bool>) {
+        let loaded = self.load_on_demand(directory, clock::now());
+        // Whoever asked may have gone.
+        let _ = answer.send(loaded);
+    }
+
     fn obey(
         &mut self,
         sources: Sources,
@@ -209,6 +219,13 @@ impl Thread {
         self.watch = sources.watch;
         self.inventory.set_default(sources.default_name);
         self.inventory.set_takeover(sources.takeover, clock::now());
+        self.on_demand = match (self.on_demand.take(), sources.on_demand) {
+            (Some(mut known), Some(wanted)) => {
+                known.set_max_loaded(wanted.max_loaded);
+                Some(known)
+            }
+            (_, wanted) => wanted.map(OnDemandCertificates::new),
+        };
         let mut pairs: BTreeMap<EntryId, Unit> = std::mem::take(&mut self.pairs)
             .into_iter()
             .map(|unit| (unit.id.clone(), unit))
@@ -251,6 +268,7 @@ impl Thread {
                 .folders
                 .iter()
                 .any(|folder| folder.reaches(&id.certificate)),
+            SourceKind::OnDemand => self.on_demand.is_some(),
             SourceKind::Acme | SourceKind::Internal => true,
         };
         let entries = self.inventory.entries();
@@ -304,7 +322,13 @@ impl Thread {
 
     /// Tells whoever listens what the tables that were just published change.
     pub(super) fn announce(&mut self) {
-        let names = self.inventory.take_changed();
+        let mut names = self.inventory.take_changed();
+        // What is had on demand comes and goes far too often to be looked at each time.
+        let table = self.inventory.table();
+        names.retain(|name| {
+            let choice = table.get(name);
+            choice.is_none_or(|choice| choice.best.source != SourceKind::OnDemand)
+        });
         if !names.is_empty() {
             // Nobody has to listen.
             let _ = self.swaps.send(Arc::new(names));
@@ -325,6 +349,10 @@ impl Thread {
     pub(super) fn needs_recheck(&self) -> bool {
         self.pairs.iter().any(Unit::needs_recheck)
             || self.folders.iter().any(Folder::needs_recheck)
+            || self
+                .on_demand
+                .as_ref()
+                .is_some_and(OnDemandCertificates::needs_recheck)
             || self
                 .generations
                 .as_ref()

@@ -689,3 +689,112 @@ fn every_beginning_of_a_good_file_is_taken() {
         let _ = parse(&text[..end]);
     }
 }
+
+#[test]
+fn on_demand_without_somebody_who_says_yes() {
+    const ON_DEMAND: &str = "[[sites]]\nhosts = [\"*\"]\nupstreams = [\"1\"]\non_demand = true\n";
+    let both = |table: &str| format!("{table}\n{ON_DEMAND}");
+    check(&[
+        (
+            ON_DEMAND,
+            "4:13: `on_demand` is set, but there is no [acme.on_demand]",
+        ),
+        (
+            &both("[acme.on_demand]\nwait = \"5s\""),
+            "1:1: [acme.on_demand] has neither `ask` nor `allow`, so anybody could have \
+             certificates ordered",
+        ),
+        (
+            &both("[acme.on_demand]\nask = \"http://h/\"\nallow = [\"a.test\"]"),
+            "1:1: [acme.on_demand] has both `ask` and `allow`",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = []"),
+            "2:9: `allow` is empty, so no name could be had",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = [\"*.a.test\"]"),
+            "2:10: \"*.a.test\" is a wildcard, and `allow` lists domains",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = [\"10.0.0.1\"]"),
+            "2:10: \"10.0.0.1\" is an address, and only names can be had on demand",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = [\"a.test\"]\nask_timeout = \"1s\""),
+            "3:15: `ask_timeout` is set, but nobody is asked",
+        ),
+        (
+            &both("[acme.on_demand]\nask = \"ftp://h/\""),
+            "2:7: \"ftp://h/\" cannot be asked for permission: it does not begin with http:// or \
+             https://",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = [\"a.test\"]\nmax_loaded = 0"),
+            "3:14: `max_loaded` cannot be 0",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = [\"a.test\"]\nbudgets = { total = \"5\" }"),
+            "3:21: \"5\" is not a limit",
+        ),
+        (
+            &both("[acme.on_demand]\nallow = [\"a.test\"]\nbudgets = { totals = \"5/1h\" }"),
+            "3:13: unknown key `totals` in [acme.on_demand.budgets]",
+        ),
+    ]);
+    check_before_site(&[(
+        "[acme.on_demand]\nallow = [\"a.test\"]",
+        "1:1: [acme.on_demand] is set, but no site has `on_demand`",
+    )]);
+}
+
+#[test]
+fn sites_that_cannot_be_on_demand() {
+    let site = |hosts: &str, rest: &str| {
+        format!(
+            "[acme.on_demand]\nallow = [\"a.test\"]\n[[sites]]\nhosts = [\"b.test\"]\n\
+             upstreams = [\"1\"]\non_demand = true\n[[sites]]\nhosts = [{hosts}]\n\
+             upstreams = [\"1\"]\n{rest}\n"
+        )
+    };
+    for (hosts, rest, expected) in [
+        (
+            "\"*\"",
+            "",
+            "8:10: the host * is every name, and none can be ordered ahead",
+        ),
+        (
+            "\"c.test\"",
+            "on_demand = true\ntls = \"internal\"",
+            "10:13: `on_demand` is set, but nothing is ordered for this site",
+        ),
+        (
+            "\"c.test\"",
+            "on_demand = true\ncertificate_per = \"site\"",
+            "10:13: `on_demand` and certificate_per = \"site\" contradict each other: each name \
+             is ordered when it is asked for",
+        ),
+        (
+            "\"192.0.2.1\"",
+            "on_demand = true",
+            "8:10: 192.0.2.1 is an address, and only names can be had on demand",
+        ),
+        (
+            "\"*.home.arpa\"",
+            "on_demand = true",
+            "8:10: *.home.arpa is private: the default for it is the internal CA, which needs no \
+             demand",
+        ),
+        (
+            "\"*\"",
+            "on_demand = true\nclient_auth = { ca = \"c.pem\" }",
+            "11:15: `client_auth` cannot be combined with the host *",
+        ),
+    ] {
+        check(&[(&site(hosts, rest), expected)]);
+    }
+    let twice = "[acme.on_demand]\nallow = [\"a.test\"]\n[[sites]]\nhosts = [\"*\"]\n\
+                 upstreams = [\"1\"]\non_demand = true\n[[sites]]\nhosts = [\"*\"]\n\
+                 upstreams = [\"1\"]\non_demand = true\n";
+    check(&[(twice, "8:10: another site already has the host * (line 4)")]);
+}

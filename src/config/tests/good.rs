@@ -465,3 +465,42 @@ fn a_dns_provider_makes_dns_01_a_default_and_wildcards_possible() {
             .contains(&ChallengeType::Dns01)
     );
 }
+
+#[test]
+fn certificates_on_demand() {
+    let text = |table: &str| {
+        format!(
+            "[acme.on_demand]\n{table}\n[[sites]]\nhosts = [\"*\", \"*.a.test\"]\n\
+             upstreams = [\"1\"]\non_demand = true\n"
+        )
+    };
+    let config = good(&text("ask = \"http://app:9000/allowed\""));
+    let site = &config.sites[0];
+    assert!(site.on_demand && site.any_host);
+    assert_eq!(site.hosts, ["*.a.test".parse().unwrap()]);
+    let on_demand = config.acme.on_demand.unwrap();
+    let ask = Permission::Ask {
+        url: "http://app:9000/allowed".to_owned(),
+        timeout: Duration::from_secs(5),
+    };
+    assert_eq!(on_demand.permission, ask);
+    assert_eq!(on_demand.wait, Duration::from_secs(30));
+    assert_eq!(on_demand.max_loaded, 10_000);
+    let shown = |limit: Option<Limit>| limit.map(|limit| limit.to_string());
+    let budgets = on_demand.budgets;
+    assert_eq!(shown(budgets.per_client).as_deref(), Some("30 in 10m"));
+    assert_eq!(shown(budgets.per_domain).as_deref(), Some("50 in 1h"));
+    assert_eq!(shown(budgets.total).as_deref(), Some("300 in 1h"));
+
+    let config = good(&text(
+        "allow = [\".Customers.example\"]\nwait = \"1m\"\nmax_loaded = 5\n\
+         budgets = { total = \"off\", per_client = \"1/1s\" }",
+    ));
+    let on_demand = config.acme.on_demand.unwrap();
+    let allow = Permission::Allow(vec!["customers.example".into()]);
+    assert_eq!((on_demand.permission, on_demand.max_loaded), (allow, 5));
+    assert_eq!(on_demand.wait, Duration::from_secs(60));
+    assert_eq!(on_demand.budgets.total, None);
+    let per_client = shown(on_demand.budgets.per_client);
+    assert_eq!(per_client.as_deref(), Some("1 in 1s"));
+}

@@ -19,12 +19,14 @@ pub struct Order {
     pub account: usize,
     pub authorizations: Vec<Authorization>,
     pub replaces: Option<String>,
+    pub profile: Option<String>,
     pub state: OrderState,
 }
 
 pub enum OrderState {
     Open,
-    Processing,
+    /// With the chain that comes of it.
+    Processing(String),
     /// With the number of its certificate.
     Valid(usize),
 }
@@ -43,7 +45,7 @@ impl Order {
         let all = &self.authorizations;
         match self.state {
             OrderState::Valid(_) => "valid",
-            OrderState::Processing => "processing",
+            OrderState::Processing(_) => "processing",
             OrderState::Open if all.iter().any(|one| one.status == "invalid") => "invalid",
             OrderState::Open if all.iter().all(|one| one.status == "valid") => "ready",
             OrderState::Open => "pending",

@@ -24,6 +24,8 @@ pub fn issue(ca: &TestCa, script: &Script, csr: &str, names: &[String]) -> Resul
     let chain = format!("{leaf}{}", ca.intermediate_pem);
     Ok(match script.certificate {
         CertificateFault::Truncated => chain[..leaf.len() / 2].to_owned(),
+        CertificateFault::CutShort => chain[..(leaf.len() + chain.len()) / 2].to_owned(),
+        CertificateFault::WrongChain => format!("{leaf}{}", TestCa::new().intermediate_pem),
         _ => chain,
     })
 }

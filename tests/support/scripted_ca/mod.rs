@@ -24,7 +24,7 @@ pub use script::{CertificateFault, Fault, Kind, RenewalInfoAnswer, Script, Valid
 use super::certs::{TestCa, serial_of};
 use super::place::Place;
 use super::server::Server;
-use book::Book;
+use book::{Book, OrderState};
 
 /// Stopped when dropped. Plain HTTP: the product accepts that for loopback authorities.
 pub struct ScriptedCa {
@@ -127,15 +127,64 @@ impl ScriptedCa {
 
     /// Every pending authorization is invalid from now on.
     pub fn fail_pending(&self) {
+        while self.fail_oldest_pending().is_some() {}
+    }
+
+    /// Every pending authorization is valid from now on.
+    pub fn pass_pending(&self) {
         let mut book = self.shared.book.lock().unwrap();
-        let all = book
-            .orders
-            .iter_mut()
-            .flat_map(|order| &mut order.authorizations);
+        let orders = book.orders.iter_mut();
+        let all = orders.flat_map(|order| &mut order.authorizations);
         for one in all.filter(|one| one.status == "pending") {
-            one.status = "invalid";
-            one.error = Some("it took too long".to_owned());
+            one.status = "valid";
         }
+    }
+
+    /// The oldest pending authorization is invalid from now on. Answers its name.
+    pub fn fail_oldest_pending(&self) -> Option<String> {
+        let mut book = self.shared.book.lock().unwrap();
+        let orders = book.orders.iter_mut();
+        let mut all = orders.flat_map(|order| &mut order.authorizations);
+        let oldest = all.find(|one| one.status == "pending")?;
+        oldest.status = "invalid";
+        oldest.error = Some("it took too long".to_owned());
+        oldest.identifier["value"].as_str().map(str::to_owned)
+    }
+
+    /// The names and tokens of the pending authorizations, oldest first.
+    pub fn pending(&self) -> Vec<(String, String)> {
+        let book = self.shared.book.lock().unwrap();
+        let all = book.orders.iter().flat_map(|order| &order.authorizations);
+        let pending = all.filter(|one| one.status == "pending");
+        let name = |value: &serde_json::Value| value.as_str().unwrap_or_default().to_owned();
+        let each = pending.map(|one| (name(&one.identifier["value"]), one.token.clone()));
+        each.collect()
+    }
+
+    /// Orders that are processing have their certificates from now on.
+    pub fn finish_processing(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        let Book {
+            orders,
+            certificates,
+            ..
+        } = &mut *book;
+        for order in orders {
+            if let OrderState::Processing(chain) = &order.state {
+                certificates.push(chain.clone());
+                order.state = OrderState::Valid(certificates.len() - 1);
+            }
+        }
+    }
+
+    /// Knows no account any more, as a CA that was set up anew.
+    pub fn forget_accounts(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        // Their numbers are not used again.
+        for print in &mut book.accounts {
+            print.clear();
+        }
+        book.keys.fill(serde_json::Value::Null);
     }
 
     /// The types of the challenges that it was told are ready, oldest first.
@@ -153,6 +202,13 @@ impl ScriptedCa {
             .iter()
             .map(|order| order.replaces.clone())
             .collect()
+    }
+
+    /// The profile of each order, oldest first.
+    pub fn ordered_profiles(&self) -> Vec<Option<String>> {
+        let book = self.shared.book.lock().unwrap();
+        let profiles = book.orders.iter().map(|order| order.profile.clone());
+        profiles.collect()
     }
 
     pub fn root_pem(&self) -> &str {
@@ -174,7 +230,8 @@ impl Default for Script {
             certificate: CertificateFault::None,
             lifetime: Duration::from_secs(90 * 24 * 3600),
             renewal_info: None,
-            already_replaced: false,
+            refuse_replaces: None,
+            moved: false,
         }
     }
 }

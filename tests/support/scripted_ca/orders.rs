@@ -14,12 +14,9 @@ use super::{Shared, issuing, validation};
 impl Shared {
     pub fn new_order(&self, account: usize, payload: &Value) -> Answer {
         let replaces = payload["replaces"].as_str().map(str::to_owned);
-        if replaces.is_some() && self.script.lock().unwrap().already_replaced {
-            return Err(problem(
-                409,
-                "alreadyReplaced",
-                "that one was replaced before",
-            ));
+        let refusal = self.script.lock().unwrap().refuse_replaces.clone();
+        if let Some(refusal) = refusal.filter(|_| replaces.is_some()) {
+            return Err(refusal);
         }
         let identifiers = payload["identifiers"].as_array();
         let identifiers = identifiers.filter(|all| !all.is_empty());
@@ -34,6 +31,7 @@ impl Shared {
             account,
             authorizations: identifiers.iter().map(pending).collect(),
             replaces,
+            profile: payload["profile"].as_str().map(str::to_owned),
             state: OrderState::Open,
         };
         let mut book = self.book.lock().unwrap();
@@ -134,7 +132,7 @@ impl Shared {
         let bad_csr = |why: String| problem(400, "badCSR", why);
         let chain = issuing::issue(&self.ca, &script, csr, &names).map_err(bad_csr)?;
         order.state = match script.stuck_in_processing {
-            true => OrderState::Processing,
+            true => OrderState::Processing(chain),
             false => {
                 certificates.push(chain);
                 OrderState::Valid(certificates.len() - 1)

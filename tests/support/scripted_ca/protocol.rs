@@ -11,7 +11,7 @@ use serde_json::json;
 
 use super::jws::{Signed, random_text, thumbprint};
 use super::problem::{Problem, malformed, problem};
-use super::script::Kind;
+use super::script::{Kind, MOVED};
 use super::{Logged, Shared};
 
 pub async fn handle(
@@ -28,8 +28,14 @@ pub async fn handle(
         kind,
         at: Instant::now(),
     });
-    let fault = shared.script.lock().unwrap().fault_for(kind);
+    let (fault, moved) = {
+        let script = shared.script.lock().unwrap();
+        (script.fault_for(kind), script.moved)
+    };
     let mut response = match fault {
+        None if kind.is_in_the_directory() && moved != path.starts_with(MOVED) => {
+            problem(404, "malformed", "nothing here any more").into_response()
+        }
         Some(fault) => fault.respond().await,
         None => answer(&shared, kind, &path, &body)
             .await
@@ -84,7 +90,9 @@ async fn answer(shared: &Shared, kind: Kind, path: &str, body: &[u8]) -> Answer 
 
 impl Shared {
     fn directory(&self) -> Response {
-        let url = |name: &str| format!("{}/{name}", self.base);
+        let script = self.script.lock().unwrap();
+        let prefix = if script.moved { MOVED } else { "" };
+        let url = |name: &str| format!("{}{prefix}/{name}", self.base);
         let mut directory = json!({
             "newNonce": url("new-nonce"),
             "newAccount": url("new-account"),
@@ -93,7 +101,6 @@ impl Shared {
             "keyChange": url("key-change"),
             "meta": {"termsOfService": url("terms")},
         });
-        let script = self.script.lock().unwrap();
         if script.renewal_info.is_some() {
             directory["renewalInfo"] = json!(url("renewal-info"));
         }
@@ -170,6 +177,7 @@ impl Shared {
             .and_then(|text| text.parse().ok())
             .ok_or_else(unknown)?;
         let key = self.book.lock().unwrap().keys.get(number).cloned();
+        let key = key.filter(|key| !key.is_null());
         signed
             .verify(&key.ok_or_else(unknown)?)
             .map_err(malformed)?;

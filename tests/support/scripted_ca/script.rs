@@ -8,6 +8,9 @@ use axum::response::{IntoResponse, Response};
 
 use super::problem::{Problem, problem};
 
+/// Where everything is once it has moved.
+pub(super) const MOVED: &str = "/moved";
+
 /// What a request is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum Kind {
@@ -27,6 +30,7 @@ pub enum Kind {
 
 impl Kind {
     pub(super) fn of(path: &str) -> Kind {
+        let path = path.strip_prefix(MOVED).unwrap_or(path);
         match path.split('/').nth(1).unwrap_or_default() {
             "directory" => Kind::Directory,
             "new-nonce" => Kind::NewNonce,
@@ -41,6 +45,12 @@ impl Kind {
             "renewal-info" => Kind::RenewalInfo,
             _ => Kind::Other,
         }
+    }
+
+    /// Whether the directory says where it is, so that it can move.
+    pub(super) fn is_in_the_directory(self) -> bool {
+        let resources = [Kind::NewNonce, Kind::NewAccount, Kind::NewOrder];
+        resources.contains(&self) || matches!(self, Kind::Revoke | Kind::RenewalInfo)
     }
 }
 
@@ -65,8 +75,10 @@ pub struct Script {
     pub lifetime: Duration,
     /// `None`: the directory does not offer renewal information.
     pub renewal_info: Option<RenewalInfoAnswer>,
-    /// Orders with `replaces` are refused with 409 `alreadyReplaced`.
-    pub already_replaced: bool,
+    /// Orders with `replaces` are refused so.
+    pub refuse_replaces: Option<Problem>,
+    /// What the directory names is elsewhere; where it was before, everything answers 404.
+    pub moved: bool,
 }
 
 impl Script {
@@ -101,6 +113,10 @@ pub enum Fault {
     TooMany {
         retry_after: Option<String>,
     },
+    /// 503, as a load balancer says it.
+    Unavailable {
+        retry_after: Option<String>,
+    },
     Refuse(Problem),
 }
 
@@ -118,17 +134,26 @@ impl Fault {
             }
             Fault::Hang => std::future::pending::<Response<Body>>().await,
             Fault::TooMany { retry_after } => {
-                let mut response =
-                    problem(429, "rateLimited", "too many of everything").into_response();
-                if let Some(value) = retry_after {
-                    let value = value.parse().expect("a header value");
-                    response.headers_mut().insert(header::RETRY_AFTER, value);
-                }
-                response
+                let response = problem(429, "rateLimited", "too many of everything");
+                later(response.into_response(), retry_after)
+            }
+            Fault::Unavailable { retry_after } => {
+                let page = "<html><h1>503 Service Unavailable</h1></html>";
+                let kind = [(header::CONTENT_TYPE, "text/html")];
+                let response = (StatusCode::SERVICE_UNAVAILABLE, kind, page);
+                later(response.into_response(), retry_after)
             }
             Fault::Refuse(problem) => problem.into_response(),
         }
     }
+}
+
+fn later(mut response: Response, retry_after: Option<String>) -> Response {
+    if let Some(value) = retry_after {
+        let value = value.parse().expect("a header value");
+        response.headers_mut().insert(header::RETRY_AFTER, value);
+    }
+    response
 }
 
 /// How a challenge ends.
@@ -151,8 +176,12 @@ pub enum CertificateFault {
     OtherKey,
     /// For names that nobody ordered.
     OtherNames,
-    /// The PEM ends in the middle.
+    /// The PEM ends in the middle of the leaf.
     Truncated,
+    /// The PEM ends in the middle of the intermediate.
+    CutShort,
+    /// With the intermediate of another authority.
+    WrongChain,
 }
 
 /// The answer about every certificate.

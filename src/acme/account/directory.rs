@@ -1,0 +1,131 @@
+//! The way to a CA through its directory (RFC 8555 section 7.1.1), which may have changed since it
+//! was remembered. It makes no account.
+
+use std::{fs, io};
+
+use time::OffsetDateTime;
+
+use super::{Authority, CachedDirectory, Directory, Opened, job_http};
+use crate::acme::error::{AcmeError, Class, classify};
+use crate::acme::http::JobHttp;
+use crate::acme::ledger::Kind;
+use crate::clock;
+
+impl Authority {
+    /// The directory and a client, once newNonce has answered. Where the remembered directory leads
+    /// nowhere, the CA may have moved: it is asked for it again, once.
+    pub(super) async fn way_in(
+        &self,
+        opened: &mut Opened,
+        now: OffsetDateTime,
+    ) -> Result<(Directory, JobHttp), AcmeError> {
+        let remembered = opened.directory.clone();
+        if remembered.is_none() {
+            self.fetch_directory(opened, now).await?;
+        }
+        let error = match self.reach(opened).await {
+            Ok(way) => return Ok(way),
+            Err(error) => error,
+        };
+        let Some(before) = remembered.filter(|_| error.class != Class::RateLimited) else {
+            return Err(error);
+        };
+        if self.fetch_directory(opened, now).await.is_err() {
+            opened.directory = Some(before.clone());
+        }
+        match &opened.directory {
+            Some((now, _)) if !now.has_same_urls(&before.0) => self.reach(opened).await,
+            _ => Err(error),
+        }
+    }
+
+    async fn reach(&self, opened: &Opened) -> Result<(Directory, JobHttp), AcmeError> {
+        let (Some(transport), Some((directory, _))) = (&opened.transport, &opened.directory) else {
+            return Err(self.error(Class::Retryable, "the directory is missing"));
+        };
+        let http = job_http(transport, self.url(), directory);
+        let status = http
+            .probe_nonce(&directory.new_nonce)
+            .await
+            .map_err(|error| self.unreachable(&http, error.to_string()))?;
+        if !status.is_success() {
+            return Err(AcmeError {
+                class: classify(None, Some(status.as_u16())),
+                ..self.unreachable(&http, format!("newNonce answers HTTP {status}"))
+            });
+        }
+        Ok((directory.clone(), http))
+    }
+
+    pub(super) async fn fetch_directory(
+        &self,
+        opened: &mut Opened,
+        now: OffsetDateTime,
+    ) -> Result<(), AcmeError> {
+        let Some(transport) = &opened.transport else {
+            return Err(self.error(Class::Retryable, "HTTPS is not prepared"));
+        };
+        let http = JobHttp::new(transport.clone());
+        let (status, body) = http
+            .get(self.url())
+            .await
+            .map_err(|error| self.unreachable(&http, error.to_string()))?;
+        if !status.is_success() {
+            return Err(self.unreachable(&http, format!("the directory answers HTTP {status}")));
+        }
+        let directory = Directory::parse(body).map_err(|error| {
+            self.unreachable(&http, format!("its answer is no ACME directory ({error})"))
+        })?;
+        self.keep_directory(&directory, now).await;
+        opened.directory = Some((directory, now));
+        Ok(())
+    }
+
+    /// Asks for the directory again: whether it is another than the one we have used. Where it
+    /// cannot be had, the next session asks for it.
+    pub async fn directory_has_changed(&self) -> bool {
+        let mut opened = self.opened.lock().await;
+        let before = opened.directory.take();
+        self.remove_directory().await;
+        let Ok(attempt) = self.begin(Kind::Session).await else {
+            return false;
+        };
+        let result = self.fetch_directory(&mut opened, clock::now()).await;
+        self.finish(attempt, &result).await;
+        let after = opened.directory.as_ref();
+        match (before, after) {
+            (Some((before, _)), Some((after, _))) => !before.has_same_urls(after),
+            _ => false,
+        }
+    }
+
+    async fn remove_directory(&self) {
+        let path = self.directory_path();
+        let removed = tokio::task::spawn_blocking(move || fs::remove_file(path)).await;
+        if let Ok(Err(error)) = removed
+            && error.kind() != io::ErrorKind::NotFound
+        {
+            tracing::warn!(ca = self.url(), %error, "cannot forget the CA's directory");
+        }
+    }
+
+    /// A directory that cannot be kept is asked for again after the next restart.
+    async fn keep_directory(&self, directory: &Directory, now: OffsetDateTime) {
+        let cached = serde_json::from_slice(&directory.raw).and_then(|directory| {
+            serde_json::to_vec(&CachedDirectory {
+                fetched_at: now,
+                directory,
+            })
+        });
+        let result = match cached {
+            Ok(bytes) => self
+                .write(self.directory_path(), bytes)
+                .await
+                .map_err(|it| it.to_string()),
+            Err(error) => Err(error.to_string()),
+        };
+        if let Err(error) = result {
+            tracing::warn!(ca = self.url(), error, "cannot keep the CA's directory");
+        }
+    }
+}
