@@ -6,6 +6,7 @@ mod certs;
 mod check;
 mod completions;
 mod doctor;
+mod hash_password;
 mod logging;
 mod proxy;
 mod run;
@@ -45,6 +46,8 @@ enum Command {
     Account(account::AccountArgs),
     /// Look at what depends on DNS records that stand for good, and say what to add
     Doctor(doctor::DoctorArgs),
+    /// Hash a password for a file of users
+    HashPassword(hash_password::HashPasswordArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -75,6 +78,7 @@ pub fn main() -> ExitCode {
         Command::Certs(args) => certs::main(args),
         Command::Account(args) => account::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::HashPassword(args) => hash_password::main(&args),
         Command::Completions(args) => completions::main(args),
     }
 }
