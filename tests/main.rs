@@ -6,6 +6,7 @@
 // A test that finds nothing to unwrap has failed, and says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod access;
 mod access_log;
 mod acme_accounts;
 mod acme_authorities;
@@ -53,6 +54,7 @@ mod renewers_copies;
 mod renewers_layouts;
 mod selection;
 mod session_resumption;
+mod site_routes;
 mod start;
 mod streaming;
 mod support;

@@ -6,6 +6,7 @@ mod certs;
 mod check;
 mod completions;
 mod doctor;
+mod hash_password;
 mod import;
 mod logging;
 mod man;
@@ -56,6 +57,8 @@ enum Command {
     Untrust(trust::TrustArgs),
     /// Print the manual page, or write one for each command
     Man(man::ManArgs),
+    /// Hash a password for a file of users
+    HashPassword(hash_password::HashPasswordArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -89,6 +92,7 @@ pub fn main() -> ExitCode {
         Command::Trust(args) => trust::main(args, Change::Install),
         Command::Untrust(args) => trust::main(args, Change::Remove),
         Command::Man(args) => man::main(args),
+        Command::HashPassword(args) => hash_password::main(&args),
         Command::Completions(args) => completions::main(args),
     }
 }
