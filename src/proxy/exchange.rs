@@ -54,17 +54,13 @@ impl<C: Client> Exchange<'_, C> {
     pub async fn run(mut self) {
         let mut context = Context::default();
         let Decision { site, action } = self.proxy.decide(self.request, self.connection);
-        let settings = site.as_ref().map(|site| site.settings.clone());
-        context.site = site;
-        let trusted = settings.as_ref().map(|settings| &*settings.trusted_proxies);
+        let settings = site.as_deref().map(|site| &*site.settings);
+        let trusted = settings.map(|settings| &*settings.trusted_proxies);
         let origin = Origin::of(self.request, self.connection, trusted.unwrap_or_default());
         context.client = origin.named_client().map(Box::from);
-        if let Some(name) = settings
-            .as_ref()
-            .and_then(|settings| settings.request_id.as_ref())
-        {
-            context.request_id = Some(self.request_id(name, &origin));
-        }
+        let named = settings.and_then(|settings| settings.request_id.as_ref());
+        context.request_id = named.map(|name| self.request_id(name, &origin));
+        context.site = site;
         match action {
             Action::KeyAuthorization(text) => {
                 let answer = Answer::key_authorization(text);
