@@ -1,6 +1,7 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
-# not ours), certbot, lego and rsync (they renew what is served), BIND (a DNS server), and Pebble,
+# not ours), certbot, lego and rsync (they renew what is served), BIND (a DNS server), certutil
+# (the trust of browsers), and Pebble,
 # the ACME server that Let's Encrypt's authors test with; Caddy (another ACME server), and step-ca
 # (a third one) where PERENNIAL_WITH_STEP_CA=1 asks for it. Safe to run again.
 set -eu
@@ -25,6 +26,7 @@ install_programs() {
     if ! command -v named >/dev/null 2>&1 && [ ! -x /usr/sbin/named ]; then
         need_without_unit bind9 named.service "the DNS server of the DNS-01 tests; each starts one of its own"
     fi
+    command -v certutil >/dev/null 2>&1 || need libnss3-tools "the trust of browsers in the tests"
     command -v caddy >/dev/null 2>&1 ||
         need_without_unit caddy caddy.service "an ACME server for the tests; each starts one of its own"
     command -v nsupdate >/dev/null 2>&1 || need bind9-dnsutils "changes a DNS zone in the tests"

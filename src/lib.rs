@@ -18,6 +18,8 @@ pub mod config;
 #[doc(hidden)]
 pub mod acme;
 #[doc(hidden)]
+pub mod import;
+#[doc(hidden)]
 pub mod local_ca;
 #[doc(hidden)]
 pub mod store;

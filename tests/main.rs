@@ -6,6 +6,7 @@
 // A test that finds nothing to unwrap has failed, and says where.
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic)]
 
+mod access;
 mod access_log;
 mod acme_accounts;
 mod acme_authorities;
@@ -34,11 +35,15 @@ mod embedded;
 mod engine;
 mod explain;
 mod formats;
+mod manual_delete;
+mod manual_import;
+mod manual_revoke;
 mod on_demand;
 mod on_demand_budgets;
 mod on_demand_memory;
 mod on_demand_pebble;
 mod on_demand_renewal;
+mod preflight;
 mod proof;
 mod proxy;
 mod proxy_answers;
@@ -51,10 +56,12 @@ mod renewers_copies;
 mod renewers_layouts;
 mod selection;
 mod session_resumption;
+mod site_routes;
 mod start;
 mod streaming;
 mod support;
 mod takeover;
+mod trust;
 mod unreadable_files;
 mod upstream_tls;
 mod warnings;

@@ -3,7 +3,9 @@
 //! anything but its own orders.
 
 mod directory;
+mod imported;
 mod keys;
+pub mod revocation;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -22,8 +24,8 @@ use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class};
 use super::history::{History, Reservation};
-use super::http::{JobHttp, Transport, with_nonce};
-use super::jws::AccountKey;
+use super::http::{JobHttp, Transport};
+use super::jws::{self, AccountKey, Signer};
 use super::ledger::{AttemptId, Kind, Ledger, Outcome};
 use super::limits::{self, Broken};
 use crate::certificate::name::Name;
@@ -31,6 +33,8 @@ use crate::clock;
 use crate::config::CertificateAuthority;
 use crate::store::sha2_hex::short_hash;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
+
+pub use imported::{Imported, ImportedAccount};
 
 /// How long a directory is believed. Its URLs change with years, but new features come and go.
 const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
@@ -46,6 +50,7 @@ pub struct Directory {
     new_nonce: String,
     new_account: String,
     key_change: Option<String>,
+    revoke_cert: Option<String>,
     /// RFC 9773.
     pub renewal_info: Option<String>,
     terms_of_service: Option<String>,
@@ -61,6 +66,7 @@ struct DirectoryDocument {
     new_nonce: String,
     new_account: String,
     key_change: Option<String>,
+    revoke_cert: Option<String>,
     #[serde(rename = "newOrder")]
     _new_order: String,
     renewal_info: Option<String>,
@@ -86,6 +92,7 @@ impl Directory {
             new_nonce: document.new_nonce,
             new_account: document.new_account,
             key_change: document.key_change,
+            revoke_cert: document.revoke_cert,
             renewal_info: document.renewal_info,
             terms_of_service: document.meta.terms_of_service,
             caa_identities: document.meta.caa_identities,
@@ -177,6 +184,22 @@ impl Session {
             .map_err(|cause| AcmeError::new(Class::Operator, self.url.clone(), cause))
     }
 
+    /// Its URL.
+    pub fn account_url(&self) -> Option<&str> {
+        self.account.id.as_deref()
+    }
+
+    /// By how much the CA's clock is ahead of ours.
+    pub fn clock_offset(&self) -> Option<Duration> {
+        self.transport.clock_offset()
+    }
+
+    /// Of the account's key (RFC 7638).
+    pub(super) fn thumbprint(&self) -> Result<String, AcmeError> {
+        let error = |cause: String| AcmeError::new(Class::Operator, self.url.clone(), cause);
+        self.key()?.thumbprint().map_err(|it| error(it.to_string()))
+    }
+
     /// The account, with an HTTP client that remembers for one job alone. Sends nothing.
     pub async fn account(&self) -> Result<(Account, JobHttp), AcmeError> {
         let http = job_http(&self.transport, &self.url, &self.directory);
@@ -184,7 +207,15 @@ impl Session {
         let broken = |cause: String| {
             AcmeError::new(Class::Operator, format!("account at {}", self.url), cause)
         };
-        let key = self.account.key().map_err(broken)?;
+        let mut key = self.account.key().map_err(broken)?;
+        let mut http = http;
+        let own = self.key()?;
+        if !own.is_es256() {
+            let (_, stand_in) =
+                instant_acme::Key::generate_pkcs8().map_err(|error| broken(error.to_string()))?;
+            key = stand_in;
+            http = http.signing_again(own);
+        }
         let account = Account::builder_with_http(Box::new(http.clone()))
             .from_parts(id, key, self.url.clone())
             .await
@@ -524,21 +555,13 @@ impl Authority {
     }
 
     async fn update_contact(&self, file: &AccountFile, http: &JobHttp) -> Result<(), AcmeError> {
-        let key = file
-            .key()
-            .map_err(|cause| self.error(Class::Operator, cause))?;
-        let account = Account::builder_with_http(Box::new(http.clone()))
-            .from_parts(
-                file.id.clone().unwrap_or_default(),
-                key,
-                self.config.directory.clone(),
-            )
-            .await
-            .map_err(|error| http.explain(&self.what(), error))?;
-        let contact = self.contact();
-        let contact: Vec<&str> = contact.iter().map(String::as_str).collect();
-        with_nonce!(account.update_contacts(&contact))
-            .map_err(|error| http.explain(&self.what(), error))
+        let key = file.signing_key();
+        let key = key.map_err(|cause| self.error(Class::Operator, cause))?;
+        let id = file.id.as_deref().unwrap_or_default();
+        let payload = serde_json::json!({"contact": self.contact()});
+        let signer = Signer::Account(id);
+        jws::post(http, &self.what(), &key, signer, id, Some(&payload)).await?;
+        Ok(())
     }
 
     fn contact(&self) -> Vec<String> {
@@ -634,6 +657,7 @@ fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)>
 }
 
 /// What the state directory knows about a CA.
+#[derive(Default)]
 pub struct OnRecord {
     /// The URL of our account there.
     pub account: Option<String>,
@@ -650,6 +674,25 @@ pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecor
         account: account.and_then(|account| account.id),
         caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
     })
+}
+
+/// The directory and, from its `Date`, by how much the CA's clock is ahead of ours: one plain
+/// request of a command that a person has typed.
+pub async fn ask_directory(
+    config: &CertificateAuthority,
+) -> Result<(Directory, Option<Duration>), String> {
+    let roots = config.ca_certificate.clone();
+    let transport = blocking(move || Transport::new(roots.as_deref())).await?;
+    let http = JobHttp::new(transport.clone());
+    let answered = http.get(&config.directory).await;
+    let (status, body) = answered.map_err(|error| error.to_string())?;
+    if !status.is_success() {
+        return Err(format!("the directory answers HTTP {status}"));
+    }
+    let directory = Directory::parse(body);
+    let directory =
+        directory.map_err(|error| format!("its answer is no ACME directory ({error})"))?;
+    Ok((directory, transport.clock_offset()))
 }
 
 /// The account, by its file, else by the copy of its key.

@@ -94,6 +94,23 @@ impl Challenges {
         Ok(self.guard(id, Key::ServerName(server_name)))
     }
 
+    /// Answers for a look at ourselves: whatever an order answers for the same name goes first.
+    pub(super) fn probe_tls_alpn01(
+        &self,
+        name: &Name,
+        digest: &[u8],
+        now: OffsetDateTime,
+    ) -> Result<ChallengeGuard, ChallengeError> {
+        let credential = Arc::new(challenge_credential(name, digest, now)?);
+        let server_name = challenge_server_name(name);
+        let mut answers = self.write();
+        let id = answers.take_id();
+        let entry = answers.tls_alpn01.entry(server_name.clone()).or_default();
+        // The last one is what a handshake gets.
+        entry.insert(0, (id, credential));
+        Ok(self.guard(id, Key::ServerName(server_name)))
+    }
+
     fn guard(&self, id: u64, key: Key) -> ChallengeGuard {
         ChallengeGuard {
             challenges: self.clone(),

@@ -22,7 +22,7 @@ use crate::clock;
 use crate::config;
 use crate::store::{StateDir, StoreError};
 use journal::Journal;
-use lookup::Lookup;
+pub(super) use lookup::Lookup;
 use writer::{WriteError, Writer};
 
 /// Removals of one record before the next start has to try again, and the waits between them.

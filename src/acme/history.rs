@@ -69,6 +69,20 @@ impl History {
         keep: Duration,
         now: OffsetDateTime,
     ) -> Result<History, StoreError> {
+        let (history, is_there) = History::read(state, slug, keep, now)?;
+        if is_there && let Some(path) = &history.path {
+            write_anew(path, &mut history.lock())?;
+        }
+        Ok(history)
+    }
+
+    /// And whether there was anything.
+    fn read(
+        state: &StateDir,
+        slug: &str,
+        keep: Duration,
+        now: OffsetDateTime,
+    ) -> Result<(History, bool), StoreError> {
         let file = format!("{slug}.history.jsonl");
         let path = state.ledger_dir().join("authorities").join(file);
         let bytes = match fs::read(&path) {
@@ -90,13 +104,23 @@ impl History {
             }
         }
         memory.forget(now, keep);
-        if !bytes.is_empty() {
-            write_anew(&path, &mut memory)?;
-        }
-        Ok(History {
+        let is_there = !bytes.is_empty();
+        let history = History {
             path: Some(path),
             memory: Mutex::new(memory),
-        })
+        };
+        Ok((history, is_there))
+    }
+
+    /// Reads what is there and changes nothing: for commands beside a running server.
+    pub fn peek(
+        state: &StateDir,
+        slug: &str,
+        keep: Duration,
+        now: OffsetDateTime,
+    ) -> Result<History, StoreError> {
+        let (history, _) = History::read(state, slug, keep, now)?;
+        Ok(history)
     }
 
     /// One that is nowhere on disk, and so outlives a simulated crash as a whole.

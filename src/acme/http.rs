@@ -10,13 +10,14 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration as StdDuration, Instant, SystemTime};
 
 use bytes::Bytes;
-use http::header::{CONTENT_TYPE, HeaderMap, HeaderValue, LINK, RETRY_AFTER};
+use http::header::{CONTENT_TYPE, DATE, HeaderMap, HeaderValue, LINK, RETRY_AFTER};
 use http::{Method, Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class, Subproblem, classify, gravest};
+use super::jws::AccountKey;
 use super::patience;
 use crate::clock;
 
@@ -77,6 +78,8 @@ pub enum HttpError {
 pub struct Transport {
     client: reqwest::Client,
     nonces: Arc<Mutex<Vec<(String, Instant)>>>,
+    /// By how much the CA's clock is ahead of ours, as its last response said.
+    clock_offset: Arc<Mutex<Option<Duration>>>,
 }
 
 impl Transport {
@@ -101,7 +104,21 @@ impl Transport {
         Ok(Transport {
             client,
             nonces: Arc::default(),
+            clock_offset: Arc::default(),
         })
+    }
+
+    /// By how much the CA's clock is ahead of ours; `None`: it has not told.
+    pub fn clock_offset(&self) -> Option<Duration> {
+        *lock(&self.clock_offset)
+    }
+
+    fn compare_clocks(&self, headers: &HeaderMap, now: OffsetDateTime) {
+        let date = headers.get(DATE).and_then(|date| date.to_str().ok());
+        let date = date.and_then(|date| httpdate::parse_http_date(date).ok());
+        if let Some(date) = date {
+            *lock(&self.clock_offset) = Some(OffsetDateTime::from(date) - now);
+        }
     }
 
     /// Keeps a nonce for the next request that needs one.
@@ -164,6 +181,8 @@ pub struct JobHttp {
     transport: Transport,
     directory: Option<Arc<(String, Bytes)>>,
     new_nonce: Option<Arc<str>>,
+    /// Signs again what `instant-acme` has signed.
+    signer: Option<Arc<AccountKey>>,
     last: Arc<Mutex<Note>>,
 }
 
@@ -173,6 +192,7 @@ impl JobHttp {
             transport,
             directory: None,
             new_nonce: None,
+            signer: None,
             last: Arc::default(),
         }
     }
@@ -182,6 +202,13 @@ impl JobHttp {
     pub fn with_directory(mut self, url: &str, body: Bytes, new_nonce: &str) -> JobHttp {
         self.directory = Some(Arc::new((url.to_owned(), body)));
         self.new_nonce = Some(new_nonce.into());
+        self
+    }
+
+    /// `instant-acme` signs with ES256 alone: what it has signed with another key is signed again
+    /// with the account's own on its way out.
+    pub(super) fn signing_again(mut self, key: AccountKey) -> JobHttp {
+        self.signer = Some(Arc::new(key));
         self
     }
 
@@ -302,6 +329,8 @@ impl JobHttp {
             .body(body);
         let mut response = request.send().await.map_err(unreachable)?;
         *lock(&self.last) = note(&response);
+        self.transport
+            .compare_clocks(response.headers(), clock::now());
         let mut body = Vec::new();
         while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
             if body.len() + chunk.len() > limit {
@@ -348,6 +377,8 @@ impl JobHttp {
             .await
             .map(|body| body.to_bytes())
             .unwrap_or_default();
+        let signed_again = self.signer.as_ref().and_then(|key| key.sign_again(&body));
+        let body = signed_again.unwrap_or(body);
         parts.headers.remove(http::header::USER_AGENT);
         let is_head = parts.method == Method::HEAD;
         let mut response = self

@@ -3,25 +3,29 @@
 //! whether it should run.
 
 use std::path::PathBuf;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration as StdDuration, Instant};
 
 use time::{Duration, OffsetDateTime};
 
-use super::account::{Authority, blocking};
+use super::account::revocation::Revocation;
+use super::account::{Authority, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, LastError};
 use super::history::Reservation;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order;
+use super::preflight::{self, Check, Preflight, Verdict};
+use super::public_cas;
 use super::renewal::OrderReason;
 use super::renewal_info;
 use super::subject::Subject;
 use super::surroundings::MayRenew;
+use super::worker::{RenewError, RevocationReply};
 use crate::certificate::name::Name;
 use crate::clock;
-use crate::config::ChallengeType;
+use crate::config::{ChallengeType, Dns};
 use crate::local_ca::LocalCa;
 use crate::store::StoreError;
 use crate::store::generation::{self, Generation, Meta, Source, StoredCertificate};
@@ -47,6 +51,11 @@ pub(super) enum Done {
     Withdrawn { cause: String },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
+    /// The CA was told to revoke; whoever asked for it waits.
+    Revoked {
+        result: Box<Result<Revocation, RenewError>>,
+        reply: RevocationReply,
+    },
 }
 
 /// An order at an ACME CA.
@@ -64,8 +73,95 @@ pub(super) struct OrderJob {
     /// Its place within the limits of the CA, until it is sent.
     pub reservation: Mutex<Option<Reservation>>,
     pub replaces: Option<Vec<u8>>,
+    /// For the first order of a name.
+    pub preflight: Option<FirstLook>,
     /// Who is asked first, if anybody.
     pub may_renew: Option<Arc<MayRenew>>,
+}
+
+/// What is looked at before the first order of a certificate, and where it is told.
+pub(super) struct FirstLook {
+    pub dns: Dns,
+    pub state_dir: PathBuf,
+    pub seen: SharedLook,
+}
+
+/// What was seen last, for one certificate.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Look {
+    pub checks: Vec<Check>,
+    /// How often its order was put off.
+    pub put_off: u32,
+}
+
+pub(super) type SharedLook = Arc<Mutex<Look>>;
+
+pub(super) fn lock_look(look: &SharedLook) -> MutexGuard<'_, Look> {
+    // It is replaced whole, so a panic cannot have left half of one.
+    look.lock().unwrap_or_else(|poisoned| poisoned.into_inner())
+}
+
+impl FirstLook {
+    /// Looks, and says why the order is better put off. A CA that is not public may see the
+    /// network with other eyes: then nobody waits for what is seen.
+    async fn put_off(&self, job: &OrderJob, session: &Session) -> Option<String> {
+        let public = public_cas::is_public(job.authority.url());
+        let look = look(
+            self.preflights(job, session),
+            Arc::clone(&self.seen),
+            public,
+        );
+        if !public {
+            tokio::spawn(look);
+            return None;
+        }
+        look.await;
+        let mut seen = lock_look(&self.seen);
+        let why = preflight::put_off(&seen.checks, public, seen.put_off);
+        seen.put_off += u32::from(why.is_some());
+        why
+    }
+
+    fn preflights(&self, job: &OrderJob, session: &Session) -> Vec<Preflight> {
+        let names = job.subject.names.iter().take(MAX_LOOKS);
+        let preflight = |name: &Name| Preflight {
+            name: name.clone(),
+            dns: self.dns.clone(),
+            identities: session.directory.caa_identities.clone(),
+            account: session.account_url().map(str::to_owned),
+            challenges: job.authority.config.challenges.clone(),
+            clock_offset: session.clock_offset(),
+            state_dir: self.state_dir.clone(),
+            answers: Some(job.challenges.clone()),
+        };
+        names.map(preflight).collect()
+    }
+}
+
+/// Of a certificate with very many names, so many are looked at.
+const MAX_LOOKS: usize = 10;
+
+/// Of a CA that is not `public` what is seen is no more than advice.
+async fn look(preflights: Vec<Preflight>, seen: SharedLook, public: bool) {
+    let each = preflights.into_iter().map(Preflight::run);
+    let all = futures_util::future::join_all(each).await;
+    let mut checks: Vec<Check> = all.into_iter().flatten().collect();
+    // The clock and the disk are the same for each name.
+    checks.sort_by_key(|check| std::cmp::Reverse(check.verdict));
+    let mut unique: Vec<Check> = Vec::new();
+    for check in checks {
+        if !unique.contains(&check) {
+            unique.push(check);
+        }
+    }
+    for check in unique.iter().filter(|check| check.verdict != Verdict::Ok) {
+        let topic = check.topic.as_str();
+        match public {
+            true => tracing::warn!(topic, "preflight: {check}"),
+            false => tracing::info!(topic, "preflight: {check}"),
+        }
+    }
+    lock_look(&seen).checks = unique;
 }
 
 impl OrderJob {
@@ -79,8 +175,15 @@ impl OrderJob {
         }
         let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
-        if let Err(error) = self.authority.session().await {
-            return failed(LastError::from(&error), Some(ca), false);
+        let session = match self.authority.session().await {
+            Ok(session) => session,
+            Err(error) => return failed(LastError::from(&error), Some(ca), false),
+        };
+        if let Some(first) = &self.preflight
+            && let Some(why) = first.put_off(&self, &session).await
+        {
+            let error = format!("order for {}: put off by a {why}", self.subject.name);
+            return failed(error.into(), Some(ca), false);
         }
         let (ledger, url, reason) = (Arc::clone(&self.ledger), ca.clone(), self.reason.as_str());
         let begun =

@@ -13,6 +13,7 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
+use super::account::revocation::RevocationReason;
 use super::error::{AcmeError, Class, ErrorReport};
 use super::order::{challenge_from_name, challenge_name};
 use super::renewal::{Attempts, RenewalInfo, Window};
@@ -38,6 +39,7 @@ pub enum Kind {
     Account,
     /// Reaching a CA at all: its directory and a nonce.
     Session,
+    Revocation,
 }
 
 /// How it ended.
@@ -110,6 +112,16 @@ pub struct StoredRenewalInfo {
     /// Failed questions in a row.
     #[serde(default)]
     pub failures: u32,
+}
+
+/// A certificate that a CA has revoked because we said so.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RevokedCertificate {
+    /// As [`Leaf`](crate::store::leaf::Leaf) writes it.
+    pub serial: String,
+    pub reason: RevocationReason,
+    #[serde(with = "time::serde::rfc3339")]
+    pub at: OffsetDateTime,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -213,6 +225,8 @@ struct Content {
     renewal_info: Option<StoredRenewalInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revocation: Option<StoredRevocation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    revoked: Option<RevokedCertificate>,
 }
 
 /// A running attempt.
@@ -387,6 +401,18 @@ impl Ledger {
         self.change(|memory| memory.content.renewal_info = info.clone())
     }
 
+    /// Notes that a certificate is revoked, so that a restart replaces it as well.
+    pub fn set_revoked(&self, revoked: RevokedCertificate) -> Result<(), StoreError> {
+        self.change(|memory| memory.content.revoked = Some(revoked))
+    }
+
+    /// Whether, and why, the certificate with this serial number was revoked.
+    pub fn revoked(&self, serial: &str) -> Option<RevokedCertificate> {
+        let memory = self.read();
+        let revoked = memory.content.revoked.as_ref();
+        revoked.filter(|it| it.serial == serial).cloned()
+    }
+
     /// What was last received about this certificate.
     pub fn renewal_info(&self, certificate_id: &str) -> Option<StoredRenewalInfo> {
         let memory = self.read();
@@ -515,6 +541,7 @@ fn replace_corrupt(
         }],
         renewal_info: None,
         revocation: None,
+        revoked: None,
     };
     let bytes =
         serde_json::to_vec_pretty(&content).map_err(|error| StoreError::broken(path, error))?;

@@ -15,6 +15,8 @@ pub mod limits;
 pub mod on_demand_names;
 pub mod order;
 mod patience;
+pub mod preflight;
+pub mod public_cas;
 pub mod queue;
 pub mod renewal;
 pub mod renewal_info;

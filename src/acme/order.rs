@@ -80,11 +80,13 @@ pub struct Issued {
 /// Orders a certificate, or resumes the order that is pending, and writes it as a generation.
 pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
     let (account, http) = job.session.account().await?;
+    let thumbprint = job.session.thumbprint()?;
     let run = Run {
         what: format!("order for {}", texts(&job.names).join(", ")),
         pending: PendingDir::of(&job.dir),
         job,
         account,
+        thumbprint,
         http,
         number: OnceLock::new(),
     };
@@ -107,6 +109,8 @@ struct Run {
     what: String,
     pending: PendingDir,
     account: Account,
+    /// Of the account's key.
+    thumbprint: String,
     http: JobHttp,
     /// The order's number in the history; none in one of an older version.
     number: OnceLock<u64>,

@@ -181,6 +181,8 @@ mod tests {
             client_auth: None,
             takeover: None,
             routes: Vec::new(),
+            hsts: None,
+            error_pages: crate::config::ErrorPages::default(),
         }
     }
 

@@ -6,6 +6,7 @@
 //! while a host is suspended.
 
 mod checks;
+mod cleanup;
 mod demand;
 mod desk;
 mod entry;
@@ -13,6 +14,7 @@ mod facts;
 mod handle;
 mod jobs;
 mod requests;
+mod revoke;
 #[cfg(test)]
 mod simulation;
 #[cfg(test)]
@@ -46,6 +48,7 @@ use crate::clock;
 use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
 use crate::store::{StateDir, WriterLock};
+pub use cleanup::Deleted;
 use desk::Desk;
 use entry::{Entry, Load, Loaded};
 use handle::Command;
@@ -53,6 +56,8 @@ pub use handle::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, Unserved,
     WorkerHandle,
 };
+pub use revoke::RevocationAnswer;
+pub(super) use revoke::RevocationReply;
 
 /// How long a stop waits for TXT records to be removed; the next start removes what is left.
 const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
@@ -78,6 +83,7 @@ pub struct Worker {
     commands: mpsc::Receiver<Command>,
     lock: Option<WriterLock>,
     try_lock_at: OffsetDateTime,
+    sweep_at: OffsetDateTime,
     /// `None`: before the first configuration, or where it cannot be used.
     dns: Option<Arc<DnsChallenges>>,
     dns_claims: dns::Claims,
@@ -85,7 +91,7 @@ pub struct Worker {
     jobs: JoinSet<Done>,
     looks: JoinSet<Checked>,
     /// By the directory they write to: numbers change with the configuration.
-    running: HashMap<tokio::task::Id, (PathBuf, Lane)>,
+    running: HashMap<tokio::task::Id, (PathBuf, Option<Lane>)>,
 }
 
 impl Worker {
@@ -107,6 +113,7 @@ impl Worker {
             commands,
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
+            sweep_at: OffsetDateTime::UNIX_EPOCH,
             dns: None,
             dns_claims: dns::Claims::default(),
             internal_names: Arc::default(),
@@ -130,6 +137,7 @@ impl Worker {
                 self.start(start);
             }
             self.look_for_revocations();
+            self.sweep_if_due(clock::now()).await;
             let sleep = self.sleep(clock::now());
             tokio::select! {
                 () = shutdown.cancelled() => break,

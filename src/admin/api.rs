@@ -15,9 +15,11 @@ use serde_json::json;
 use super::guard;
 use super::metrics::Metrics;
 use super::status::{self, CertificateStatus, NameStatus, OnDemandStatus, Status};
+use crate::acme::account::revocation::RevocationReason;
 use crate::acme::subject::takeover_hosts;
 use crate::acme::worker::{
-    AccountChange, AccountChanged, Decision, RenewError, RenewMode, WorkerHandle,
+    AccountChange, AccountChanged, Decision, Deleted, RenewError, RenewMode, RevocationAnswer,
+    WorkerHandle,
 };
 use crate::certificate::attention::SharedAttention;
 use crate::certificate::name::Name;
@@ -71,10 +73,7 @@ impl Api {
                 self.change_account(AccountChange::Deactivate, request.uri().query())
                     .await
             }
-            (&Method::POST, _) => match renewal_target(path) {
-                Some(name) => self.renew(name, request.uri().query()).await,
-                None => not_found(path),
-            },
+            (&Method::POST, _) => self.change_certificate(path, request.uri().query()).await,
             _ => {
                 let mut answer = error(
                     StatusCode::METHOD_NOT_ALLOWED,
@@ -221,10 +220,7 @@ impl Api {
 
     /// `?ca=` is the name of the CA's folder in the state directory.
     async fn change_account(&self, change: AccountChange, query: Option<&str>) -> Answer {
-        let mut pairs = query.unwrap_or_default().split('&');
-        let ca = pairs
-            .find_map(|pair| pair.strip_prefix("ca="))
-            .map(str::to_owned);
+        let ca = parameter(query, "ca").map(str::to_owned);
         match self.worker.change_account(ca, change).await {
             Ok(AccountChanged { ca, account }) => {
                 json_answer(StatusCode::OK, &json!({ "ca": ca, "account": account }))
@@ -233,11 +229,57 @@ impl Api {
         }
     }
 
-    async fn renew(&self, name: &str, query: Option<&str>) -> Answer {
+    /// `POST /certificates/NAME/VERB`.
+    async fn change_certificate(&self, path: &str, query: Option<&str>) -> Answer {
+        let target = path.strip_prefix("/certificates/");
+        let Some((name, verb)) = target.and_then(|target| target.rsplit_once('/')) else {
+            return not_found(path);
+        };
         let Ok(name) = name.parse::<Name>() else {
             return error(StatusCode::BAD_REQUEST, &format!("{name:?} is not a name"));
         };
-        let if_due = query.is_some_and(|query| query.split('&').any(|pair| pair == "if_due=true"));
+        match verb {
+            "renew" => self.renew(name, query).await,
+            "revoke" => self.revoke(name, query).await,
+            "preflight" => self.preflight(&name).await,
+            "delete" => self.delete(&name, query).await,
+            _ => not_found(path),
+        }
+    }
+
+    async fn preflight(&self, name: &Name) -> Answer {
+        match self.worker.preflight(name).await {
+            Ok(checks) => json_answer(StatusCode::OK, &checks),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
+        }
+    }
+
+    async fn delete(&self, name: &Name, query: Option<&str>) -> Answer {
+        let force = parameter(query, "force") == Some("true");
+        match self.worker.delete(name, force).await {
+            Ok(Deleted { archived, used }) => json_answer(
+                StatusCode::OK,
+                &json!({ "name": name.to_string(), "archived": archived, "used": used }),
+            ),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
+        }
+    }
+
+    /// `?reason=` as RFC 5280 spells it.
+    async fn revoke(&self, name: Name, query: Option<&str>) -> Answer {
+        let reason = parameter(query, "reason").unwrap_or("unspecified");
+        let reason = match reason.parse::<RevocationReason>() {
+            Ok(reason) => reason,
+            Err(cause) => return error(StatusCode::BAD_REQUEST, &cause),
+        };
+        match self.worker.revoke(&name, reason).await {
+            Ok(answer) => json_answer(StatusCode::OK, &RevocationStatus::of(&name, answer)),
+            Err(reason) => error(status_of(&reason), &reason.to_string()),
+        }
+    }
+
+    async fn renew(&self, name: Name, query: Option<&str>) -> Answer {
+        let if_due = parameter(query, "if_due") == Some("true");
         let mode = if if_due {
             RenewMode::IfDue
         } else {
@@ -287,6 +329,39 @@ impl Renewal {
     }
 }
 
+/// What was revoked, as JSON.
+#[derive(Serialize)]
+struct RevocationStatus {
+    name: String,
+    names: Vec<String>,
+    serial: String,
+    ca: String,
+    reason: &'static str,
+    /// Whose word the CA took: `account key` or `certificate key`.
+    by: &'static str,
+    /// The CA had it as revoked before.
+    already_revoked: bool,
+    /// What replaces it; absent where no site has it.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    replacement: Option<Renewal>,
+}
+
+impl RevocationStatus {
+    fn of(name: &Name, answer: RevocationAnswer) -> RevocationStatus {
+        let RevocationAnswer { revocation, next } = answer;
+        RevocationStatus {
+            name: name.to_string(),
+            names: revocation.names,
+            serial: revocation.serial,
+            ca: revocation.ca,
+            reason: revocation.reason.as_str(),
+            by: revocation.revoked.by.as_str(),
+            already_revoked: revocation.revoked.already,
+            replacement: next.map(Renewal::of),
+        }
+    }
+}
+
 fn status_of(error: &RenewError) -> StatusCode {
     match error {
         RenewError::UnknownName(_) | RenewError::UnknownCa => StatusCode::NOT_FOUND,
@@ -295,9 +370,10 @@ fn status_of(error: &RenewError) -> StatusCode {
     }
 }
 
-/// NAME of `/certificates/NAME/renew`.
-fn renewal_target(path: &str) -> Option<&str> {
-    path.strip_prefix("/certificates/")?.strip_suffix("/renew")
+/// A parameter of a query. What we take has no characters that need an escape.
+fn parameter<'a>(query: Option<&'a str>, name: &str) -> Option<&'a str> {
+    let mut pairs = query.unwrap_or_default().split('&');
+    pairs.find_map(|pair| pair.strip_prefix(name)?.strip_prefix('='))
 }
 
 fn not_found(path: &str) -> Answer {

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use crate::acme::error::ErrorReport;
+use crate::acme::preflight::Check;
 use crate::acme::queue::{LaneReport, Priority};
 use crate::acme::worker::SubjectStatus;
 use crate::certificate::explain;
@@ -248,6 +249,9 @@ pub struct CertificateStatus {
     pub overdue_since: Option<String>,
     /// The CA's explanation of an early renewal (RFC 9773).
     pub explanation_url: Option<String>,
+    /// What was seen before the first order of an ACME CA, worst first.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub preflight: Vec<Check>,
     #[serde(default)]
     pub fingerprints: Fingerprints,
     /// Only where a name was asked about: `chosen`, `alternate`, or the rule by which another one
@@ -396,6 +400,7 @@ fn add_plan(row: &mut CertificateStatus, subject: &SubjectStatus) {
     row.explanation_url = subject.explanation_url.clone();
     row.revoked = subject.revoked.clone();
     row.revocation_error = subject.revocation_error.clone();
+    row.preflight = subject.preflight.clone();
     if row.last_error.is_none() {
         row.last_error = subject.last_error.clone();
         row.error = subject.error.clone();

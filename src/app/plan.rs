@@ -104,7 +104,7 @@ mod tests {
         );
         let environment = Environment {
             variable: &|_| None,
-            read_secret: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            read_text: &|_| Err(std::io::ErrorKind::NotFound.into()),
             default_state_dir: DefaultStateDir {
                 path: "/var/lib/perennial".into(),
                 note: None,

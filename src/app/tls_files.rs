@@ -130,7 +130,7 @@ impl Cells {
                 let cell = before.clients.get(&files).cloned().unwrap_or_default();
                 cells.clients.insert(files, cell);
             }
-            for tls in site.routes.iter().filter_map(|r| r.upstream_tls.as_ref()) {
+            for tls in site.routes.iter().filter_map(|r| r.upstream_tls()) {
                 if let Some(path) = &tls.ca {
                     let cell = before.upstream_cas.get(path).cloned().unwrap_or_default();
                     cells.upstream_cas.insert(path.clone(), cell);

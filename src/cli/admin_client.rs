@@ -10,6 +10,8 @@ use hyper_util::rt::TokioIo;
 use serde::de::DeserializeOwned;
 use tokio::io::{AsyncRead, AsyncWrite};
 
+use crate::config::AdminListen;
+
 /// Larger than the status of a hundred thousand certificates.
 const MAX_ANSWER_BYTES: usize = 256 << 20;
 
@@ -51,6 +53,16 @@ pub(super) enum AdminClientError {
 }
 
 impl AdminArgs {
+    /// The one of a configuration, unless that has none.
+    pub(super) fn of(listen: &AdminListen) -> Option<AdminArgs> {
+        let admin = match listen {
+            AdminListen::Tcp(address) => address.to_string(),
+            AdminListen::Unix(path) => format!("unix:{}", path.display()),
+            AdminListen::Off => return None,
+        };
+        Some(AdminArgs { admin })
+    }
+
     /// `GET path`, decoded.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminClientError> {
         self.request(Method::GET, path)

@@ -4,6 +4,7 @@ use std::process::ExitCode;
 
 use super::admin_client::{AdminArgs, AdminClientError};
 use super::status::print_certificates;
+use crate::acme::account::revocation::RevocationReason;
 use crate::acme::error::{Class, ErrorReport};
 use crate::admin::status::{CertificateStatus, NameStatus, Sighting, Status};
 use crate::certificate::name::Name;
@@ -22,6 +23,12 @@ enum CertsCommand {
     Show(NameArgs),
     /// Order a new certificate for a name now
     Renew(RenewArgs),
+    /// Have the CA revoke the certificate for a name, and replace it
+    Revoke(RevokeArgs),
+    /// Take a certificate out of service; it is archived, and kept until it expires
+    Delete(DeleteArgs),
+    /// Take accounts and certificates of another ACME client over
+    Import(super::import::ImportArgs),
 }
 
 #[derive(Debug, clap::Args)]
@@ -50,15 +57,37 @@ struct RenewArgs {
     if_due: bool,
 }
 
+#[derive(Debug, clap::Args)]
+struct RevokeArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Why, as RFC 5280 spells it: unspecified, keyCompromise, affiliationChanged, superseded,
+    /// cessationOfOperation or privilegeWithdrawn
+    #[arg(long, default_value = "unspecified")]
+    reason: RevocationReason,
+}
+
+#[derive(Debug, clap::Args)]
+struct DeleteArgs {
+    #[command(flatten)]
+    name: NameArgs,
+    /// Even if a site has it: a new one is ordered then
+    #[arg(long)]
+    force: bool,
+}
+
 fn parse_name(text: &str) -> Result<Name, String> {
     text.parse().map_err(|error| format!("{text:?} {error}"))
 }
 
 pub(super) fn main(args: CertsArgs) -> ExitCode {
     exit(match args.command {
+        CertsCommand::Import(args) => return super::import::main(args),
         CertsCommand::List(args) => list(&args),
         CertsCommand::Show(args) => show(&args),
         CertsCommand::Renew(args) => renew(&args),
+        CertsCommand::Revoke(args) => revoke(&args),
+        CertsCommand::Delete(args) => delete(&args),
     })
 }
 
@@ -109,6 +138,59 @@ fn renew(args: &RenewArgs) -> Result<(), AdminClientError> {
         let text = decision["decision"].as_str().unwrap_or("accepted");
         let until = decision["until"].as_str().map(|at| format!(", until {at}"));
         println!("{name}: {text}{}", until.unwrap_or_default());
+    }
+    Ok(())
+}
+
+fn revoke(args: &RevokeArgs) -> Result<(), AdminClientError> {
+    let NameArgs { name, list } = &args.name;
+    let reason = args.reason.as_str();
+    let path = format!("/certificates/{name}/revoke?reason={reason}");
+    let answer: serde_json::Value = list.admin.post(&path)?;
+    if list.json {
+        println!("{answer:#}");
+        return Ok(());
+    }
+    let text = |field: &str| answer[field].as_str().unwrap_or("?").to_owned();
+    let names = answer["names"].as_array().into_iter().flatten();
+    let names: Vec<&str> = names.filter_map(|name| name.as_str()).collect();
+    let verb = match answer["already_revoked"] == true {
+        true => "was revoked before",
+        false => "revoked",
+    };
+    println!(
+        "{verb}: the certificate for {} with serial {} by {}",
+        names.join(", "),
+        text("serial"),
+        text("ca")
+    );
+    println!(
+        "  reason {}, signed with the {}",
+        text("reason"),
+        text("by")
+    );
+    match answer["replacement"]["decision"].as_str() {
+        Some(decision) => println!("  replacement: {decision}"),
+        None => println!("  no site has it: nothing replaces it"),
+    }
+    Ok(())
+}
+
+fn delete(args: &DeleteArgs) -> Result<(), AdminClientError> {
+    let NameArgs { name, list } = &args.name;
+    let query = if args.force { "?force=true" } else { "" };
+    let path = format!("/certificates/{name}/delete{query}");
+    let answer: serde_json::Value = list.admin.post(&path)?;
+    if list.json {
+        println!("{answer:#}");
+        return Ok(());
+    }
+    for path in answer["archived"].as_array().into_iter().flatten() {
+        println!("archived: {}", path.as_str().unwrap_or("?"));
+    }
+    println!("it is served until something better is there, or the process ends");
+    if answer["used"] == true {
+        println!("a site has the name: a new certificate is ordered");
     }
     Ok(())
 }

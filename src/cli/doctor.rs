@@ -1,21 +1,38 @@
-//! `perennial doctor`: what the operator has to do outside of this host, and whether it is done. It
-//! reads the configuration and the state directory, asks DNS, and changes nothing.
+//! `perennial doctor`: all that an order depends on, inside and outside of this host, and what to
+//! do where it is not as it should be. It reads the configuration and the state directory, asks
+//! DNS, the CAs' directories and the running process, and changes nothing.
 
 use std::process::ExitCode;
+use std::sync::Arc;
 
+use futures_util::{StreamExt, stream};
+use serde::Serialize;
+
+use super::admin_client::AdminArgs;
 use super::{ConfigArgs, EXIT_USAGE};
-use crate::acme::account::{OnRecord, on_record};
+use crate::acme::account::{OnRecord, ask_directory, on_record, slug};
 use crate::acme::dns::standing::{self, StandingRecord};
+use crate::acme::history::History;
+use crate::acme::limits;
+use crate::acme::preflight::{self, Check, Preflight, Topic, Verdict};
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::subjects;
 use crate::certificate::name::Name;
+use crate::clock;
 use crate::config::{CertificateAuthority, ChallengeType, Config};
+use crate::store::StateDir;
+
+/// Names that are looked at side by side.
+const AT_ONCE: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {
     /// One name of the configuration [default: all]
     #[arg(value_parser = parse_name)]
     name: Option<Name>,
+    /// Print JSON
+    #[arg(long)]
+    json: bool,
     #[command(flatten)]
     config: ConfigArgs,
 }
@@ -25,18 +42,12 @@ fn parse_name(text: &str) -> Result<Name, String> {
 }
 
 /// One thing that was looked at.
+#[derive(Serialize)]
 struct Finding {
+    /// A name, a CA, or both.
     about: String,
-    verdict: Verdict,
-}
-
-enum Verdict {
-    Good(String),
-    /// What is wrong, and what to do.
-    Bad {
-        cause: String,
-        remedy: String,
-    },
+    #[serde(flatten)]
+    check: Check,
 }
 
 pub(super) fn main(args: DoctorArgs) -> ExitCode {
@@ -51,8 +62,8 @@ pub(super) fn main(args: DoctorArgs) -> ExitCode {
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match examine(&config, args.name.as_ref()) {
-        Ok(findings) => report(&findings),
+    match examine(config, args.name.as_ref()) {
+        Ok(findings) => report(&findings, args.json),
         Err(message) => {
             eprintln!("perennial: {message}");
             ExitCode::FAILURE
@@ -60,84 +71,223 @@ pub(super) fn main(args: DoctorArgs) -> ExitCode {
     }
 }
 
-fn report(findings: &[Finding]) -> ExitCode {
-    for Finding { about, verdict } in findings {
-        match verdict {
-            Verdict::Good(what) => println!("ok    {about}: {what}"),
-            Verdict::Bad { cause, remedy } => println!("BAD   {about}: {cause}\n      {remedy}"),
+fn report(findings: &[Finding], json: bool) -> ExitCode {
+    if json {
+        match serde_json::to_string_pretty(findings) {
+            Ok(text) => println!("{text}"),
+            Err(error) => eprintln!("perennial: {error}"),
+        }
+    } else {
+        findings.iter().for_each(print);
+        if findings.is_empty() {
+            println!("no site of this configuration has certificates from an ACME CA");
         }
     }
-    if findings.is_empty() {
-        println!(
-            "no certificate of this configuration depends on a DNS record that stands for good"
-        );
-    }
-    let bad = |finding: &Finding| matches!(finding.verdict, Verdict::Bad { .. });
-    match findings.iter().any(bad) {
+    let fails = |finding: &Finding| finding.check.verdict == Verdict::Fails;
+    match findings.iter().any(fails) {
         true => ExitCode::FAILURE,
         false => ExitCode::SUCCESS,
     }
 }
 
-fn examine(config: &Config, only: Option<&Name>) -> Result<Vec<Finding>, String> {
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .map_err(|error| format!("cannot start: {error}"))?;
-    let names = ordered_names(config, only);
+fn print(finding: &Finding) {
+    let Finding { about, check } = finding;
+    let verdict = match check.verdict {
+        Verdict::Ok => "ok",
+        Verdict::Warning => "warning",
+        Verdict::Fails => "FAILS",
+    };
+    println!(
+        "{verdict:8} {about}: {}: {}",
+        check.topic.as_str(),
+        check.cause
+    );
+    if let Some(remedy) = &check.remedy {
+        println!("         {remedy}");
+    }
+}
+
+fn examine(config: Config, only: Option<&Name>) -> Result<Vec<Finding>, String> {
+    let names = ordered_names(&config, only);
     if let (Some(name), true) = (only, names.is_empty()) {
         return Err(format!(
             "no site of the configuration orders {name} from an ACME CA"
         ));
     }
-    let uses_records = |authority: &&CertificateAuthority| {
-        authority.challenges.contains(&ChallengeType::DnsPersist01)
-    };
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .map_err(|error| format!("cannot start: {error}"))?;
+    // Outside of it: the client of the admin API has a runtime of its own.
+    let here: Vec<Option<Vec<Check>>> =
+        names.iter().map(|name| ask_server(&config, name)).collect();
+    let config = Arc::new(config);
+    runtime.block_on(async {
+        let mut findings = look_here(&config, &names, here).await;
+        for authority in &config.acme.authorities {
+            if !names.is_empty() {
+                findings.extend(look_at_authority(&config, authority, &names).await?);
+            }
+        }
+        Ok(findings)
+    })
+}
+
+/// What the running process sees of itself; `None` where none answers that has the name.
+fn ask_server(config: &Config, name: &Name) -> Option<Vec<Check>> {
+    let admin = AdminArgs::of(&config.server.admin_listen)?;
+    admin.post(&format!("/certificates/{name}/preflight")).ok()
+}
+
+/// The way to each name, and the disk.
+async fn look_here(
+    config: &Arc<Config>,
+    names: &[Name],
+    answers: Vec<Option<Vec<Check>>>,
+) -> Vec<Finding> {
+    let each = names.iter().cloned().zip(answers);
+    let each = stream::iter(each).map(|(name, answer)| {
+        let config = Arc::clone(config);
+        async move {
+            let checks = match (answer, config.acme.authorities.first()) {
+                (Some(checks), _) => checks,
+                (None, Some(authority)) => {
+                    let known = OnRecord::default();
+                    preflight_of(&config, authority, &name, &known).here().await
+                }
+                (None, None) => Vec::new(),
+            };
+            (name, checks)
+        }
+    });
+    let each: Vec<(Name, Vec<Check>)> = each.buffered(AT_ONCE).collect().await;
+    let mut findings: Vec<Finding> = Vec::new();
+    for (name, checks) in each {
+        for check in checks {
+            // The disk is the same for each name.
+            let of_disk = check.topic == Topic::StateDirectory;
+            let told = findings.iter().any(|it| of_disk && it.check == check);
+            let about = match of_disk {
+                true => config.server.state_dir.display().to_string(),
+                false => name.to_string(),
+            };
+            if !told {
+                findings.push(Finding { about, check });
+            }
+        }
+    }
+    findings
+}
+
+fn preflight_of(
+    config: &Config,
+    authority: &CertificateAuthority,
+    name: &Name,
+    known: &OnRecord,
+) -> Preflight {
+    Preflight {
+        name: name.clone(),
+        dns: config.acme.dns.clone(),
+        identities: known.caa_identities.clone(),
+        account: known.account.clone(),
+        challenges: authority.challenges.clone(),
+        clock_offset: None,
+        state_dir: config.server.state_dir.clone(),
+        answers: None,
+    }
+}
+
+/// What depends on one CA.
+async fn look_at_authority(
+    config: &Arc<Config>,
+    authority: &CertificateAuthority,
+    names: &[Name],
+) -> Result<Vec<Finding>, String> {
+    let url = &authority.directory;
     let mut findings = Vec::new();
-    for authority in config.acme.authorities.iter().filter(uses_records) {
-        let url = &authority.directory;
-        let known = on_record(&config.server.state_dir, url).map_err(|error| error.to_string())?;
-        for name in &names {
-            let verdict = runtime.block_on(standing_record(config, &known, name));
-            let about = format!("dns-persist-01 for {name} at {url}");
-            findings.push(Finding { about, verdict });
+    let mut told = |about: String, check: Check| findings.push(Finding { about, check });
+    let mut known = on_record(&config.server.state_dir, url).map_err(|error| error.to_string())?;
+    match ask_directory(authority).await {
+        Ok((directory, offset)) => {
+            known.caa_identities = directory.caa_identities;
+            told(url.clone(), Check::ok(Topic::Directory, "it answers"));
+            told(url.clone(), preflight::clock(offset));
+        }
+        Err(cause) => {
+            let remedy = "look at the way out of this host, and at the CA's status page";
+            told(url.clone(), Check::fails(Topic::Directory, cause, remedy));
+        }
+    }
+    let known = &known;
+    let each = stream::iter(names.iter().cloned()).map(|name| async move {
+        let preflight = preflight_of(config, authority, &name, known);
+        let mut checks: Vec<Check> = preflight.caa_alone().await.into_iter().collect();
+        if authority.challenges.contains(&ChallengeType::DnsPersist01)
+            && !matches!(name, Name::Ip(_))
+        {
+            checks.push(standing_record(config, known, &name).await);
+        }
+        checks.extend(limit(config, authority, &name));
+        (name, checks)
+    });
+    let each: Vec<(Name, Vec<Check>)> = each.buffered(AT_ONCE).collect().await;
+    for (name, checks) in each {
+        for check in checks {
+            told(format!("{name} at {url}"), check);
         }
     }
     Ok(findings)
+}
+
+/// Whether one more order would break a limit of the CA, as far as the ledger knows.
+fn limit(config: &Config, authority: &CertificateAuthority, name: &Name) -> Option<Check> {
+    let now = clock::now();
+    let (state, limits) = (StateDir::at(&config.server.state_dir), &authority.limits);
+    let keep = limits::memory(limits);
+    let history = History::peek(&state, &slug(&authority.directory), keep, now).ok()?;
+    let names = std::slice::from_ref(name);
+    let broken = history.judge(|past| limits::order(now, limits, past, names, false));
+    Some(match broken {
+        None => Check::ok(Topic::Limits, "an order may be sent"),
+        Some(broken) => Check::warning(
+            Topic::Limits,
+            broken.to_string(),
+            "nothing is to be done but to wait; [acme.limits] says what is counted",
+        ),
+    })
 }
 
 fn ordered_names(config: &Config, only: Option<&Name>) -> Vec<Name> {
     let by_acme = subjects(config).into_iter();
     let by_acme = by_acme.filter(|subject| subject.may_be_issued_by(IssuerKind::Acme));
     let names = by_acme.flat_map(|subject| subject.names);
-    let wanted = |name: &Name| !matches!(name, Name::Ip(_)) && only.is_none_or(|it| it == name);
-    names.filter(wanted).collect()
+    names
+        .filter(|name| only.is_none_or(|it| it == name))
+        .collect()
 }
 
-async fn standing_record(config: &Config, known: &OnRecord, name: &Name) -> Verdict {
-    let bad = |cause: String, remedy: &str| Verdict::Bad {
-        cause,
-        remedy: remedy.to_owned(),
-    };
+async fn standing_record(config: &Config, known: &OnRecord, name: &Name) -> Check {
+    let bad = |cause: String, remedy: String| Check::fails(Topic::StandingRecord, cause, remedy);
     let Some(account) = &known.account else {
         return bad(
             "there is no account at this CA yet, and the record names it".to_owned(),
-            "start perennial once, then ask again",
+            "start perennial once, then ask again".to_owned(),
         );
     };
     let record = match StandingRecord::new(&known.caa_identities, account, &name.to_string()) {
         Ok(record) => record,
-        Err(cause) => return bad(cause, "choose another challenge for this CA"),
+        Err(cause) => return bad(cause, "choose another challenge for this CA".to_owned()),
     };
     match standing::is_there(&config.acme.dns, &record).await {
-        Ok(true) => Verdict::Good("its TXT record is there".to_owned()),
+        Ok(true) => Check::ok(Topic::StandingRecord, "its TXT record is there"),
         Ok(false) => bad(
             "its TXT record is missing".to_owned(),
-            &format!("add {record}"),
+            format!("add {record}"),
         ),
         Err(error) => bad(
             error.to_string(),
-            &format!("the record that should be there is {record}"),
+            format!("the record that should be there is {record}"),
         ),
     }
 }

@@ -6,15 +6,21 @@ mod certs;
 mod check;
 mod completions;
 mod doctor;
+mod hash_password;
+mod import;
 mod logging;
+mod man;
 mod proxy;
 mod run;
 mod status;
+mod trust;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
 
 use clap::{Parser, Subcommand};
+
+use crate::local_ca::trust_store::Change;
 
 /// The configuration is wrong, or the command line is (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -39,12 +45,20 @@ enum Command {
     Check(check::CheckArgs),
     /// Show what a running perennial does
     Status(status::StatusArgs),
-    /// Show and renew certificates of a running perennial
+    /// Show, renew and revoke certificates of a running perennial, or take over another client's
     Certs(certs::CertsArgs),
     /// Change the ACME account of a running perennial
     Account(account::AccountArgs),
-    /// Look at what depends on DNS records that stand for good, and say what to add
+    /// Look at all that an order depends on (DNS, ports, CAA, clock, disk, limits), and say what to do
     Doctor(doctor::DoctorArgs),
+    /// Make this system, and this user's browsers, trust the internal CA
+    Trust(trust::TrustArgs),
+    /// Take that trust back
+    Untrust(trust::TrustArgs),
+    /// Print the manual page, or write one for each command
+    Man(man::ManArgs),
+    /// Hash a password for a file of users
+    HashPassword(hash_password::HashPasswordArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -75,6 +89,10 @@ pub fn main() -> ExitCode {
         Command::Certs(args) => certs::main(args),
         Command::Account(args) => account::main(args),
         Command::Doctor(args) => doctor::main(args),
+        Command::Trust(args) => trust::main(args, Change::Install),
+        Command::Untrust(args) => trust::main(args, Change::Remove),
+        Command::Man(args) => man::main(args),
+        Command::HashPassword(args) => hash_password::main(&args),
         Command::Completions(args) => completions::main(args),
     }
 }

@@ -9,16 +9,17 @@ use std::time::Duration;
 
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
-    CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft, SiteDraft,
+    ActionDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft,
+    SiteDraft,
 };
 use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
 use super::value::overlap;
 use super::{
-    AdminListen, CertificateFiles, Certificates, ChallengeType, Config, PathPattern, Route, Server,
-    Site, Takeover, TlsMode,
+    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
+    PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
-use super::{acme_options, on_demand, tls_options};
+use super::{acme_options, fields, on_demand, tls_options};
 use crate::certificate::name::Name;
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
@@ -80,6 +81,9 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         state_dir_note,
         threads: draft.threads.unwrap_or(0),
         grace_period: draft.grace_period.unwrap_or(DEFAULT_GRACE_PERIOD),
+        trusted_proxies: draft.trusted_proxies,
+        forwarded: draft.forwarded.unwrap_or_default(),
+        request_id: draft.request_id,
         log_level: draft.log_level.unwrap_or_default(),
     }
 }
@@ -117,28 +121,26 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
     let site_tls = draft
         .upstream_tls
         .map(|tls| tls_options::upstream(tls.value));
-    let own = (!draft.upstreams.is_empty()).then(|| Route {
-        path: everything(),
-        upstreams: draft.upstreams,
-        upstream_tls: site_tls.clone(),
+    let response_fields = match draft.security_headers {
+        true => fields::security().then(draft.response_fields),
+        false => draft.response_fields,
+    };
+    let site_wide = SiteWide {
+        upstream_tls: site_tls,
+        request_fields: draft.request_fields,
+        response_fields,
+        access: draft.access.over(&Access::default()),
+    };
+    let own = draft.action.map(|action| {
+        let path = Located {
+            value: everything(),
+            at: 0,
+        };
+        RouteDraft::new(path, action)
     });
-    let mut routes: Vec<Route> = draft
-        .routes
-        .into_iter()
-        .map(|route| Route {
-            path: route.path.value,
-            upstreams: route.upstreams,
-            upstream_tls: match route.upstream_tls {
-                Some(own) => Some(tls_options::upstream(own.value)),
-                None => site_tls.clone(),
-            },
-        })
-        .chain(own)
-        .collect();
-    routes.sort_by_key(|route| match &route.path {
-        PathPattern::Exact(_) => (0, 0),
-        PathPattern::Prefix(prefix) => (1, usize::MAX - prefix.len()),
-    });
+    let routes = draft.routes.into_iter().chain(own);
+    let mut routes: Vec<Route> = routes.filter_map(|route| site_wide.route(route)).collect();
+    routes.sort_by_key(Route::specificity);
     Site {
         on_demand,
         any_host: draft.any_host.is_some(),
@@ -150,6 +152,44 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
             .and_then(|auth| tls_options::client_auth(auth.value)),
         takeover,
         routes,
+        hsts: draft.hsts.map(|hsts| hsts.value),
+        error_pages: draft.error_pages,
+    }
+}
+
+/// What a site says for all its routes.
+struct SiteWide {
+    upstream_tls: Option<UpstreamTls>,
+    request_fields: FieldRules,
+    response_fields: FieldRules,
+    access: Access,
+}
+
+impl SiteWide {
+    /// Nothing where it is not said what happens, which is reported.
+    fn route(&self, draft: RouteDraft) -> Option<Route> {
+        let own_tls = draft
+            .upstream_tls
+            .map(|own| tls_options::upstream(own.value));
+        let action = match draft.action? {
+            ActionDraft::Forward(upstreams) => Action::Forward {
+                upstreams,
+                upstream_tls: own_tls.or_else(|| self.upstream_tls.clone()),
+            },
+            ActionDraft::Redirect { status, location } => Action::Redirect { status, location },
+            ActionDraft::Respond { status, body } => Action::Respond { status, body },
+        };
+        Some(Route {
+            path: draft.path.value,
+            methods: draft.methods,
+            conditions: draft.conditions,
+            strip_prefix: draft.strip_prefix.map(|prefix| prefix.value),
+            rewrite: draft.rewrite,
+            request_fields: self.request_fields.then(draft.request_fields),
+            response_fields: self.response_fields.then(draft.response_fields),
+            access: draft.access.over(&self.access),
+            action,
+        })
     }
 }
 
@@ -428,22 +468,59 @@ fn check_tls(
 }
 
 fn check_routes(site: &SiteDraft, report: &Report<'_>) {
-    let mut seen: HashMap<&PathPattern, usize> = HashMap::new();
+    let mut seen: Vec<&RouteDraft> = Vec::new();
     let everything = everything();
-    for RouteDraft { path, .. } in &site.routes {
-        if let Some(first) = seen.insert(&path.value, path.at) {
-            let reference = report.source.reference(first);
+    for route in &site.routes {
+        let same = |other: &&&RouteDraft| {
+            other.path.value == route.path.value
+                && other.methods == route.methods
+                && other.conditions == route.conditions
+        };
+        if let Some(first) = seen.iter().find(same) {
+            let reference = report.source.reference(first.path.at);
             let problem = Problem::new(format!(
                 "this site already has a route for this path ({reference})"
             ));
-            report.add(path.at, problem.help("put all upstreams into one route"));
+            report.add(
+                route.path.at,
+                problem.help(
+                    "put all upstreams into one route, or give one of them `methods` or `headers`",
+                ),
+            );
         }
-        if path.value == everything && !site.upstreams.is_empty() {
+        seen.push(route);
+        let unconditional = route.methods.is_empty() && route.conditions.is_empty();
+        if route.path.value == everything && unconditional && site.action.is_some() {
             let problem = Problem::new(
                 "the route \"/*\" and the `upstreams` of the site mean the same requests",
             );
-            report.add(path.at, problem.help("remove one of the two"));
+            report.add(route.path.at, problem.help("remove one of the two"));
         }
+        check_strip_prefix(route, report);
+    }
+}
+
+/// A prefix that the path of the route does not have would never be there to be stripped.
+fn check_strip_prefix(route: &RouteDraft, report: &Report<'_>) {
+    let Some(prefix) = &route.strip_prefix else {
+        return;
+    };
+    let matched = match &route.path.value {
+        PathPattern::Exact(path) | PathPattern::Prefix(path) => path.as_str(),
+        PathPattern::Glob(_) => return,
+    };
+    let below = matched
+        .strip_prefix(&*prefix.value)
+        .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'));
+    if !below {
+        let problem = Problem::new(format!(
+            "paths of this route do not begin with {:?}, so there is nothing to strip",
+            prefix.value
+        ));
+        report.add(
+            prefix.at,
+            problem.help("strip what the `path` of the route begins with"),
+        );
     }
 }
 

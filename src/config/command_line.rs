@@ -5,11 +5,13 @@ use std::cell::RefCell;
 use std::path::{Path, PathBuf};
 
 use super::diagnostic::{Diagnostics, Located, Problem, Report, Source};
-use super::draft::{AuthorityDraft, Draft, Listen, RouteDraft, ServerDraft, SiteDraft};
+use super::draft::{
+    ActionDraft, AuthorityDraft, Draft, Listen, RouteDraft, ServerDraft, SiteDraft,
+};
 use super::environment::Environment;
 use super::upstream::upstream;
 use super::value::{admin_listen, directory_url, email, host, listen_address, path_pattern};
-use super::{CertificatePer, Config, PathPattern, TlsMode, Upstream};
+use super::{Config, PathPattern, TlsMode, Upstream};
 use crate::certificate::name::Name;
 
 /// What `perennial proxy` was given, not yet looked at.
@@ -166,32 +168,26 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
     let has_host = |site: &SiteDraft| site.hosts.iter().any(|h| h.value == argument.host);
     let index = sites.iter().position(has_host).unwrap_or(sites.len());
     if index == sites.len() {
-        sites.push(SiteDraft {
-            hosts: vec![Located {
-                value: argument.host,
-                at,
-            }],
-            any_host: None,
-            on_demand: None,
-            tls: Some(Located { value: mode, at }),
-            certificate_per: CertificatePer::default(),
-            client_auth: None,
-            takeover: None,
-            upstreams: Vec::new(),
-            upstream_tls: None,
-            routes: Vec::new(),
-        });
+        let host = Located {
+            value: argument.host,
+            at,
+        };
+        let tls = Located { value: mode, at };
+        sites.push(SiteDraft::new(vec![host], Some(tls)));
     }
     let routes = &mut sites[index].routes;
     match routes.iter_mut().find(|r| r.path.value == argument.path) {
-        Some(route) => route.upstreams.push(argument.upstream),
-        None => routes.push(RouteDraft {
-            path: Located {
+        Some(RouteDraft {
+            action: Some(ActionDraft::Forward(upstreams)),
+            ..
+        }) => upstreams.push(argument.upstream),
+        _ => {
+            let path = Located {
                 value: argument.path,
                 at,
-            },
-            upstreams: vec![argument.upstream],
-            upstream_tls: None,
-        }),
+            };
+            let action = ActionDraft::Forward(vec![argument.upstream]);
+            routes.push(RouteDraft::new(path, action));
+        }
     }
 }

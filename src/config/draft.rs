@@ -5,13 +5,17 @@ use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
+use http::{Method, StatusCode};
+
+use super::access::AccessDraft;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ExternalAccount, KeyType, Limit,
-    LogLevel, PathPattern, Takeover, TlsMode, Upstream,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
+    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, LogLevel, PathPattern,
+    Takeover, Template, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -37,6 +41,9 @@ pub(super) struct ServerDraft {
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,
     pub(super) grace_period: Option<Duration>,
+    pub(super) trusted_proxies: Vec<IpPrefix>,
+    pub(super) forwarded: Option<Forwarded>,
+    pub(super) request_id: Option<Box<str>>,
     pub(super) log_level: Option<LogLevel>,
 }
 
@@ -98,12 +105,40 @@ pub(super) struct SiteDraft {
     pub(super) client_auth: Option<Located<ClientAuthDraft>>,
     /// `None` inside is "off".
     pub(super) takeover: Option<Located<Option<Takeover>>>,
-    pub(super) upstreams: Vec<Upstream>,
+    pub(super) hsts: Option<Located<Hsts>>,
+    pub(super) security_headers: bool,
+    pub(super) request_fields: FieldRules,
+    pub(super) response_fields: FieldRules,
+    pub(super) error_pages: ErrorPages,
+    pub(super) access: AccessDraft,
+    /// What happens to requests that no route is for.
+    pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) routes: Vec<RouteDraft>,
 }
 
 impl SiteDraft {
+    pub(super) fn new(hosts: Vec<Located<Name>>, tls: Option<Located<TlsMode>>) -> SiteDraft {
+        SiteDraft {
+            hosts,
+            any_host: None,
+            on_demand: None,
+            tls,
+            certificate_per: CertificatePer::default(),
+            client_auth: None,
+            takeover: None,
+            hsts: None,
+            security_headers: false,
+            request_fields: FieldRules::default(),
+            response_fields: FieldRules::default(),
+            error_pages: ErrorPages::default(),
+            access: AccessDraft::default(),
+            action: None,
+            upstream_tls: None,
+            routes: Vec::new(),
+        }
+    }
+
     /// Where the site's certificates are said to be had on demand.
     pub(super) fn on_demand_at(&self) -> Option<usize> {
         let on_demand = self.on_demand.as_ref().filter(|it| it.value);
@@ -113,8 +148,55 @@ impl SiteDraft {
 
 pub(super) struct RouteDraft {
     pub(super) path: Located<PathPattern>,
-    pub(super) upstreams: Vec<Upstream>,
+    pub(super) methods: Vec<Method>,
+    pub(super) conditions: Vec<FieldCondition>,
+    pub(super) strip_prefix: Option<Located<Box<str>>>,
+    pub(super) rewrite: Option<Template>,
+    pub(super) request_fields: FieldRules,
+    pub(super) response_fields: FieldRules,
+    pub(super) access: AccessDraft,
+    /// Nothing where it could not be read.
+    pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
+}
+
+impl RouteDraft {
+    /// All requests for a path, unchanged.
+    pub(super) fn new(path: Located<PathPattern>, action: ActionDraft) -> RouteDraft {
+        RouteDraft {
+            path,
+            methods: Vec::new(),
+            conditions: Vec::new(),
+            strip_prefix: None,
+            rewrite: None,
+            request_fields: FieldRules::default(),
+            response_fields: FieldRules::default(),
+            access: AccessDraft::default(),
+            action: Some(action),
+            upstream_tls: None,
+        }
+    }
+}
+
+pub(super) enum ActionDraft {
+    Forward(Vec<Upstream>),
+    Redirect {
+        status: StatusCode,
+        location: Template,
+    },
+    Respond {
+        status: StatusCode,
+        body: Box<str>,
+    },
+}
+
+impl ActionDraft {
+    pub(super) fn upstreams(&self) -> &[Upstream] {
+        match self {
+            ActionDraft::Forward(upstreams) => upstreams,
+            ActionDraft::Redirect { .. } | ActionDraft::Respond { .. } => &[],
+        }
+    }
 }
 
 #[derive(Default)]

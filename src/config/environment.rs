@@ -15,7 +15,7 @@ pub struct Environment<'a> {
     /// The value of an environment variable, for `"${NAME}"`.
     pub variable: &'a dyn Fn(&str) -> Option<String>,
     /// Reads a secret, for `hmac_key_file`.
-    pub read_secret: &'a dyn Fn(&Path) -> io::Result<String>,
+    pub read_text: &'a dyn Fn(&Path) -> io::Result<String>,
     pub default_state_dir: DefaultStateDir,
 }
 
@@ -32,7 +32,7 @@ impl Environment<'static> {
     pub fn of_process(file: Option<&Path>) -> Environment<'static> {
         Environment {
             variable: &variable,
-            read_secret: &read_secret,
+            read_text: &read_text,
             default_state_dir: file
                 .and_then(checkout_state_dir)
                 .unwrap_or_else(DefaultStateDir::of_user),
@@ -44,7 +44,7 @@ fn variable(name: &str) -> Option<String> {
     std::env::var(name).ok()
 }
 
-fn read_secret(path: &Path) -> io::Result<String> {
+fn read_text(path: &Path) -> io::Result<String> {
     std::fs::read_to_string(path)
 }
 

@@ -71,14 +71,14 @@ impl Reading {
     pub fn of(file: &Path) -> Reading {
         let content = std::fs::read(file);
         let files = RefCell::new(vec![(file.to_owned(), checksum(&content))]);
-        let read_secret = |path: &Path| {
+        let read_text = |path: &Path| {
             let bytes = std::fs::read(path);
             files.borrow_mut().push((path.to_owned(), checksum(&bytes)));
             String::from_utf8(bytes?)
                 .map_err(|error| io::Error::new(io::ErrorKind::InvalidData, error))
         };
         let environment = Environment {
-            read_secret: &read_secret,
+            read_text: &read_text,
             ..Environment::of_process(Some(file))
         };
         let result = match content {

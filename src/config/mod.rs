@@ -6,6 +6,7 @@
 //! draft a [`Config`] if everything fits together. All of them report everything they find, as
 //! [`Diagnostics`]; none of them touches the disk, but through the [`Environment`] they are given.
 
+mod access;
 mod acme_options;
 mod assemble;
 mod command_line;
@@ -13,11 +14,15 @@ mod diagnostic;
 mod dns;
 mod draft;
 mod environment;
+mod fields;
 mod file_check;
+mod ip_prefix;
 mod limits;
 mod load;
 mod on_demand;
 mod reader;
+mod route;
+mod template;
 #[cfg(test)]
 mod tests;
 mod tls_options;
@@ -28,17 +33,25 @@ pub mod watch;
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
+
+pub use access::{Access, BasicAuth, PasswordHash, RateKey, RateLimit};
 pub use command_line::CommandLine;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub(crate) use dns::without;
 pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
 pub use environment::{DefaultStateDir, Environment};
+pub use fields::{FieldCondition, FieldRules, Hsts, Wild};
 pub use file_check::{FilePurpose, FileReference, check_files};
+pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 pub use on_demand::{Budgets, OnDemand, Permission};
+pub use route::{Action, Glob, PathPattern, Route};
+pub use template::{Part, Placeholder, Template};
 
 use crate::certificate::name::Name;
 use diagnostic::{Report, Source};
@@ -101,8 +114,26 @@ pub struct Server {
     pub threads: usize,
     /// How long a drain may take before what is left is cut off.
     pub grace_period: Duration,
+    /// Proxies in front of this one, whose word for who asked is taken.
+    pub trusted_proxies: Vec<IpPrefix>,
+    /// How upstreams are told who asked.
+    pub forwarded: Forwarded,
+    /// The field with the identifier that each request gets, if it gets one.
+    pub request_id: Option<Box<str>>,
     /// The least important events to log, where neither `--log-level` nor `RUST_LOG` says so.
     pub log_level: LogLevel,
+}
+
+/// In which fields upstreams are told who asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Forwarded {
+    /// `X-Forwarded-For`, `-Proto` and `-Host`.
+    #[default]
+    XForwarded,
+    /// `Forwarded` (RFC 7239).
+    Rfc7239,
+    Both,
+    Off,
 }
 
 /// How important an event has to be to be logged.
@@ -335,9 +366,33 @@ pub struct Site {
     /// Who issues where the certificate files of the site are overdue. Only with `auto` and
     /// `files`.
     pub takeover: Option<Takeover>,
-    /// In order of specificity: the first that matches wins. Never empty; where the site has
-    /// `upstreams` of its own, they are the last route, `/*`.
+    /// In order of specificity: the first that matches wins. Never empty; what the site itself does
+    /// with requests, if it says so, is the last route, `/*`.
     pub routes: Vec<Route>,
+    pub hsts: Option<Hsts>,
+    /// What is shown instead of our own error texts.
+    pub error_pages: ErrorPages,
+}
+
+/// `[sites.error_pages]`: HTML by status, and by the first digit of it for what is left.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct ErrorPages {
+    pub exact: Vec<(StatusCode, Arc<str>)>,
+    /// For 400 to 499, and 500 to 599.
+    pub classes: [Option<Arc<str>>; 2],
+}
+
+impl ErrorPages {
+    /// The page for an error with this status.
+    pub fn get(&self, status: StatusCode) -> Option<&str> {
+        let mut exact = self.exact.iter();
+        let exact = exact
+            .find(|(code, _)| *code == status)
+            .map(|(_, page)| page);
+        let class = usize::from(status.as_u16() / 100).checked_sub(4);
+        let class = || self.classes.get(class?)?.as_ref();
+        exact.or_else(class).map(|page| &**page)
+    }
 }
 
 /// Where a site's certificate comes from.
@@ -409,25 +464,6 @@ pub enum CertificatePer {
     #[default]
     Host,
     Site,
-}
-
-/// Requests whose path matches go to these upstreams.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Route {
-    pub path: PathPattern,
-    /// Tried in turn. Never empty.
-    pub upstreams: Vec<Upstream>,
-    /// The route's own, or else the site's.
-    pub upstream_tls: Option<UpstreamTls>,
-}
-
-/// A path to match: `/api/v1` matches that path alone, `/api/*` everything below `/api/` and
-/// `/api` itself, `/*` everything.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-pub enum PathPattern {
-    Exact(String),
-    /// The text before the `*`, with its trailing slash: `/api/` or `/`.
-    Prefix(String),
 }
 
 /// Where a request is sent.

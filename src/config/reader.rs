@@ -31,6 +31,9 @@ pub(super) const SERVER: Section = Section {
         "state_dir",
         "threads",
         "grace_period",
+        "trusted_proxies",
+        "forwarded",
+        "request_id",
         "log_level",
     ],
 };
@@ -148,14 +151,61 @@ pub(super) const SITE: Section = Section {
         "certificate_per",
         "client_auth",
         "takeover",
+        "hsts",
+        "security_headers",
+        "request_headers",
+        "response_headers",
+        "error_pages",
+        "allow",
+        "deny",
+        "rate_limit",
+        "basic_auth",
+        "max_body",
         "upstreams",
+        "redirect",
+        "respond",
+        "status",
         "upstream_tls",
         "routes",
     ],
 };
 pub(super) const ROUTE: Section = Section {
     header: "[[sites.routes]]",
-    keys: &["path", "upstreams", "upstream_tls"],
+    keys: &[
+        "path",
+        "methods",
+        "headers",
+        "strip_prefix",
+        "rewrite",
+        "request_headers",
+        "response_headers",
+        "allow",
+        "deny",
+        "rate_limit",
+        "basic_auth",
+        "max_body",
+        "upstreams",
+        "redirect",
+        "respond",
+        "status",
+        "upstream_tls",
+    ],
+};
+pub(super) const RATE_LIMIT: Section = Section {
+    header: "[sites.rate_limit]",
+    keys: &["limit", "by"],
+};
+pub(super) const BASIC_AUTH: Section = Section {
+    header: "[sites.basic_auth]",
+    keys: &["users_file", "realm"],
+};
+pub(super) const FIELD_RULES: Section = Section {
+    header: "[sites.request_headers] or [sites.response_headers]",
+    keys: &["remove", "set", "add", "default"],
+};
+pub(super) const HSTS: Section = Section {
+    header: "[sites.hsts]",
+    keys: &["max_age", "include_subdomains", "preload"],
 };
 pub(super) const CLIENT_AUTH: Section = Section {
     header: "[sites.client_auth]",
@@ -172,7 +222,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 17] = [
+const SECTIONS: [&Section; 21] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -187,6 +237,10 @@ const SECTIONS: [&Section; 17] = [
     &ON_DEMAND_BUDGETS,
     &SITE,
     &ROUTE,
+    &RATE_LIMIT,
+    &BASIC_AUTH,
+    &FIELD_RULES,
+    &HSTS,
     &CLIENT_AUTH,
     &UPSTREAM_TLS,
     &ROUTE_UPSTREAM_TLS,
@@ -352,6 +406,42 @@ impl<'a> Value<'a> {
                 .filter_map(|element| element.parse(STRING, &parse))
                 .collect(),
         })
+    }
+
+    pub(super) fn is_table(self) -> bool {
+        matches!(self.inner, DeValue::Table(_))
+    }
+
+    /// A table of strings whose keys may be anything that `name` understands. What is no such pair
+    /// is reported and left out.
+    pub(super) fn pairs<K, T>(
+        self,
+        name: impl Fn(&str) -> Result<K, Problem>,
+        parse: impl Fn(&str) -> Result<T, Problem>,
+    ) -> Option<Vec<(K, T)>> {
+        const STRING: Kind = Kind {
+            what: "a string",
+            example: "",
+        };
+        const PAIRS: Kind = Kind {
+            what: "a table of strings",
+            example: "{ \"X-Name\" = \"value\" }",
+        };
+        let DeValue::Table(table) = self.inner else {
+            return self.wrong_type(PAIRS);
+        };
+        let pairs = table.iter().filter_map(|(key, value)| {
+            let name = self.report.keep(key.span().start, name(key.get_ref()));
+            let value = Value {
+                is_element: true,
+                inner: value.get_ref(),
+                at: value.span().start,
+                ..self
+            };
+            let value = value.parse(STRING, &parse);
+            Some((name?, value?.value))
+        });
+        Some(pairs.collect())
     }
 
     pub(super) fn table(self, section: &'static Section) -> Option<Table<'a>> {

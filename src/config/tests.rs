@@ -14,7 +14,7 @@ fn variable(name: &str) -> Option<String> {
     (name == "EAB_KEY").then(|| "c2VjcmV0LWtleQ".to_owned())
 }
 
-fn read_secret(path: &Path) -> std::io::Result<String> {
+fn read_text(path: &Path) -> std::io::Result<String> {
     match path.ends_with("hmac.key") {
         true => Ok("c2VjcmV0LWtleQ==\n".to_owned()),
         false => Err(std::io::ErrorKind::NotFound.into()),
@@ -24,7 +24,7 @@ fn read_secret(path: &Path) -> std::io::Result<String> {
 fn environment() -> Environment<'static> {
     Environment {
         variable: &variable,
-        read_secret: &read_secret,
+        read_text: &read_text,
         default_state_dir: DefaultStateDir {
             path: "/var/lib/perennial".into(),
             note: None,

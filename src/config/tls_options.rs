@@ -5,7 +5,7 @@ use std::path::PathBuf;
 
 use super::assemble::check_paths_differ;
 use super::diagnostic::{Located, Problem, Report};
-use super::draft::{ClientAuthDraft, Draft, SiteDraft, TlsDraft, UpstreamTlsDraft};
+use super::draft::{ActionDraft, ClientAuthDraft, Draft, SiteDraft, TlsDraft, UpstreamTlsDraft};
 use super::file_check::FilePurpose;
 use super::{ClientAuth, ClientIdentity, Tls, TlsMode, Upstream, UpstreamTls};
 
@@ -79,12 +79,14 @@ fn check_client_auth(site: &SiteDraft, report: &Report<'_>) {
 fn check_upstream_tls(site: &SiteDraft, report: &Report<'_>) {
     if let Some(tls) = &site.upstream_tls {
         let inherited = site.routes.iter().filter(|r| r.upstream_tls.is_none());
-        let inherited = inherited.flat_map(|route| &route.upstreams);
-        check_one_upstream_tls(tls, site.upstreams.iter().chain(inherited), report);
+        let inherited = inherited.flat_map(|route| &route.action);
+        let all = site.action.iter().chain(inherited);
+        check_one_upstream_tls(tls, all.flat_map(ActionDraft::upstreams), report);
     }
     for route in &site.routes {
         if let Some(tls) = &route.upstream_tls {
-            check_one_upstream_tls(tls, route.upstreams.iter(), report);
+            let upstreams = route.action.iter().flat_map(ActionDraft::upstreams);
+            check_one_upstream_tls(tls, upstreams, report);
         }
     }
 }

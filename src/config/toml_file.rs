@@ -2,29 +2,33 @@
 //! values fit together is not asked here.
 
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
+use http::StatusCode;
 use toml::de::DeTable;
 
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     AuthorityDraft, CertificateFilesDraft, CertificatesDraft, ClientAuthDraft, Draft, Listen,
-    RouteDraft, ServerDraft, SiteDraft, TlsDraft, UpstreamTlsDraft,
+    ServerDraft, SiteDraft, TlsDraft, UpstreamTlsDraft,
 };
 use super::environment::Environment;
+use super::fields;
 use super::limits::{LIMIT, LimitsDraft, limit};
 use super::on_demand::OnDemandDraft;
 use super::reader::{
     ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
-    ROUTE, ROUTE_UPSTREAM_TLS, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
+    ROUTE, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
 };
+use super::route::has_action;
 use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
-    duration_between, email, file_path, hmac_key, host, key_type, listen_address, log_level,
-    path_pattern, secret, server_name, takeover, tls_mode, token,
+    duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type,
+    listen_address, log_level, secret, server_name, takeover, tls_mode, token,
 };
-use super::{AdminListen, ChallengeType, ExternalAccount, TlsMode, Upstream};
+use super::{AdminListen, ChallengeType, ErrorPages, ExternalAccount, TlsMode, Upstream};
 use crate::certificate::name::Name;
 
 const DURATION: Kind = kind("a duration in quotes", "\"30s\"");
@@ -32,6 +36,12 @@ const PATH: Kind = kind("a path in quotes", "\"/etc/perennial/name\"");
 const PATHS: Kind = kind("an array of paths", "[\"/etc/perennial/certs\"]");
 const ADDRESSES: Kind = kind("an array of listen addresses", "[\"[::]:8443\"]");
 const ADMIN_ADDRESS: Kind = kind("a listen address in quotes", "\"127.0.0.1:2019\"");
+pub(super) const PREFIXES: Kind = kind("an array of addresses and networks", "[\"10.0.0.0/8\"]");
+const FORWARDED: Kind = kind(
+    "\"x-forwarded\", \"rfc7239\", \"both\" or \"off\"",
+    "\"both\"",
+);
+const FIELD: Kind = kind("the name of a field", "\"X-Request-Id\"");
 const THREADS: Kind = kind("a whole number", "0");
 const NAME: Kind = kind("a host name in quotes", "\"example.com\"");
 const NAMES: Kind = kind("an array of host names", "[\"example.com\"]");
@@ -45,9 +55,9 @@ const CLIENT_AUTH_MODE: Kind = kind("\"require\" or \"request\"", "\"require\"")
 const CERTIFICATE_PER: Kind = kind("\"host\" or \"site\"", "\"host\"");
 const LOG_LEVEL: Kind = kind("a log level in quotes", "\"info\"");
 const TAKEOVER: Kind = kind("\"acme\", \"internal\" or \"off\"", "\"acme\"");
-const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
+pub(super) const PATTERN: Kind = kind("a path in quotes", "\"/api/*\"");
 const PARALLEL_ORDERS: Kind = kind("a number of orders", "8");
-const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
+pub(super) const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3000\"]");
 
 /// More threads than any machine has cores are a slip of the finger.
 const MAX_THREADS: i128 = 1024;
@@ -147,6 +157,19 @@ impl<'a> Reader<'a> {
             state_dir: state_dir.map(|path| path.value),
             threads: table.get("threads").and_then(|v| self.threads(v)),
             grace_period: grace_period.and_then(|v| duration_of(v, "0s", "7d")),
+            trusted_proxies: table
+                .get("trusted_proxies")
+                .and_then(|v| v.list(PREFIXES, ip_prefix))
+                .map(|list| list.values.into_iter().map(|one| one.value).collect())
+                .unwrap_or_default(),
+            forwarded: table
+                .get("forwarded")
+                .and_then(|v| v.parse(FORWARDED, forwarded))
+                .map(|forwarded| forwarded.value),
+            request_id: table
+                .get("request_id")
+                .and_then(|v| v.parse(FIELD, fields::field_name))
+                .map(|name| name.value.into()),
             log_level: table
                 .get("log_level")
                 .and_then(|v| v.parse(LOG_LEVEL, log_level))
@@ -257,7 +280,7 @@ impl<'a> Reader<'a> {
         })
     }
 
-    fn upstream_tls(&self, table: &Table<'a>) -> Located<UpstreamTlsDraft> {
+    pub(super) fn upstream_tls(&self, table: &Table<'a>) -> Located<UpstreamTlsDraft> {
         let path = |key| table.get(key).and_then(|v| self.path(v));
         let server_name = table
             .get("server_name")
@@ -410,7 +433,7 @@ impl<'a> Reader<'a> {
     }
 
     fn key_from_file(&self, path: &Path) -> Result<Vec<u8>, Problem> {
-        let text = (self.environment.read_secret)(path).map_err(|error| {
+        let text = (self.environment.read_text)(path).map_err(|error| {
             Problem::new(format!("cannot read {}: {error}", path.display()))
                 .help("the file holds the HMAC key and must be readable for the server's user")
         })?;
@@ -450,14 +473,14 @@ impl<'a> Reader<'a> {
         let certificate_per = table
             .get("certificate_per")
             .and_then(|v| v.parse(CERTIFICATE_PER, certificate_per));
-        let upstreams = table.get("upstreams");
+        let action = self.action(table);
         let routes = table.get("routes");
         let routes = routes.and_then(|value| value.tables(&ROUTE));
         let has_routes = match &routes {
             Some(routes) => !routes.is_empty,
             None => table.get("routes").is_some(),
         };
-        if upstreams.is_none() && !has_routes {
+        if !has_action(table) && !has_routes {
             let problem = Problem::new("[[sites]] has neither `upstreams` nor routes")
                 .help("add for example upstreams = [\"127.0.0.1:3000\"]");
             self.report.add(table.at, problem);
@@ -481,7 +504,25 @@ impl<'a> Reader<'a> {
             takeover: table
                 .get("takeover")
                 .and_then(|v| v.parse(TAKEOVER, takeover)),
-            upstreams: self.upstreams(upstreams),
+            hsts: table.get("hsts").and_then(fields::hsts),
+            security_headers: table
+                .get("security_headers")
+                .and_then(Value::boolean)
+                .unwrap_or_default(),
+            request_fields: table
+                .get("request_headers")
+                .map(fields::rules)
+                .unwrap_or_default(),
+            response_fields: table
+                .get("response_headers")
+                .map(fields::rules)
+                .unwrap_or_default(),
+            error_pages: table
+                .get("error_pages")
+                .map(|v| self.error_pages(v))
+                .unwrap_or_default(),
+            access: self.access(table),
+            action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
         }
@@ -501,7 +542,7 @@ impl<'a> Reader<'a> {
         Some(hosts.values)
     }
 
-    fn upstreams(&self, value: Option<Value<'a>>) -> Vec<Upstream> {
+    pub(super) fn upstreams(&self, value: Option<Value<'a>>) -> Vec<Upstream> {
         let list = value.and_then(|v| v.list(UPSTREAMS, |text| upstream(text, self.base)));
         let Some(list) = list else {
             return Vec::new();
@@ -514,23 +555,44 @@ impl<'a> Reader<'a> {
         list.values.into_iter().map(|one| one.value).collect()
     }
 
-    fn routes(&self, tables: &List<Table<'a>>) -> Vec<RouteDraft> {
-        let route = |table: &Located<Table<'a>>| {
-            let table = &table.value;
-            let path = table
-                .require("path", PATTERN.example)
-                .and_then(|v| v.parse(PATTERN, path_pattern));
-            let upstreams = self.upstreams(table.require("upstreams", UPSTREAMS.example));
-            let upstream_tls = table
-                .get("upstream_tls")
-                .and_then(|v| v.table(&ROUTE_UPSTREAM_TLS));
-            Some(RouteDraft {
-                path: path?,
-                upstreams,
-                upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
-            })
+    /// The texts are read now, and again whenever they change.
+    fn error_pages(&self, value: Value<'a>) -> ErrorPages {
+        let pages = value.pairs(
+            |text| Ok(text.to_owned()),
+            |text| file_path(text, self.base),
+        );
+        let mut found = ErrorPages::default();
+        for (status, path) in pages.unwrap_or_default() {
+            let page = self.error_page(&status, &path, &mut found);
+            self.report.keep(value.at, page);
+        }
+        found
+    }
+
+    fn error_page(&self, status: &str, path: &Path, found: &mut ErrorPages) -> Result<(), Problem> {
+        let read = || {
+            let text = (self.environment.read_text)(path).map_err(|error| {
+                Problem::new(format!("cannot read {}: {error}", path.display()))
+                    .help("it is a page of HTML, and must be readable for the server's user")
+            })?;
+            Ok::<Arc<str>, Problem>(text.into())
         };
-        tables.values.iter().filter_map(route).collect()
+        let code = status
+            .parse()
+            .ok()
+            .and_then(|code| StatusCode::from_u16(code).ok());
+        match (status, code) {
+            ("4xx", _) => found.classes[0] = Some(read()?),
+            ("5xx", _) => found.classes[1] = Some(read()?),
+            (_, Some(code)) if code.is_client_error() || code.is_server_error() => {
+                found.exact.push((code, read()?));
+            }
+            _ => {
+                return Err(Problem::new(format!("{status:?} is no status of an error"))
+                    .help("write for example \"404\", \"4xx\" or \"5xx\""));
+            }
+        }
+        Ok(())
     }
 }
 

@@ -12,8 +12,8 @@ use base64::engine::{DecodePaddingMode, GeneralPurpose, GeneralPurposeConfig};
 use super::diagnostic::Problem;
 use super::reader::nearest;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, KeyType, LogLevel, PathPattern,
-    Takeover, TlsMode,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Forwarded, Glob, IpPrefix, KeyType,
+    LogLevel, PathPattern, Takeover, TlsMode,
 };
 use crate::certificate::name::{Name, NameError};
 
@@ -186,14 +186,18 @@ pub(super) fn path_pattern(text: &str) -> Parsed<PathPattern> {
     match text.split_once('*') {
         None => Ok(PathPattern::Exact(text.to_owned())),
         Some((before, "")) if before.ends_with('/') => Ok(PathPattern::Prefix(before.to_owned())),
-        Some((before, "")) => wrong(
-            "has a `*` that does not follow a `/`",
-            format!("write \"{before}/*\" for {before} and everything below it"),
+        Some(_) if text.contains("**") => wrong(
+            "has a `**`, but a `*` stands for text within one segment",
+            "write a single `*`, or end with \"/*\" for everything below".into(),
         ),
-        Some((before, _)) => wrong(
-            "has a `*` elsewhere than at its end",
-            format!("write \"{}/*\"", before.trim_end_matches('/')),
-        ),
+        Some((before, _)) if text.ends_with('*') && !text.ends_with("/*") => {
+            let before = before.trim_end_matches('/');
+            wrong(
+                "has a `*` that does not follow a `/`",
+                format!("write \"{before}/*\" for {before} and everything below it"),
+            )
+        }
+        Some(_) => Ok(PathPattern::Glob(Glob::new(text))),
     }
 }
 
@@ -238,6 +242,24 @@ pub(super) fn log_level(text: &str) -> Parsed<LogLevel> {
         ("trace", LogLevel::Trace),
     ];
     choice("log level", text, &LEVELS)
+}
+
+pub(super) fn forwarded(text: &str) -> Parsed<Forwarded> {
+    const FORMS: [(&str, Forwarded); 4] = [
+        ("x-forwarded", Forwarded::XForwarded),
+        ("rfc7239", Forwarded::Rfc7239),
+        ("both", Forwarded::Both),
+        ("off", Forwarded::Off),
+    ];
+    choice("way to say who asked", text, &FORMS)
+}
+
+/// `10.0.0.0/8`, or one address.
+pub(super) fn ip_prefix(text: &str) -> Parsed<IpPrefix> {
+    IpPrefix::parse(text).ok_or_else(|| {
+        Problem::new(format!("{text:?} is no network of addresses"))
+            .help("write it as \"10.0.0.0/8\", \"2001:db8::/32\", or one address")
+    })
 }
 
 pub(super) fn takeover(text: &str) -> Parsed<Option<Takeover>> {

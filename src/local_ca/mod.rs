@@ -1,6 +1,6 @@
 //! The internal CA: for names that no public CA issues for. It makes certificates and hands them
-//! to the caller, who stores them like any other; it never serves one and never touches a trust
-//! store.
+//! to the caller, who stores them like any other; it never serves one, and what serves never
+//! touches a trust store: [`trust_store`] is a command's.
 //!
 //! The root is **not** name-constrained, the intermediate is. People trust the root by hand, once;
 //! constraints in it would have to be widened, and the root trusted again on every machine,
@@ -8,6 +8,7 @@
 //! key is the one in daily use, and every verifier reads its constraints too.
 
 mod constraints;
+pub mod trust_store;
 
 use std::fs;
 use std::io;

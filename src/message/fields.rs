@@ -158,6 +158,33 @@ impl Fields {
         lines.map(|line| line.value.of(&self.text))
     }
 
+    /// The values of all fields of this name, in any case.
+    pub fn named(&self, name: &str) -> impl Iterator<Item = &[u8]> {
+        let lines = self.lines.iter().filter(move |line| {
+            let given = line.name.of(&self.text);
+            given.eq_ignore_ascii_case(name.as_bytes())
+        });
+        lines.map(|line| line.value.of(&self.text))
+    }
+
+    /// Leaves out those that are not `wanted`.
+    pub fn retain(&mut self, wanted: impl Fn(&Field<'_>) -> bool) {
+        let text = &self.text;
+        self.lines.retain(|line| {
+            wanted(&Field {
+                known: line.known,
+                name: line.name.of(text),
+                value: line.value.of(text),
+            })
+        });
+    }
+
+    /// One field of this name, instead of all that there are.
+    pub fn set(&mut self, name: &[u8], value: &[u8]) {
+        self.retain(|field| !field.name.eq_ignore_ascii_case(name));
+        self.push(name, value);
+    }
+
     /// The value of the first.
     pub fn get(&self, known: Known) -> Option<&[u8]> {
         self.all(known).next()

@@ -8,14 +8,22 @@ use http::StatusCode;
 use super::address::Address;
 use super::dial::DialError;
 use super::failure::{Failure, Fault};
-use super::routing::Site;
+use super::routing::{Route, Site};
 use super::upstream::{Attempt, Pool, Tried, Upstream};
+use crate::config::FieldRules;
 
 /// The state of one request.
 pub struct Context {
     pub started: Instant,
     pub site: Option<Arc<Site>>,
+    /// The route of the site that the request is for.
+    pub route: Option<usize>,
     pub forwarding: Option<Forwarding>,
+    /// The client's address, where that is not the connection's.
+    pub client: Option<Box<str>>,
+    pub request_id: Option<Box<str>>,
+    /// Who the client is, where it had to say so.
+    pub user: Option<Box<str>>,
     /// What the client was sent; `None` until it was, or if it left before.
     pub status: Option<StatusCode>,
     /// Bytes of body that it was sent.
@@ -46,7 +54,11 @@ impl Default for Context {
         Context {
             started: Instant::now(),
             site: None,
+            route: None,
             forwarding: None,
+            client: None,
+            request_id: None,
+            user: None,
             status: None,
             bytes: 0,
             switched: false,
@@ -57,6 +69,34 @@ impl Default for Context {
 }
 
 impl Context {
+    /// The route that the request is for.
+    pub fn route(&self) -> Option<&Route> {
+        self.site.as_ref()?.routes.get(self.route?)
+    }
+
+    /// The name of the field for it, and the request's identifier.
+    pub fn named_request(&self) -> Option<(&str, &str)> {
+        let name = self.site.as_ref()?.settings.request_id.as_deref()?;
+        Some((name, self.request_id.as_deref()?))
+    }
+
+    /// What the route changes of responses, if anything.
+    pub fn response_rules(&self) -> Option<&FieldRules> {
+        let changes = self.route()?.changes.as_ref()?;
+        Some(&changes.response).filter(|rules| !rules.is_empty())
+    }
+
+    /// How much body the route takes, in bytes.
+    pub fn max_body(&self) -> Option<u64> {
+        self.route()?.guard.as_ref()?.max_body()
+    }
+
+    /// What the route takes off the front of paths.
+    pub fn strip_prefix(&self) -> Option<&str> {
+        let changes = self.route()?.changes.as_ref()?;
+        changes.strip_prefix.as_deref()
+    }
+
     /// For metrics and logs.
     pub fn site_label(&self) -> &str {
         self.site.as_ref().map_or("-", |site| &site.label)

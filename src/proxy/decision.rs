@@ -7,6 +7,7 @@ use http::header::HeaderValue;
 use http::{Method, StatusCode};
 
 use super::host::{HostError, RequestHost};
+use super::path;
 use super::routing::{Routing, Site};
 use crate::certificate::name::Name;
 use crate::config::ClientAuth;
@@ -130,7 +131,8 @@ fn routed(
         .routing
         .site(&host)
         .ok_or(Refusal::UnknownHost)?;
-    let action = action_for(site, &host, target, surroundings).unwrap_or_else(Action::Refuse);
+    let action = action_for(site, request, &host, target, surroundings);
+    let action = action.unwrap_or_else(Action::Refuse);
     Ok(Decision {
         site: Some(Arc::clone(site)),
         action,
@@ -139,6 +141,7 @@ fn routed(
 
 fn action_for(
     site: &Site,
+    request: &RequestHead,
     host: &RequestHost,
     target: &[u8],
     surroundings: &Surroundings<'_>,
@@ -153,7 +156,8 @@ fn action_for(
         None if site.tls => return redirect(host, target, surroundings.https_port),
         _ => {}
     }
-    let route = site.route(path_of(target)).ok_or(Refusal::NoRoute)?;
+    let path = path::normal(path_of(target));
+    let route = site.route(request, &path).ok_or(Refusal::NoRoute)?;
     Ok(Action::Proxy { route })
 }
 

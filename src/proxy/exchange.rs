@@ -9,19 +9,23 @@ use bytes::BytesMut;
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
+use super::access::{Denial, Guard};
+use super::changes::{self, Adjustment, Subject};
 use super::client::Client;
 use super::connection::Connection;
 use super::context::{Context, Forwarding};
 use super::decision::{Action, Decision};
 use super::failure::{ClientError, Failure};
-use super::forwarded::{self, Origin};
+use super::forwarded::{self, Outgoing};
+use super::origin::Origin;
 use super::patience::is_patient;
 use super::relay::{Relay, Replay, Request};
 use super::respond::Answer;
+use super::routing::FixedAnswer;
 use super::tunnel::Tunnel;
 use super::{CLIENT_WRITE_TIMEOUT, Proxy, access_log, dial};
 use crate::listener::ConnectionInfo;
-use crate::message::{Framing, RequestHead};
+use crate::message::{Framing, RequestHead, ResponseHead};
 
 /// How often one request may be sent on its way: dials that failed, and kept connections that
 /// turned out to be closed.
@@ -50,26 +54,45 @@ impl<C: Client> Exchange<'_, C> {
     pub async fn run(mut self) {
         let mut context = Context::default();
         let Decision { site, action } = self.proxy.decide(self.request, self.connection);
+        let settings = site.as_deref().map(|site| &*site.settings);
+        let trusted = settings.map(|settings| &*settings.trusted_proxies);
+        let origin = Origin::of(self.request, self.connection, trusted.unwrap_or_default());
+        context.client = origin.named_client().map(Box::from);
+        let named = settings.and_then(|settings| settings.request_id.as_ref());
+        context.request_id = named.map(|name| self.request_id(name, &origin));
         context.site = site;
         match action {
             Action::KeyAuthorization(text) => {
                 let answer = Answer::key_authorization(text);
-                self.answer(answer, &mut context).await;
+                self.answer(answer, &origin, &mut context).await;
             }
             Action::Redirect(location) => {
-                self.answer(Answer::redirect(&location), &mut context).await;
+                let answer = Answer::redirect(&location);
+                self.answer(answer, &origin, &mut context).await;
             }
             Action::Refuse(refusal) => {
-                self.answer(Answer::refusal(refusal), &mut context).await;
+                let answer = dressed(Answer::refusal(refusal), &context);
+                self.answer(answer, &origin, &mut context).await;
             }
-            Action::Proxy { route } => self.forward(route, &mut context).await,
+            Action::Proxy { route } => self.forward(route, &origin, &mut context).await,
         }
         self.account(&context);
     }
 
+    /// What a trusted proxy calls the request, or a name of our own.
+    fn request_id(&self, name: &str, origin: &Origin<'_>) -> Box<str> {
+        let given = self.request.fields.named(name).next();
+        let given = given.filter(|_| origin.is_named()).and_then(readable_id);
+        given.map_or_else(new_request_id, Box::from)
+    }
+
     /// Sends an answer of ours.
-    async fn answer(&mut self, answer: Answer, context: &mut Context) {
+    async fn answer(&mut self, mut answer: Answer, origin: &Origin<'_>, context: &mut Context) {
         self.client.forgo_body();
+        let tls = self.connection.tls.as_ref();
+        if let Some(adjustment) = Adjustment::of(context, self.request, tls, origin) {
+            adjustment.apply(&mut answer.head);
+        }
         let sent = Box::pin(send_answer(self.client, answer, &self.request.method)).await;
         match sent {
             Ok((status, bytes)) => {
@@ -80,23 +103,66 @@ impl<C: Client> Exchange<'_, C> {
         }
     }
 
-    async fn forward(&mut self, route: usize, context: &mut Context) {
+    async fn forward(&mut self, route: usize, origin: &Origin<'_>, context: &mut Context) {
+        context.route = Some(route);
         let Some(site) = context.site.clone() else {
             return;
         };
+        if let Some(guard) = &site.routes[route].guard
+            && let Err(denial) = Box::pin(self.admit(guard, origin, context)).await
+        {
+            let answer = dressed(Answer::denial(&denial), context);
+            return self.answer(answer, origin, context).await;
+        }
+        if let Some(answer) = &site.routes[route].answer {
+            let answer = self.fixed_answer(answer, origin, context);
+            return self.answer(answer, origin, context).await;
+        }
         let forwarding = Forwarding::new(site, route);
         let fixed = forwarding.pool().fixed_answer(forwarding.turn);
         let fixed = fixed.map(Answer::fixed);
         context.forwarding = Some(forwarding);
         if let Some(answer) = fixed {
-            return self.answer(answer, context).await;
+            return self.answer(answer, origin, context).await;
         }
-        if let Err(failure) = self.attempts(context).await {
-            Box::pin(self.give_up(failure, context)).await;
+        if let Err(failure) = self.attempts(origin, context).await {
+            Box::pin(self.give_up(failure, origin, context)).await;
         }
     }
 
-    async fn attempts(&mut self, context: &mut Context) -> Result<(), Failure> {
+    async fn admit(
+        &self,
+        guard: &Guard,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) -> Result<(), Denial> {
+        context.user = guard.admit(self.request, &origin.client).await?;
+        Ok(())
+    }
+
+    fn fixed_answer(&self, answer: &FixedAnswer, origin: &Origin<'_>, context: &Context) -> Answer {
+        match answer {
+            FixedAnswer::Respond { status, body } => Answer::respond(*status, body.clone()),
+            FixedAnswer::Redirect { status, location } => {
+                let target = changes::stripped(self.request, context.strip_prefix());
+                let subject = Subject {
+                    request: self.request,
+                    target: &target,
+                    origin,
+                    request_id: context.request_id.as_deref(),
+                    user: context.user.as_deref(),
+                    tls: self.connection.tls.as_ref(),
+                };
+                Answer::elsewhere(*status, &changes::location(location, &subject))
+            }
+        }
+    }
+
+    async fn attempts(
+        &mut self,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) -> Result<(), Failure> {
         let mut replay = None;
         let mut fresh = false;
         for _ in 0..MAX_ATTEMPTS {
@@ -104,7 +170,7 @@ impl<C: Client> Exchange<'_, C> {
                 fresh = false;
                 continue;
             };
-            let attempt = self.attempt(upstream, reused, replay.take(), context);
+            let attempt = self.attempt(upstream, reused, replay.take(), origin, context);
             match attempt.await? {
                 Attempt::Over => return Ok(()),
                 Attempt::Again(body) => {
@@ -154,16 +220,26 @@ impl<C: Client> Exchange<'_, C> {
         mut upstream: Connection,
         reused: bool,
         replay: Option<Replay>,
+        origin: &Origin<'_>,
         context: &mut Context,
     ) -> Result<Attempt, Failure> {
         let upgrade = forwarded::wants_upgrade(self.request);
-        self.write_head(&mut upstream, upgrade);
+        self.write_head(&mut upstream, upgrade, origin, context);
         let may_repeat = reused && is_idempotent(&self.request.method);
         let replay = replay.unwrap_or(match may_repeat {
             true => Replay::Kept(Vec::new()),
             false => Replay::Lost,
         });
+        let tls = self.connection.tls.as_ref();
+        let adjustment = Adjustment::of(context, self.request, tls, origin);
+        let adjust = |head: &mut ResponseHead| {
+            if let Some(adjustment) = &adjustment {
+                adjustment.apply(head);
+            }
+        };
         let request = Request {
+            max_body: context.max_body(),
+            adjust: adjustment.is_some().then_some(&adjust),
             method: &self.request.method,
             framing: self.request.framing,
             upgrade,
@@ -202,12 +278,36 @@ impl<C: Client> Exchange<'_, C> {
         result
     }
 
-    fn write_head(&self, upstream: &mut Connection, upgrade: bool) {
-        let origin = Origin {
-            client: &self.connection.client_ip,
-            secure: self.connection.tls.is_some(),
+    fn write_head(
+        &self,
+        upstream: &mut Connection,
+        upgrade: bool,
+        origin: &Origin<'_>,
+        context: &Context,
+    ) {
+        let changes = context.route().and_then(|route| route.changes.as_deref());
+        let form = context.site.as_ref().map(|site| site.settings.forwarded);
+        let mut outgoing = Outgoing {
+            origin,
+            form: form.unwrap_or_default(),
+            request_id: context.named_request(),
+            changes: None,
         };
-        forwarded::write(&mut upstream.output, self.request, &origin, upgrade);
+        let output = &mut upstream.output;
+        let Some(changes) = changes else {
+            return forwarded::write(output, self.request, &outgoing, upgrade);
+        };
+        let target = changes::stripped(self.request, changes.strip_prefix.as_deref());
+        let subject = Subject {
+            request: self.request,
+            target: &target,
+            origin,
+            request_id: context.request_id.as_deref(),
+            user: context.user.as_deref(),
+            tls: self.connection.tls.as_ref(),
+        };
+        outgoing.changes = Some((changes, &subject));
+        forwarded::write(output, self.request, &outgoing, upgrade);
     }
 
     fn keep(&self, upstream: Connection, context: &Context) {
@@ -220,11 +320,14 @@ impl<C: Client> Exchange<'_, C> {
     }
 
     /// Tells the client that it comes to nothing, if it can be told.
-    async fn give_up(&mut self, failure: Failure, context: &mut Context) {
+    async fn give_up(&mut self, failure: Failure, origin: &Origin<'_>, context: &mut Context) {
         let status = failure.status().filter(|_| context.status.is_none());
         context.note(&failure);
         match status {
-            Some(status) => self.answer(Answer::failure(status), context).await,
+            Some(status) => {
+                let answer = dressed(Answer::failure(status), context);
+                self.answer(answer, origin, context).await;
+            }
             None => self.cut_off().await,
         }
     }
@@ -274,6 +377,32 @@ impl<C: Client> Exchange<'_, C> {
         metrics.request(context.site_label(), status, measured);
         access_log::record(self.request, context, self.connection, status, duration);
     }
+}
+
+/// An error of ours as the site shows it.
+fn dressed(answer: Answer, context: &Context) -> Answer {
+    let page = context
+        .site
+        .as_ref()
+        .and_then(|site| site.error_pages.get(answer.head.status));
+    match page {
+        Some(page) => answer.with_page(page),
+        None => answer,
+    }
+}
+
+/// An identifier that somebody else has made, if it is one to pass on.
+fn readable_id(given: &[u8]) -> Option<&str> {
+    const MAX_BYTES: usize = 128;
+    let is_plain = given.iter().all(u8::is_ascii_graphic);
+    std::str::from_utf8(given)
+        .ok()
+        .filter(|_| is_plain && (1..=MAX_BYTES).contains(&given.len()))
+}
+
+/// 128 random bits.
+fn new_request_id() -> Box<str> {
+    format!("{:032x}", rand::random::<u128>()).into()
 }
 
 /// RFC 9110 section 9.2.2. A method of somebody's own may be anything.

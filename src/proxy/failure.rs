@@ -38,6 +38,8 @@ pub enum ClientError {
     Write(#[source] io::Error),
     #[error("malformed message: {0}")]
     Body(#[from] BodyError),
+    #[error("body larger than is taken")]
+    BodyTooLarge,
     #[error("no body in time")]
     BodyTimeout,
     #[error("no progress in time")]
@@ -80,6 +82,7 @@ impl Failure {
     pub fn status(&self) -> Option<StatusCode> {
         match self {
             Failure::Client(ClientError::Body(_)) => Some(StatusCode::BAD_REQUEST),
+            Failure::Client(ClientError::BodyTooLarge) => Some(StatusCode::PAYLOAD_TOO_LARGE),
             Failure::Client(ClientError::BodyTimeout) => Some(StatusCode::REQUEST_TIMEOUT),
             Failure::Client(_) => None,
             Failure::Upstream(UpstreamError::Silent) => Some(StatusCode::GATEWAY_TIMEOUT),

@@ -4,15 +4,20 @@
 use http::{Method, Version};
 
 use super::answered::nominates;
+use super::changes::{self, Changes, Subject};
 use super::decision::origin_form;
+use super::origin::Origin;
+use crate::config::Forwarded;
 use crate::message::{Field, Framing, Known, RequestHead, write_field};
 
-/// Who asked, and how.
-pub struct Origin<'o> {
-    /// The client's IP address.
-    pub client: &'o str,
-    /// Over TLS.
-    pub secure: bool,
+/// What is said to the upstream beside what the client has said.
+pub struct Outgoing<'o> {
+    pub origin: &'o Origin<'o>,
+    pub form: Forwarded,
+    /// The name of the field, and the identifier.
+    pub request_id: Option<(&'o str, &'o str)>,
+    /// What the route changes, and what its templates speak of.
+    pub changes: Option<(&'o Changes, &'o Subject<'o>)>,
 }
 
 /// Whether the request wants to become a WebSocket (RFC 6455 section 4.1). No other protocol is
@@ -30,23 +35,41 @@ pub fn wants_upgrade(request: &RequestHead) -> bool {
 }
 
 /// Adds the head for the upstream.
-pub fn write(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin<'_>, upgrade: bool) {
-    write_line(output, request);
-    write_passed(output, request);
+pub fn write(output: &mut Vec<u8>, request: &RequestHead, outgoing: &Outgoing<'_>, upgrade: bool) {
+    output.reserve(1024);
+    match outgoing.changes {
+        None => write_line(output, request, origin_form(request.target())),
+        Some((changes, subject)) => match &changes.rewrite {
+            None => write_line(output, request, subject.target),
+            Some(path) => write_line(output, request, &changes::rewritten(path, subject)),
+        },
+    }
+    let rules = outgoing.changes.map(|(changes, _)| &changes.request);
+    let keeps = |name: &[u8]| rules.is_none_or(|rules| changes::keeps(rules, name));
+    let id = outgoing.request_id;
+    write_passed(output, request, |field| {
+        let replaced = id.is_some_and(|(name, _)| name.as_bytes().eq_ignore_ascii_case(field.name));
+        !replaced && keeps(field.name)
+    });
     if request.framing == Framing::Chunked {
         output.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
     }
     if upgrade {
         output.extend_from_slice(b"Connection: Upgrade\r\nUpgrade: websocket\r\n");
     }
-    write_origin(output, request, origin);
+    let wanted = |name: &str| keeps(name.as_bytes());
+    outgoing.origin.write(output, outgoing.form, wanted);
+    if let Some((name, id)) = id.filter(|(name, _)| wanted(name)) {
+        write_field(output, name.as_bytes(), id.as_bytes());
+    }
+    if let Some((changes, subject)) = outgoing.changes {
+        changes::write_added(output, &changes.request, subject, &request.fields);
+    }
     output.extend_from_slice(b"\r\n");
 }
 
 /// `GET http://host/path` is for proxies: an upstream is asked for `/path`.
-fn write_line(output: &mut Vec<u8>, request: &RequestHead) {
-    let target = origin_form(request.target());
-    output.reserve(1024);
+fn write_line(output: &mut Vec<u8>, request: &RequestHead, target: &[u8]) {
     output.extend_from_slice(request.method.as_str().as_bytes());
     output.push(b' ');
     if target.first() == Some(&b'?') {
@@ -56,7 +79,7 @@ fn write_line(output: &mut Vec<u8>, request: &RequestHead) {
     output.extend_from_slice(b" HTTP/1.1\r\n");
 }
 
-fn write_passed(output: &mut Vec<u8>, request: &RequestHead) {
+fn write_passed(output: &mut Vec<u8>, request: &RequestHead, wanted: impl Fn(&Field<'_>) -> bool) {
     let fields = &request.fields;
     let nominates = nominates(fields);
     let nominated = |field: &Field<'_>| {
@@ -75,7 +98,7 @@ fn write_passed(output: &mut Vec<u8>, request: &RequestHead) {
             // It did not exist then (RFC 9110 section 10.1.1).
             Known::Expect if request.version == Version::HTTP_10 => {}
             known if known.is_hop_by_hop() => {}
-            _ if nominated(&field) => {}
+            _ if nominated(&field) || !wanted(&field) => {}
             Known::Cookie => {
                 if !std::mem::replace(&mut cookies_written, true) {
                     write_cookies(output, request, field.name);
@@ -99,17 +122,10 @@ fn write_cookies(output: &mut Vec<u8>, request: &RequestHead, name: &[u8]) {
     output.extend_from_slice(b"\r\n");
 }
 
-fn write_origin(output: &mut Vec<u8>, request: &RequestHead, origin: &Origin<'_>) {
-    write_field(output, b"X-Forwarded-For", origin.client.as_bytes());
-    let proto = if origin.secure { "https" } else { "http" };
-    write_field(output, b"X-Forwarded-Proto", proto.as_bytes());
-    let host = request.fields.get(Known::Host).unwrap_or_default();
-    write_field(output, b"X-Forwarded-Host", host);
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::listener::{ConnectionInfo, TlsInfo};
     use crate::message::{HeadEnd, Limits};
 
     const LIMITS: Limits = Limits {
@@ -127,14 +143,33 @@ mod tests {
         request
     }
 
+    fn connection() -> ConnectionInfo {
+        let client = "192.0.2.7:4711".parse().unwrap();
+        ConnectionInfo::new(client, "192.0.2.9:443".parse().unwrap())
+    }
+
+    fn tls() -> TlsInfo {
+        TlsInfo {
+            server_name: Some("example.com".into()),
+            version: "TLSv1.3",
+            served: None,
+            client_auth: None,
+            client_subject: None,
+        }
+    }
+
     fn written(target: &str, fields: &str) -> String {
         let request = parsed(target, fields);
-        let origin = Origin {
-            client: "192.0.2.7",
-            secure: true,
+        let mut connection = connection();
+        connection.tls = Some(tls());
+        let outgoing = Outgoing {
+            origin: &Origin::of(&request, &connection, &[]),
+            form: Forwarded::XForwarded,
+            request_id: None,
+            changes: None,
         };
         let mut output = Vec::new();
-        write(&mut output, &request, &origin, wants_upgrade(&request));
+        write(&mut output, &request, &outgoing, wants_upgrade(&request));
         String::from_utf8(output).unwrap()
     }
 

@@ -4,9 +4,11 @@
 //! A connection is [`http1`] or [`http2`]; either gives its requests to an [`exchange`], which
 //! decides, chooses an upstream and has a [`relay`] pass both bodies on.
 
+mod access;
 pub mod access_log;
 mod address;
 mod answered;
+mod changes;
 mod client;
 mod connection;
 mod context;
@@ -19,7 +21,11 @@ mod host;
 mod http1;
 mod http2;
 mod kept;
+mod login;
+mod origin;
+mod path;
 mod patience;
+mod rate_limit;
 mod relay;
 mod resolver;
 mod respond;

@@ -43,6 +43,10 @@ pub struct Request<'r> {
     pub upgrade: bool,
     /// Whether both sides may be silent for as long as they like.
     pub patient: bool,
+    /// How much body is taken, in bytes.
+    pub max_body: Option<u64>,
+    /// Changes the head of the response, if it is to be changed.
+    pub adjust: Option<&'r (dyn Fn(&mut ResponseHead) + Sync)>,
 }
 
 /// One exchange on one connection. The head of the request is in the connection's output already.
@@ -59,6 +63,8 @@ pub struct Relay<'r, C> {
     reusable: bool,
     status: Option<StatusCode>,
     sent: u64,
+    /// Bytes of the request's body that were taken.
+    taken: u64,
     /// Whether something has moved since the deadline was set.
     moved: bool,
     progress: u64,
@@ -110,6 +116,10 @@ impl<'r, C: Client> Relay<'r, C> {
         if let Replay::Kept(body) = &replay {
             write_body(&mut upstream.output, request.framing, body);
         }
+        let taken = match &replay {
+            Replay::Kept(body) => body.len() as u64,
+            Replay::Lost => 0,
+        };
         let progress = client.progress();
         Relay {
             request,
@@ -123,6 +133,7 @@ impl<'r, C: Client> Relay<'r, C> {
             reusable: false,
             status: None,
             sent: 0,
+            taken,
             moved: false,
             progress,
             deadline: Instant::now() + PROGRESS_TIMEOUT,
@@ -205,11 +216,19 @@ impl<'r, C: Client> Relay<'r, C> {
                 }
                 Upload::Body => {
                     let (output, framing) = (&mut self.upstream.output, self.request.framing);
-                    let replay = &mut self.replay;
+                    let (replay, taken) = (&mut self.replay, &mut self.taken);
+                    let max = self.request.max_body.unwrap_or(u64::MAX);
                     let body = self.client.poll_body(cx, &mut |data| {
+                        *taken += data.len() as u64;
+                        if *taken > max {
+                            return;
+                        }
                         write_body(output, framing, data);
                         replay.keep(data);
                     });
+                    if self.taken > max {
+                        return Err(ClientError::BodyTooLarge.into());
+                    }
                     match body? {
                         Poll::Ready(None) => self.moved = true,
                         Poll::Ready(Some(trailers)) => {
@@ -337,6 +356,9 @@ impl<'r, C: Client> Relay<'r, C> {
                     && head.version == Version::HTTP_11
                     && framing != Framing::UntilClose
                     && !contradicts;
+                if let Some(adjust) = self.request.adjust {
+                    adjust(&mut head);
+                }
                 self.begin(&head, framing)
             }
         }

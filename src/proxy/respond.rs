@@ -5,6 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{HeaderValue, StatusCode};
 
+use super::access::Denial;
 use super::decision::Refusal;
 use crate::clock;
 use crate::message::ResponseHead;
@@ -52,6 +53,49 @@ impl Answer {
         let mut answer = Answer::new(StatusCode::PERMANENT_REDIRECT, body);
         answer.head.fields.push(b"Location", location.as_bytes());
         answer
+    }
+
+    /// What a route answers.
+    pub fn respond(status: StatusCode, body: Bytes) -> Answer {
+        Answer::new(status, body)
+    }
+
+    /// Where a route sends its clients.
+    pub fn elsewhere(status: StatusCode, location: &[u8]) -> Answer {
+        let mut answer = Answer::failure(status);
+        answer.head.fields.push(b"Location", location);
+        answer
+    }
+
+    /// A page in place of the text of an error.
+    pub fn with_page(mut self, html: &str) -> Answer {
+        let length = html.len().to_string();
+        let fields = &mut self.head.fields;
+        fields.set(b"Content-Type", b"text/html; charset=utf-8");
+        fields.set(b"Content-Length", length.as_bytes());
+        self.body = Bytes::copy_from_slice(html.as_bytes());
+        self
+    }
+
+    /// Why a request is not let in.
+    pub fn denial(denial: &Denial) -> Answer {
+        match denial {
+            Denial::Address => Answer::failure(StatusCode::FORBIDDEN),
+            Denial::TooLarge => Answer::failure(StatusCode::PAYLOAD_TOO_LARGE),
+            Denial::TooMany { retry_after } => {
+                let mut answer = Answer::failure(StatusCode::TOO_MANY_REQUESTS);
+                let seconds = retry_after.to_string();
+                answer.head.fields.push(b"Retry-After", seconds.as_bytes());
+                answer
+            }
+            Denial::Login { realm } => {
+                let mut answer = Answer::failure(StatusCode::UNAUTHORIZED);
+                let challenge = format!("Basic realm=\"{realm}\", charset=\"UTF-8\"");
+                let fields = &mut answer.head.fields;
+                fields.push(b"WWW-Authenticate", challenge.as_bytes());
+                answer
+            }
+        }
     }
 
     pub fn refusal(refusal: Refusal) -> Answer {

@@ -5,12 +5,23 @@ use std::collections::HashMap;
 use std::net::IpAddr;
 use std::sync::Arc;
 
+use bytes::Bytes;
+use http::{Method, StatusCode};
+
+use super::access::Guard;
+use super::changes::Changes;
 use super::host::RequestHost;
 use super::upstream::Pool;
 use super::upstream_tls::UpstreamTrusts;
 use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
-use crate::config::{self, ClientAuth, Config, PathPattern, TlsMode};
+use crate::certificate::table::{LiveCertificate, SourceKind};
+use crate::config::{
+    self, Action, ClientAuth, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix, PathPattern,
+    Template, TlsMode,
+};
+use crate::listener::TlsInfo;
+use crate::message::RequestHead;
 
 /// All sites, found by host with one or two hash look-ups, however many there are.
 #[derive(Default)]
@@ -33,20 +44,69 @@ pub struct Site {
     /// What clients have to show before they may ask for it.
     pub client_auth: Option<ClientAuth>,
     pub routes: Vec<Route>,
+    pub error_pages: ErrorPages,
+    hsts: Option<Hsts>,
+    pub settings: Arc<Settings>,
 }
 
-/// The upstreams for requests whose path matches.
+/// `Strict-Transport-Security` of a site.
+struct Hsts {
+    value: Box<str>,
+    /// Whether it is for certificates of the internal CA, too, which browsers need not trust.
+    internal: bool,
+}
+
+/// What is the same for all sites.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Settings {
+    pub trusted_proxies: Vec<IpPrefix>,
+    pub forwarded: Forwarded,
+    /// The field with the identifier that each request gets.
+    pub request_id: Option<Box<str>>,
+}
+
+impl Settings {
+    fn of(config: &Config) -> Settings {
+        let server = &config.server;
+        Settings {
+            trusted_proxies: server.trusted_proxies.clone(),
+            forwarded: server.forwarded,
+            request_id: server.request_id.clone(),
+        }
+    }
+}
+
+/// What happens to the requests that match.
 pub struct Route {
-    pub path: PathPattern,
+    path: PathPattern,
+    methods: Vec<Method>,
+    conditions: Vec<FieldCondition>,
+    /// Empty where there is an `answer`.
     pub pool: Pool,
+    pub answer: Option<FixedAnswer>,
+    pub changes: Option<Box<Changes>>,
+    pub guard: Option<Box<Guard>>,
+}
+
+/// An answer of ours that the configuration wants.
+pub enum FixedAnswer {
+    Redirect {
+        status: StatusCode,
+        location: Template,
+    },
+    Respond {
+        status: StatusCode,
+        body: Bytes,
+    },
 }
 
 impl Routing {
     /// Looks nothing up and connects to nothing: names are resolved when first needed.
     pub fn new(config: &Config, trusts: &UpstreamTrusts) -> Routing {
+        let settings = Arc::new(Settings::of(config));
         let mut routing = Routing::default();
         for site in &config.sites {
-            routing.add(site, trusts);
+            routing.add(site, trusts, &settings);
         }
         routing
     }
@@ -59,6 +119,11 @@ impl Routing {
         old_config: &Config,
         trusts: &UpstreamTrusts,
     ) -> Routing {
+        let settings = Settings::of(config);
+        if settings != Settings::of(old_config) {
+            return Routing::new(config, trusts);
+        }
+        let settings = Arc::new(settings);
         let known = old_config.sites.iter().zip(&old.sites);
         // One site at most has no host but `*`.
         let known: HashMap<Option<&Name>, (&config::Site, &Arc<Site>)> = known
@@ -70,7 +135,7 @@ impl Routing {
             let same = same.filter(|(old, _)| *old == site);
             match same {
                 Some((_, shared)) => routing.share(site, Arc::clone(shared)),
-                None => routing.add(site, trusts),
+                None => routing.add(site, trusts, &settings),
             }
         }
         routing
@@ -109,8 +174,9 @@ impl Routing {
         }
     }
 
-    fn add(&mut self, site: &config::Site, trusts: &UpstreamTrusts) {
-        self.share(site, Arc::new(Site::new(site, trusts)));
+    fn add(&mut self, site: &config::Site, trusts: &UpstreamTrusts, settings: &Arc<Settings>) {
+        let shared = Site::new(site, trusts, settings.clone());
+        self.share(site, Arc::new(shared));
     }
 
     fn share(&mut self, site: &config::Site, shared: Arc<Site>) {
@@ -130,41 +196,75 @@ impl Routing {
 }
 
 impl Site {
-    fn new(site: &config::Site, trusts: &UpstreamTrusts) -> Site {
+    fn new(site: &config::Site, trusts: &UpstreamTrusts, settings: Arc<Settings>) -> Site {
         let label = site.hosts.first().map(Name::to_string);
         let label = label.unwrap_or_else(|| "*".to_owned());
-        let routes = site.routes.iter().map(|route| {
-            let trust = route.upstream_tls.as_ref().and_then(|tls| trusts.get(tls));
-            Route {
-                path: route.path.clone(),
-                pool: Pool::new(&route.upstreams, trust.as_ref()),
-            }
-        });
+        let routes = site.routes.iter().map(|route| Route::new(route, trusts));
         Site {
             label: label.into(),
             tls: site.tls != TlsMode::Off,
             client_auth: site.client_auth.clone(),
             routes: routes.collect(),
+            error_pages: site.error_pages.clone(),
+            hsts: site.hsts.as_ref().map(|hsts| Hsts {
+                value: hsts.value.clone(),
+                internal: site.tls != TlsMode::Auto,
+            }),
+            settings,
         }
     }
 
-    /// The index of the first route that matches `path`, which is raw and without a query.
-    pub fn route(&self, path: &[u8]) -> Option<usize> {
-        self.routes
-            .iter()
-            .position(|route| path_matches(&route.path, path))
+    /// The index of the first route that a request is for. `path` is in its normal form.
+    pub fn route(&self, request: &RequestHead, path: &[u8]) -> Option<usize> {
+        let mut routes = self.routes.iter();
+        routes.position(|route| route.is_for(request, path))
+    }
+
+    /// What to tell the client about TLS, on a connection with this certificate.
+    pub fn hsts(&self, tls: Option<&TlsInfo>) -> Option<&str> {
+        let hsts = self.hsts.as_ref()?;
+        let is_public = |served: &Arc<LiveCertificate>| served.source != SourceKind::Internal;
+        let served = tls?.served.as_ref();
+        (hsts.internal || served.is_some_and(is_public)).then_some(&*hsts.value)
     }
 }
 
-fn path_matches(pattern: &PathPattern, path: &[u8]) -> bool {
-    match pattern {
-        PathPattern::Exact(exact) => path == exact.as_bytes(),
-        // Also `*`, the target of a server-wide OPTIONS (RFC 9110 section 7.1).
-        PathPattern::Prefix(prefix) if prefix == "/" => true,
-        PathPattern::Prefix(prefix) => {
-            path.starts_with(prefix.as_bytes())
-                || prefix.strip_suffix('/').map(str::as_bytes) == Some(path)
+impl Route {
+    fn new(route: &config::Route, trusts: &UpstreamTrusts) -> Route {
+        let trust = route.upstream_tls().and_then(|tls| trusts.get(tls));
+        let answer = match &route.action {
+            Action::Forward { .. } => None,
+            Action::Redirect { status, location } => Some(FixedAnswer::Redirect {
+                status: *status,
+                location: location.clone(),
+            }),
+            Action::Respond { status, body } => Some(FixedAnswer::Respond {
+                status: *status,
+                body: Bytes::copy_from_slice(body.as_bytes()),
+            }),
+        };
+        Route {
+            path: route.path.clone(),
+            methods: route.methods.clone(),
+            conditions: route.conditions.clone(),
+            pool: Pool::new(route.upstreams(), trust.as_ref()),
+            answer,
+            changes: Changes::of(route),
+            guard: Guard::of(&route.access),
         }
+    }
+
+    fn is_for(&self, request: &RequestHead, path: &[u8]) -> bool {
+        let allowed = |method: &Method| {
+            *method == request.method || (*method == Method::GET && request.method == Method::HEAD)
+        };
+        let holds = |condition: &FieldCondition| {
+            let mut values = request.fields.named(&condition.name);
+            values.any(|value| condition.value.matches(value))
+        };
+        self.path.matches(path)
+            && (self.methods.is_empty() || self.methods.iter().any(allowed))
+            && self.conditions.iter().all(holds)
     }
 }
 
@@ -179,8 +279,17 @@ pub(super) mod tests {
                 Some(prefix) => PathPattern::Prefix(prefix.into()),
                 None => PathPattern::Exact((*path).into()),
             },
-            upstreams: upstreams.to_vec(),
-            upstream_tls: None,
+            methods: Vec::new(),
+            conditions: Vec::new(),
+            strip_prefix: None,
+            rewrite: None,
+            request_fields: config::FieldRules::default(),
+            response_fields: config::FieldRules::default(),
+            access: config::Access::default(),
+            action: Action::Forward {
+                upstreams: upstreams.to_vec(),
+                upstream_tls: None,
+            },
         });
         config::Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
@@ -191,13 +300,15 @@ pub(super) mod tests {
             client_auth: None,
             takeover: None,
             routes: routes.collect(),
+            hsts: None,
+            error_pages: ErrorPages::default(),
         }
     }
 
     pub fn routing(sites: &[config::Site]) -> Routing {
         let mut routing = Routing::default();
         for site in sites {
-            routing.add(site, &UpstreamTrusts::default());
+            routing.add(site, &UpstreamTrusts::default(), &Arc::default());
         }
         routing
     }
@@ -269,7 +380,7 @@ pub(super) mod tests {
                 ("/*", &respond),
             ],
         );
-        let site = Site::new(&site, &UpstreamTrusts::default());
+        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
         for (path, route) in [
             ("/api/v1", 0),
             ("/api/v1/", 1),
@@ -280,14 +391,15 @@ pub(super) mod tests {
             ("/", 2),
             ("*", 2),
         ] {
-            assert_eq!(site.route(path.as_bytes()), Some(route), "{path}");
+            let request = RequestHead::default();
+            assert_eq!(site.route(&request, path.as_bytes()), Some(route), "{path}");
         }
     }
 
     #[test]
     fn a_site_need_not_match_every_path() {
         let site = site(&["a.test"], TlsMode::Auto, &[("/api/*", &respond())]);
-        let site = Site::new(&site, &UpstreamTrusts::default());
-        assert_eq!(site.route(b"/"), None);
+        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        assert_eq!(site.route(&RequestHead::default(), b"/"), None);
     }
 }

@@ -64,7 +64,11 @@ impl Pool {
 
     /// The text, if it is a `respond:` upstream's turn.
     pub fn fixed_answer(&self, turn: usize) -> Option<&Bytes> {
-        match &self.upstreams.get(turn % self.upstreams.len())?.target {
+        match &self
+            .upstreams
+            .get(turn.checked_rem(self.upstreams.len())?)?
+            .target
+        {
             Target::Respond(text) => Some(text),
             _ => None,
         }

@@ -111,7 +111,7 @@ impl UpstreamTrusts {
         identity: impl Fn(&ClientIdentity) -> Arc<ArcSwapOption<UpstreamIdentity>>,
     ) -> UpstreamTrusts {
         let routes = config.sites.iter().flat_map(|site| &site.routes);
-        let all = routes.filter_map(|route| route.upstream_tls.as_ref());
+        let all = routes.filter_map(|route| route.upstream_tls());
         let trust = |settings: &UpstreamTls| {
             let ca = settings.ca.as_deref().map(&ca).unwrap_or_default();
             let identity = settings.identity.as_ref().map(&identity);

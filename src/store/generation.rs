@@ -22,6 +22,8 @@ pub const FULLCHAIN: &str = "fullchain.pem";
 pub const PRIVATE_KEY: &str = "privkey.pem";
 pub const META: &str = "meta.json";
 pub const CURRENT: &str = "current";
+/// The directory of an order that is not done.
+pub const PENDING: &str = "pending";
 const TEMPORARY_LINK: &str = ".current.tmp";
 
 /// Largest chain or meta file that is read back. Ours are a hundredth of that; more is not ours.
@@ -193,7 +195,7 @@ fn read_bounded(path: &Path) -> Result<Vec<u8>, StoreError> {
 }
 
 /// `20261123T060504Z-1a2b`: sorts by time; within one second the suffix counts on.
-fn next_id(dir: &Path, now: OffsetDateTime) -> Result<String, StoreError> {
+pub(super) fn next_id(dir: &Path, now: OffsetDateTime) -> Result<String, StoreError> {
     let second = format!(
         "{:04}{:02}{:02}T{:02}{:02}{:02}Z",
         now.year(),
@@ -213,6 +215,40 @@ fn next_id(dir: &Path, now: OffsetDateTime) -> Result<String, StoreError> {
         None => rand::random::<u16>() >> 1,
     };
     Ok(format!("{second}-{suffix:04x}"))
+}
+
+/// When an id was made; `None`: it is none.
+pub(super) fn time_of_id(id: &str) -> Option<OffsetDateTime> {
+    let id = Some(id).filter(|id| is_id(id))?;
+    let at = time::macros::format_description!("[year][month][day]T[hour][minute][second]Z");
+    let at = time::PrimitiveDateTime::parse(id.split('-').next()?, at).ok()?;
+    Some(at.assume_utc())
+}
+
+/// Whether we give this name to what is in a certificate's directory.
+pub(super) fn is_own_name(name: &str) -> bool {
+    is_id(name) || [CURRENT, TEMPORARY_LINK, PENDING].contains(&name)
+}
+
+/// Removes the generations before the one that was current before the current one. A newer one may
+/// just be being written, and stays. Answers how many went.
+pub(super) fn remove_old(dir: &Path) -> usize {
+    let Ok(Some(current)) = current_id(dir) else {
+        return 0;
+    };
+    let mut old = ids(dir).unwrap_or_default();
+    old.retain(|id| *id < current);
+    // The last of them is the previous one.
+    old.pop();
+    let removed = old.iter().filter(|id| {
+        let path = dir.join(id);
+        let removed = fs::remove_dir_all(&path);
+        if let Err(error) = &removed {
+            tracing::warn!(path = %path.display(), %error, "cannot remove an old generation");
+        }
+        removed.is_ok()
+    });
+    removed.count()
 }
 
 fn is_id(text: &str) -> bool {

@@ -8,6 +8,7 @@ pub mod generation;
 pub mod leaf;
 mod lock;
 pub mod private_key;
+pub mod sweep;
 
 use std::fs;
 use std::io;
@@ -103,6 +104,11 @@ impl StateDir {
         Ok(state)
     }
 
+    /// A directory to look into, which is neither made nor changed.
+    pub fn at(root: impl Into<PathBuf>) -> StateDir {
+        StateDir { root: root.into() }
+    }
+
     pub fn root(&self) -> &Path {
         &self.root
     }
@@ -121,6 +127,11 @@ impl StateDir {
         self.certificates_dir()
             .join(component(name))
             .join(key_type_name(key_type))
+    }
+
+    /// Certificates that were taken out of service.
+    pub fn archive_dir(&self) -> PathBuf {
+        self.root.join("archive")
     }
 
     /// `on-demand/`: as `certificates/`, for what clients ask for by name.

@@ -208,6 +208,15 @@ impl Pebble {
             .count()
     }
 
+    /// What Pebble says of the certificate with this serial number, in hexadecimal: its `Status`
+    /// and `Reason`.
+    pub async fn certificate_status(&self, serial: &str) -> serde_json::Value {
+        let serial = serial.to_lowercase();
+        let path = format!("/cert-status-by-serial/{}", serial.trim_start_matches('0'));
+        let text = self.management_get(&path).await;
+        serde_json::from_str(&text).unwrap_or_else(|error| panic!("{path}: {error}: {text}"))
+    }
+
     /// The numbers of all orders placed so far, as their URLs end, oldest first.
     pub fn order_ids(&self) -> Vec<String> {
         let log = self.log.all();

@@ -16,6 +16,7 @@ use hickory_proto::op::{DnsRequestOptions, DnsResponse, Query, ResponseCode};
 use hickory_proto::rr::{Name, RData, Record, RecordType};
 
 use super::DnsError;
+use crate::acme::preflight::Property;
 
 const DNS_PORT: u16 = 53;
 /// One question, repeated within by UDP.
@@ -32,7 +33,7 @@ pub(super) struct NameServer {
 }
 
 #[derive(Clone, Debug)]
-pub(super) struct Lookup {
+pub(in crate::acme) struct Lookup {
     resolvers: Vec<SocketAddr>,
     nameservers: Vec<SocketAddr>,
     /// Of the servers that NS records name.
@@ -41,7 +42,7 @@ pub(super) struct Lookup {
 
 impl Lookup {
     /// `resolvers`: empty for the system's. `nameservers`: asked instead of a zone's own.
-    pub(super) fn new(resolvers: Vec<SocketAddr>, nameservers: Vec<SocketAddr>) -> Lookup {
+    pub(in crate::acme) fn new(resolvers: Vec<SocketAddr>, nameservers: Vec<SocketAddr>) -> Lookup {
         Lookup {
             resolvers,
             nameservers,
@@ -115,7 +116,32 @@ impl Lookup {
     }
 
     async fn addresses_of(&self, server: &Name) -> Result<Vec<SocketAddr>, DnsError> {
-        let mut addresses: Vec<SocketAddr> = Vec::new();
+        let ips = self.ips_of(server).await?.into_iter();
+        Ok(ips.map(|ip| SocketAddr::new(ip, self.port)).collect())
+    }
+
+    /// The addresses of a name, behind aliases.
+    pub(in crate::acme) async fn addresses(&self, name: &str) -> Result<Vec<IpAddr>, DnsError> {
+        self.ips_of(&parse(name)?).await
+    }
+
+    /// The CAA records of this very name, behind aliases (RFC 8659).
+    pub(in crate::acme) async fn caa(&self, name: &str) -> Result<Vec<Property>, DnsError> {
+        let answer = self.ask_resolvers(&parse(name)?, RecordType::CAA).await?;
+        let records = answer.answers.iter();
+        let properties = records.filter_map(|record| match &record.data {
+            RData::CAA(caa) => Some(Property {
+                critical: caa.issuer_critical,
+                tag: caa.tag.to_ascii_lowercase(),
+                value: String::from_utf8_lossy(&caa.value).into_owned(),
+            }),
+            _ => None,
+        });
+        Ok(properties.collect())
+    }
+
+    async fn ips_of(&self, server: &Name) -> Result<Vec<IpAddr>, DnsError> {
+        let mut addresses = Vec::new();
         for kind in [RecordType::A, RecordType::AAAA] {
             let answer = self.ask_resolvers(server, kind).await?;
             let ips = answer
@@ -126,7 +152,7 @@ impl Lookup {
                     RData::AAAA(ip) => Some(IpAddr::V6(ip.0)),
                     _ => None,
                 });
-            addresses.extend(ips.map(|ip| SocketAddr::new(ip, self.port)));
+            addresses.extend(ips);
         }
         Ok(addresses)
     }

@@ -13,12 +13,12 @@ use super::delivery::{KeepError, keep};
 use super::texts;
 use crate::certificate::name::Name;
 use crate::config::KeyType;
+use crate::store::generation::PENDING;
 use crate::store::{self, SECRET_FILE, StoreError, atomic, generation, key_type_name};
 
 /// A pending order is resumed for so long; CAs drop theirs after a week at the latest.
 pub const PENDING_LIFETIME: Duration = Duration::days(1);
 
-const PENDING: &str = "pending";
 pub(super) const ORDER_FILE: &str = "order.json";
 
 /// `pending/order.json`: an order that the CA has and that has no certificate yet.

@@ -15,6 +15,7 @@ use crate::acme::dns::standing::StandingRecord;
 use crate::acme::dns::{RecordGuard, TxtRecord};
 use crate::acme::error::{AcmeError, Class};
 use crate::acme::http::{of_problem, with_nonce};
+use crate::acme::jws::KeyAuthorization;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::ChallengeType;
@@ -165,7 +166,7 @@ impl Run {
         identifier: &str,
         challenge: &ChallengeHandle<'_>,
     ) -> Result<Answer, AcmeError> {
-        let key_authorization = challenge.key_authorization();
+        let key_authorization = KeyAuthorization::new(&challenge.token, &self.thumbprint);
         let operator = |cause: String| self.error(Class::Operator, cause);
         match kind {
             ChallengeType::Http01 => Ok(Answer::Here(
@@ -180,7 +181,7 @@ impl Run {
                 let digest = key_authorization.digest();
                 self.job
                     .challenges
-                    .provide_tls_alpn01(&name, digest.as_ref(), clock::now())
+                    .provide_tls_alpn01(&name, &digest, clock::now())
                     .map(Answer::Here)
                     .map_err(|error| operator(error.to_string()))
             }

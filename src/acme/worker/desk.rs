@@ -509,10 +509,34 @@ impl Desk {
 
     /// The end of what ran in a lane: there is room for another.
     pub(super) fn ended(&mut self, lane: &Lane, id: Option<u64>) {
-        self.queue.ended(lane);
-        if let Some(id) = id
-            && let Some(entry) = self.entries.get_mut(&id)
-        {
+        self.left(Some(lane));
+        if let Some(id) = id {
+            self.idle(id);
+        }
+    }
+
+    /// What ran in a lane, if it was in one, runs there no more.
+    pub(super) fn left(&mut self, lane: Option<&Lane>) {
+        if let Some(lane) = lane {
+            self.queue.ended(lane);
+        }
+    }
+
+    /// Something runs for it that took no turn.
+    pub(super) fn busy(&mut self, id: u64) {
+        self.queue.remove(id);
+        self.stop_timer(id);
+        if let Some(entry) = self.entries.get_mut(&id) {
+            entry.running = true;
+        }
+        if let Some(status) = lock(&self.statuses).get_mut(&id) {
+            status.running = true;
+        }
+    }
+
+    /// Nothing runs for it any more: it is looked at in the next turn.
+    pub(super) fn idle(&mut self, id: u64) {
+        if let Some(entry) = self.entries.get_mut(&id) {
             entry.running = false;
             self.check_at(id, OffsetDateTime::UNIX_EPOCH);
         }

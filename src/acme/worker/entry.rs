@@ -8,7 +8,9 @@ use time::OffsetDateTime;
 use tokio::sync::oneshot;
 
 use super::handle::{Decision, RenewError, Unserved};
+use super::revoke::PendingRevocation;
 use crate::acme::error::LastError;
+use crate::acme::job::SharedLook;
 use crate::acme::ledger::{Kind, Ledger, Outcome};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
@@ -47,6 +49,10 @@ pub(super) struct Entry {
     pub(super) ask_again: bool,
     /// Somebody waits for the decision that follows the running question.
     pub(super) reply: Option<oneshot::Sender<Result<Decision, RenewError>>>,
+    /// What was seen before its first order.
+    pub(super) look: SharedLook,
+    /// Somebody waits for a revocation until what runs has ended.
+    pub(super) revocation: Option<PendingRevocation>,
     pub(super) last_error: Option<LastError>,
     /// What cannot be ordered was said once.
     pub(super) refusal_logged: bool,
@@ -86,6 +92,8 @@ impl Entry {
             ask_now: false,
             ask_again: false,
             reply: None,
+            look: SharedLook::default(),
+            revocation: None,
             last_error: None,
             refusal_logged: false,
             on_demand: false,
@@ -133,6 +141,20 @@ impl Entry {
     pub(super) fn has_renewal_info(&self) -> bool {
         let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
         known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
+    }
+
+    /// Whether the CA has revoked what is stored, at our word.
+    pub(super) fn is_revoked(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.serial());
+        known.is_some_and(|(ledger, serial)| {
+            ledger.revocation(serial).is_some() || ledger.revoked(serial).is_some()
+        })
+    }
+
+    /// Whether it was us who had it revoked.
+    pub(super) fn is_revoked_by_hand(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.serial());
+        known.is_some_and(|(ledger, serial)| ledger.revoked(serial).is_some())
     }
 
     /// What is planned, or the order that somebody asked for.

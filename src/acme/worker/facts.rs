@@ -11,6 +11,7 @@ use super::handle::SubjectStatus;
 use super::turn::{Covered, covered, whose_turn};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
+use crate::acme::job::lock_look;
 use crate::acme::ledger::{Kind, Outcome, Record};
 use crate::acme::limits::Broken;
 use crate::acme::renewal::{
@@ -79,7 +80,6 @@ impl Desk {
             let reason = record.reason.as_deref();
             record.outcome == Some(Outcome::Ok) && reason.is_some_and(|it| early.contains(&it))
         });
-        let ledger = entry.ledger.as_ref();
         Stored {
             not_before: stored.leaf.not_before,
             not_after: stored.leaf.not_after,
@@ -88,8 +88,9 @@ impl Desk {
             issuer: stored.meta.source.into(),
             issuer_configured: ca.is_none_or(configured),
             issued_at: stored.meta.issued_at,
-            ordered_early,
-            revoked: ledger.is_some_and(|it| it.revocation(&stored.leaf.serial).is_some()),
+            // What people revoke is replaced at once, however often they do.
+            ordered_early: ordered_early && !entry.is_revoked_by_hand(),
+            revoked: entry.is_revoked(),
         }
     }
 
@@ -229,6 +230,7 @@ impl Desk {
             revoked: self.revoked(entry),
             revocation_error: self.revocation_error(entry),
             error,
+            preflight: lock_look(&entry.look).checks.clone(),
             on_demand: entry.on_demand,
         }
     }

@@ -7,7 +7,11 @@ use std::sync::{Arc, Mutex};
 use time::OffsetDateTime;
 use tokio::sync::{mpsc, oneshot};
 
+use super::cleanup::Deleted;
+use super::revoke::{RevocationAnswer, RevocationReply};
+use crate::acme::account::revocation::RevocationReason;
 use crate::acme::error::ErrorReport;
+use crate::acme::preflight::Check;
 use crate::acme::queue::{Lane, LaneReport, Priority};
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::{Assignment, Subject};
@@ -46,6 +50,8 @@ pub struct SubjectStatus {
     pub revocation_error: Option<String>,
     /// The last error taken apart, where it is the CA's.
     pub error: Option<Box<ErrorReport>>,
+    /// What was seen before the first order, worst first.
+    pub preflight: Vec<Check>,
     /// Whether a client asked for it; no site names it.
     pub on_demand: bool,
 }
@@ -135,6 +141,20 @@ pub(super) enum Command {
         change: AccountChange,
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
     },
+    Preflight {
+        name: Name,
+        reply: oneshot::Sender<Result<Vec<Check>, RenewError>>,
+    },
+    Delete {
+        name: Name,
+        force: bool,
+        reply: oneshot::Sender<Result<Deleted, RenewError>>,
+    },
+    Revoke {
+        name: Name,
+        reason: RevocationReason,
+        reply: RevocationReply,
+    },
 }
 
 /// What can be done to an account.
@@ -219,6 +239,45 @@ impl WorkerHandle {
         let (reply, answer) = oneshot::channel();
         let sent = self.commands.send(Command::Account { ca, change, reply });
         sent.await.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Looks at all that an order of `name` depends on.
+    pub async fn preflight(&self, name: &Name) -> Result<Vec<Check>, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let name = name.clone();
+        let sent = self.commands.send(Command::Preflight { name, reply }).await;
+        sent.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Takes the certificate that has `name` out of service; `force`: even if a site has it.
+    pub async fn delete(&self, name: &Name, force: bool) -> Result<Deleted, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Delete {
+            name: name.clone(),
+            force,
+            reply,
+        };
+        let sent = self.commands.send(command).await;
+        sent.map_err(|_| RenewError::Stopped)?;
+        answer.await.unwrap_or(Err(RenewError::Stopped))
+    }
+
+    /// Has the CA revoke the certificate that has `name`, and replaces it.
+    pub async fn revoke(
+        &self,
+        name: &Name,
+        reason: RevocationReason,
+    ) -> Result<RevocationAnswer, RenewError> {
+        let (reply, answer) = oneshot::channel();
+        let command = Command::Revoke {
+            name: name.clone(),
+            reason,
+            reply,
+        };
+        let sent = self.commands.send(command).await;
+        sent.map_err(|_| RenewError::Stopped)?;
         answer.await.unwrap_or(Err(RenewError::Stopped))
     }
 

@@ -13,7 +13,7 @@ use super::{MAX_SLEEP, Worker};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
 use crate::acme::history::Reservation;
-use crate::acme::job::{AskJob, Done, InternalJob, OrderJob};
+use crate::acme::job::{AskJob, Done, FirstLook, InternalJob, OrderJob};
 use crate::acme::queue::Lane;
 use crate::acme::renewal::{IssuerKind, OrderReason};
 use crate::acme::revocation::check::{CheckJob, Checked};
@@ -75,8 +75,16 @@ impl Worker {
         // Whoever waits for it was permitted to just now, and people need no permission.
         let renewal = entry.on_demand && !entry.forced && !entry.is_waited_for();
         let may_renew = renewal.then(|| Arc::clone(&self.desk.surroundings.may_renew));
+        // A client waits for one on demand.
+        let is_first = reason == OrderReason::First && !entry.on_demand;
+        let preflight = is_first.then(|| FirstLook {
+            dns: self.assignment.dns.clone(),
+            state_dir: self.state.root().to_owned(),
+            seen: Arc::clone(&entry.look),
+        });
         let job = OrderJob {
             may_renew,
+            preflight,
             replaces: predecessor.map(|stored| stored.leaf.der.clone()),
             subject,
             ledger: Arc::clone(entry.ledger.as_ref()?),
@@ -110,8 +118,22 @@ impl Worker {
     ) -> Option<()> {
         let dir = self.desk.entry(id)?.dir.clone();
         let task = self.jobs.spawn(job);
-        self.running.insert(task.id(), (dir, lane.clone()));
+        self.running.insert(task.id(), (dir, Some(lane.clone())));
         Some(())
+    }
+
+    /// What people ask for does not wait for its turn.
+    pub(super) fn spawn_beside(
+        &mut self,
+        id: u64,
+        job: impl Future<Output = Done> + Send + 'static,
+    ) {
+        if let Some(entry) = self.desk.entry(id) {
+            let dir = entry.dir.clone();
+            let task = self.jobs.spawn(job);
+            self.running.insert(task.id(), (dir, None));
+            self.desk.busy(id);
+        }
     }
 
     /// Lists and responders that are due are asked beside everything else.
@@ -157,14 +179,17 @@ impl Worker {
             return;
         };
         let id = self.desk.by_dir(&dir);
-        self.desk.ended(&lane, id);
+        self.desk.left(lane.as_ref());
         let Some(id) = id else { return };
+        self.desk.idle(id);
         match done {
             Done::Issued { stored, ca, took } => self.desk.issued(id, *stored, ca, took),
             Done::Failed { error, ca, ordered } => self.desk.failed(id, now, error, ca, ordered),
             Done::Withdrawn { cause } => self.desk.withdrawn(id, now, &cause),
             Done::Asked { error } => self.desk.asked(id, now, error),
+            Done::Revoked { result, reply } => self.revoked(id, *result, reply),
         }
+        self.resume_revocation(id);
         self.desk.settle(id, now);
     }
 }
@@ -175,7 +200,8 @@ fn may_reuse_key(entry: &Entry) -> bool {
         return false;
     };
     let revocation = ledger.revocation(serial);
-    !revocation.is_some_and(|it| it.compromises_key())
+    // Who revokes by hand wants to be rid of the key, too.
+    !entry.is_revoked_by_hand() && !revocation.is_some_and(|it| it.compromises_key())
 }
 
 impl Desk {

@@ -11,6 +11,7 @@ use super::entry::Entry;
 use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
 use crate::acme::account::{Authority, slug};
 use crate::acme::ledger::Kind;
+use crate::acme::preflight::{Check, Preflight};
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
 use crate::clock;
@@ -28,6 +29,16 @@ impl Worker {
                 self.desk.renew(&name, mode, reply, clock::now());
             }
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
+            Command::Preflight { name, reply } => self.preflight(&name, reply),
+            Command::Delete { name, force, reply } => {
+                // Whoever asked may have gone.
+                let _ = reply.send(self.delete(&name, force).await);
+            }
+            Command::Revoke {
+                name,
+                reason,
+                reply,
+            } => self.revoke(name, reason, reply).await,
         }
     }
 
@@ -51,6 +62,29 @@ impl Worker {
             };
             // Whoever asked may have gone.
             let _ = reply.send(changed);
+        });
+    }
+
+    /// Beside the worker: it asks DNS and our own listeners.
+    fn preflight(&self, name: &Name, reply: oneshot::Sender<Result<Vec<Check>, RenewError>>) {
+        let known = self.desk.by_name(name).is_some();
+        let authority = self.desk.authorities.first().filter(|_| known);
+        let Some(authority) = authority.map(Arc::clone) else {
+            let _ = reply.send(Err(RenewError::UnknownName(name.clone())));
+            return;
+        };
+        let preflight = Preflight {
+            name: name.clone(),
+            dns: self.assignment.dns.clone(),
+            identities: Vec::new(),
+            account: None,
+            challenges: authority.config.challenges.clone(),
+            clock_offset: None,
+            state_dir: self.state.root().to_owned(),
+            answers: Some(self.challenges.clone()),
+        };
+        tokio::spawn(async move {
+            let _ = reply.send(Ok(preflight.here().await));
         });
     }
 }
@@ -162,7 +196,11 @@ impl Desk {
     }
 
     /// What the plan says.
-    fn answer_if_due(&self, id: u64, now: OffsetDateTime) -> Result<Decision, RenewError> {
+    pub(super) fn answer_if_due(
+        &self,
+        id: u64,
+        now: OffsetDateTime,
+    ) -> Result<Decision, RenewError> {
         let Some(entry) = self.entry(id) else {
             return Err(RenewError::Stopped);
         };

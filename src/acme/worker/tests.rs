@@ -64,6 +64,8 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
         client_auth: None,
         takeover: None,
         routes: Vec::new(),
+        hsts: None,
+        error_pages: crate::config::ErrorPages::default(),
     }
 }
 
@@ -79,6 +81,9 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             threads: 0,
             log_level: LogLevel::Info,
             grace_period: StdDuration::from_secs(1),
+            trusted_proxies: Vec::new(),
+            forwarded: crate::config::Forwarded::default(),
+            request_id: None,
         },
         certificates: Certificates {
             directories: Vec::new(),

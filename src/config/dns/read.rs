@@ -214,7 +214,7 @@ fn missing(provider: &str, key: &Key) -> Problem {
 
 fn from_file(reader: &Reader<'_>, value: Value<'_>, key: &str) -> Option<String> {
     let path = value.parse(PATH, |text| file_path(text, reader.base))?;
-    let read = (reader.environment.read_secret)(&path.value);
+    let read = (reader.environment.read_text)(&path.value);
     let text = read.map(|text| text.trim().to_owned()).map_err(|error| {
         Problem::new(format!("cannot read {}: {error}", path.value.display())).help(format!(
             "the file holds `{key}` and must be readable for the server's user"

@@ -93,7 +93,8 @@ fn unknown_keys_get_the_best_help() {
     );
     assert_eq!(
         help("[[sites]]\n[[sites.routes]]\nx = 1"),
-        "known here: path, upstreams, upstream_tls"
+        "known here: path, methods, headers, strip_prefix, rewrite, request_headers, \
+         response_headers, allow, deny, rate_limit, basic_auth, max_body, upstreams, redirect, respond, status, upstream_tls"
     );
 }
 
@@ -495,6 +496,92 @@ fn routes() {
         "upstreams = [\"1\"]\n[[sites.routes]]\npath = \"/*\"\nupstreams = [\"1\"]",
         "5:8: the route \"/*\" and the `upstreams` of the site mean the same requests",
     );
+    for (route, expected) in [
+        (
+            "respond = \"a\"\nredirect = \"/b\"",
+            "5:11: `redirect` and `respond` are both set",
+        ),
+        (
+            "redirect = \"/b\"\nstatus = 200",
+            "6:10: status 200 does not fit here",
+        ),
+        (
+            "upstreams = [\"1\"]\nstatus = 200",
+            "6:10: status 200 does not fit here",
+        ),
+        (
+            "redirect = \"{uri}\"",
+            "5:12: \"{uri}\" is no place to redirect to",
+        ),
+        ("redirect = \"/{pth}\"", "5:12: {pth} is no placeholder"),
+        (
+            "redirect = \"/{path\"",
+            "5:12: \"/{path\" has a brace without its other half",
+        ),
+        (
+            "upstreams = [\"1\"]\nmethods = [\"get\"]",
+            "6:12: method \"get\" is not in capitals",
+        ),
+        (
+            "upstreams = [\"1\"]\nstrip_prefix = \"/c\"",
+            "6:16: paths of this route do not begin with \"/c\", so there is nothing to strip",
+        ),
+        (
+            "upstreams = [\"1\"]\nrewrite = \"/a?{path}\"",
+            "6:11: \"/a?{path}\" is no path to ask for",
+        ),
+        (
+            "upstreams = [\"1\"]\nrequest_headers.set.Connection = \"x\"",
+            "6:21: the field Connection is about the connection, and not to be changed",
+        ),
+        (
+            "upstreams = [\"1\"]\nrequest_headers.remove = [\"Host\"]",
+            "6:27: a request has one Host, no more and no less",
+        ),
+        (
+            "upstreams = [\"1\"]\nresponse_headers.add.\"a b\" = \"x\"",
+            "6:22: \"a b\" is no name of a field",
+        ),
+    ] {
+        check(
+            &format!("[[sites.routes]]\npath = \"/a/*\"\n{route}"),
+            expected,
+        );
+    }
+    check(
+        "upstreams = [\"1\"]\nerror_pages = { 200 = \"a.html\" }",
+        "4:15: \"200\" is no status of an error",
+    );
+    check(
+        "upstreams = [\"1\"]\nerror_pages = { 404 = \"a.html\" }",
+        "4:15: cannot read dir/a.html: entity not found",
+    );
+    check(
+        "upstreams = [\"1\"]\nhsts = \"9999d\"",
+        "4:8: \"9999d\" is out of bounds",
+    );
+}
+
+#[test]
+fn who_asked() {
+    for (line, expected) in [
+        (
+            "trusted_proxies = [\"10.0.0.0/40\"]",
+            "2:20: \"10.0.0.0/40\" is no network of addresses",
+        ),
+        (
+            "forwarded = \"rfc\"",
+            "2:13: \"rfc\" is no way to say who asked",
+        ),
+        (
+            "request_id = \"X Request\"",
+            "2:14: \"X Request\" is no name of a field",
+        ),
+    ] {
+        let text =
+            format!("[server]\n{line}\n[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\n");
+        check(&[(&text, expected)]);
+    }
 }
 
 #[test]

@@ -124,7 +124,7 @@ fn upstreams() {
         ),
     ] {
         let site = site(&format!("upstreams = [\"{text}\"]"));
-        assert_eq!(site.routes[0].upstreams, [expected]);
+        assert_eq!(site.routes[0].upstreams(), [expected]);
     }
 }
 
@@ -144,8 +144,72 @@ fn routes_are_sorted_most_specific_first() {
             &PathPattern::Prefix("/".into()),
         ]
     );
-    let last = &site.routes[4].upstreams;
+    let last = site.routes[4].upstreams();
     assert_eq!(last, &[tcp("127.0.0.1", 2, false)]);
+}
+
+#[test]
+fn conditions_come_before_none_and_stars_by_what_is_written() {
+    let route = |path: &str, more: &str| {
+        format!("[[sites.routes]]\npath = \"{path}\"\nupstreams = [\"1\"]\n{more}")
+    };
+    let routes = [
+        route("/a/*", ""),
+        route("/a/*", "methods = [\"POST\"]\n"),
+        route(
+            "/a/*",
+            "headers = { X-Beta = \"1\", Accept = \"*json*\" }\n",
+        ),
+        route("/a/*.php", ""),
+        route("/a/*/edit", ""),
+    ];
+    let site = site(&routes.concat());
+    let found: Vec<String> = site
+        .routes
+        .iter()
+        .map(|route| {
+            format!(
+                "{:?} {} {}",
+                route.path,
+                route.methods.len(),
+                route.conditions.len()
+            )
+        })
+        .map(|text| text.replace("Wild ", ""))
+        .collect();
+    let kinds: Vec<&str> = found
+        .iter()
+        .map(|text| text.split('(').next().unwrap())
+        .collect();
+    assert_eq!(
+        kinds,
+        ["Glob", "Glob", "Prefix", "Prefix", "Prefix"],
+        "{found:#?}"
+    );
+    assert!(
+        found[2].ends_with(" 0 2") && found[3].ends_with(" 1 0"),
+        "{found:#?}"
+    );
+}
+
+#[test]
+fn stars_stay_within_a_segment() {
+    let matches = |pattern: &str, path: &str| {
+        let text = format!("[[sites.routes]]\npath = \"{pattern}\"\nupstreams = [\"1\"]\n");
+        site(&text).routes[0].path.matches(path.as_bytes())
+    };
+    for (pattern, path, expected) in [
+        ("/files/*.pdf", "/files/a.pdf", true),
+        ("/files/*.pdf", "/files/b/a.pdf", false),
+        ("/*/edit", "/a/edit", true),
+        ("/*/edit", "/a/b/edit", false),
+        ("/*/edit", "/edit", false),
+        ("/a/*/b/*", "/a/x/b", true),
+        ("/a/*/b/*", "/a/x/b/c/d", true),
+        ("/a/*/b/*", "/a/x/bc", false),
+    ] {
+        assert_eq!(matches(pattern, path), expected, "{pattern} {path}");
+    }
 }
 
 #[test]
@@ -245,9 +309,9 @@ fn the_command_line_says_what_a_file_says() {
     };
     assert_eq!((first.tls, first.routes.len()), (TlsMode::Internal, 2));
     assert_eq!(first.routes[0].path, PathPattern::Prefix("/api/".into()));
-    assert_eq!(first.routes[1].upstreams.len(), 2);
+    assert_eq!(first.routes[1].upstreams().len(), 2);
     assert_eq!(
-        second.routes[0].upstreams,
+        second.routes[0].upstreams(),
         [Upstream::Respond("a=b".into())]
     );
 }
@@ -360,12 +424,7 @@ fn tls_towards_upstreams_is_inherited_whole_or_not_at_all() {
             PathPattern::Prefix(prefix) if prefix == "/own/" => &own,
             _ => &inherited,
         };
-        assert_eq!(
-            route.upstream_tls.as_ref(),
-            Some(expected),
-            "{:?}",
-            route.path
-        );
+        assert_eq!(route.upstream_tls(), Some(expected), "{:?}", route.path);
     }
 }
 

@@ -88,8 +88,10 @@ fn record_access(
 ) {
     let tls = connection.tls.as_ref();
     let micros = u64::try_from(duration.as_micros()).unwrap_or(u64::MAX);
-    let fields = [
-        ("client", Value::Word(&connection.client_ip)),
+    let client = context.client.as_ref().unwrap_or(&connection.client_ip);
+    const ABSENT: (&str, Value<'_>) = ("", Value::Word(""));
+    let mut fields = [
+        ("client", Value::Word(client)),
         ("method", Value::Text(request.method.as_str().as_bytes())),
         ("host", Value::Text(authority(request).unwrap_or_default())),
         ("path", Value::Text(path_of(origin_form(request.target())))),
@@ -105,14 +107,25 @@ fn record_access(
             "tls",
             Value::Text(tls.map_or("-", |tls| tls.version).as_bytes()),
         ),
-        (
-            "user_agent",
-            Value::Text(request.fields.get(Known::UserAgent).unwrap_or_default()),
-        ),
+        ABSENT,
+        ABSENT,
+        ABSENT,
     ];
-    // A client need not say what it is.
-    let named = usize::from(request.fields.has(Known::UserAgent));
-    emit(&fields[..fields.len() - 1 + named]);
+    let mut count = fields.len() - 3;
+    // A client need not say what it is, and a request need not have a name.
+    let agent = request.fields.get(Known::UserAgent);
+    let id = context.request_id.as_deref();
+    let user = context.user.as_deref();
+    let optional = [
+        agent.map(|agent| ("user_agent", Value::Text(agent))),
+        user.map(|user| ("user", Value::Text(user.as_bytes()))),
+        id.map(|id| ("request_id", Value::Text(id.as_bytes()))),
+    ];
+    for field in optional.into_iter().flatten() {
+        fields[count] = field;
+        count += 1;
+    }
+    emit(&fields[..count]);
 }
 
 /// Writes a line of the access log. The thread's own buffer is reused.
