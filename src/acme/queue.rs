@@ -8,6 +8,7 @@ use std::sync::Arc;
 use time::{Duration, OffsetDateTime};
 
 use crate::config::Limit;
+use crate::token_bucket::TokenBucket;
 
 /// How urgent an order is. The smaller, the sooner.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -116,7 +117,7 @@ pub struct Queue {
 #[derive(Debug)]
 struct LaneState {
     pace: Pace,
-    bucket: Bucket,
+    bucket: TokenBucket<OffsetDateTime>,
     running: usize,
     /// What the CA does not count, and what it does.
     waiting: [BTreeSet<Ticket>; 2],
@@ -129,7 +130,7 @@ impl LaneState {
     fn new(pace: Pace) -> LaneState {
         LaneState {
             pace,
-            bucket: Bucket::default(),
+            bucket: TokenBucket::full(OffsetDateTime::UNIX_EPOCH),
             running: 0,
             waiting: Default::default(),
             counts: [0; 4],
@@ -149,13 +150,23 @@ impl LaneState {
         &mut self.waiting[usize::from(ticket.counted)]
     }
 
+    /// When the pace lets the next one begin.
+    fn token_at(&self, now: OffsetDateTime) -> OffsetDateTime {
+        let wait = |rate| self.bucket.wait(rate, now);
+        match self.pace.rate.map_or(0.0, wait) {
+            0.0 => now,
+            // Rounded up, so that whoever comes then finds a whole token.
+            wait => now + Duration::seconds_f64(wait) + Duration::MILLISECOND,
+        }
+    }
+
     /// The most urgent of what may be taken now.
     fn first(&self, now: OffsetDateTime) -> Option<Ticket> {
         let is_held = self.held.as_ref().is_some_and(|(until, _)| *until > now);
         let counted = self.waiting[1].first().filter(|_| !is_held);
         let first = self.waiting[0].first().into_iter().chain(counted).min();
         first
-            .filter(|_| self.has_room() && self.bucket.full_enough_at(self.pace.rate, now) <= now)
+            .filter(|_| self.has_room() && self.token_at(now) <= now)
             .copied()
     }
 
@@ -164,7 +175,7 @@ impl LaneState {
         if !self.has_room() {
             return None;
         }
-        let by_pace = self.bucket.full_enough_at(self.pace.rate, now);
+        let by_pace = self.token_at(now);
         let held = self
             .held
             .as_ref()
@@ -241,7 +252,9 @@ impl Queue {
         state.of_kind(&ticket).remove(&ticket);
         state.counts[ticket.priority as usize] -= 1;
         state.running += 1;
-        state.bucket.take(state.pace.rate, now);
+        if let Some(rate) = state.pace.rate {
+            state.bucket.take(rate, now);
+        }
         self.places.remove(&ticket.id);
         Some((lane.clone(), ticket))
     }
@@ -273,7 +286,7 @@ impl Queue {
     pub fn release(&mut self, now: OffsetDateTime) {
         for state in self.lanes.values_mut() {
             state.held = None;
-            state.bucket.at = state.bucket.at.map(|at| at.min(now));
+            state.bucket.fill_from(now);
         }
     }
 
@@ -295,50 +308,6 @@ impl Queue {
             })
             .collect()
     }
-}
-
-/// Tokens that come back with time. It begins full.
-#[derive(Debug, Default)]
-struct Bucket {
-    /// What is missing of a full one, as it was `at`.
-    missing: f64,
-    at: Option<OffsetDateTime>,
-}
-
-impl Bucket {
-    /// A clock that went back takes nothing and gives nothing.
-    fn missing_now(&self, rate: Limit, now: OffsetDateTime) -> f64 {
-        let passed = self
-            .at
-            .map_or(0.0, |at| (now - at).as_seconds_f64().max(0.0));
-        (self.missing - passed / seconds_per_token(rate)).max(0.0)
-    }
-
-    fn full_enough_at(&self, rate: Option<Limit>, now: OffsetDateTime) -> OffsetDateTime {
-        let Some(rate) = rate else { return now };
-        let lacking = self.missing_now(rate, now) + 1.0 - f64::from(rate.count);
-        if lacking <= 0.0 {
-            return now;
-        }
-        // Rounded up, so that whoever comes then finds a whole token.
-        let wait = Duration::seconds_f64(lacking * seconds_per_token(rate));
-        now + wait + Duration::MILLISECOND
-    }
-
-    fn take(&mut self, rate: Option<Limit>, now: OffsetDateTime) {
-        if let Some(rate) = rate {
-            self.missing = self.missing_now(rate, now) + 1.0;
-            self.at = Some(now);
-        }
-    }
-
-    fn give_back(&mut self) {
-        self.missing = (self.missing - 1.0).max(0.0);
-    }
-}
-
-fn seconds_per_token(rate: Limit) -> f64 {
-    rate.per.as_secs_f64() / f64::from(rate.count.max(1))
 }
 
 #[cfg(test)]

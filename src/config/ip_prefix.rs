@@ -39,6 +39,14 @@ impl IpPrefix {
         }
     }
 
+    /// The network of an address, of so many bits: whoever has one of its addresses has them all.
+    pub fn around(address: IpAddr, ipv4_bits: u8, ipv6_bits: u8) -> IpPrefix {
+        match address.to_canonical() {
+            address @ IpAddr::V4(_) => IpPrefix::new(address, ipv4_bits),
+            address @ IpAddr::V6(_) => IpPrefix::new(address, ipv6_bits),
+        }
+    }
+
     pub fn contains(&self, address: IpAddr) -> bool {
         let (bits, is_ipv4) = left_aligned(address.to_canonical());
         is_ipv4 == self.is_ipv4 && bits & mask(self.length) == self.bits

@@ -3,12 +3,13 @@
 
 use std::collections::HashMap;
 use std::hash::Hash;
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 
 use time::{Duration, OffsetDateTime};
 
 use crate::acme::limits::registered_domain;
-use crate::config::{Budgets, Limit};
+use crate::config::{Budgets, IpPrefix, Limit};
+use crate::token_bucket::TokenBucket;
 
 /// Networks and domains that are remembered at the same time. The total budget keeps them far
 /// below; without one, newcomers are refused rather than memory spent.
@@ -18,8 +19,8 @@ const MAX_TRACKED: usize = 1 << 16;
 const CLEAR_INTERVAL: Duration = Duration::seconds(1);
 
 /// What one site's customer usually has: addresses within it are one client.
-const IPV4_PREFIX_BITS: u32 = 24;
-const IPV6_PREFIX_BITS: u32 = 56;
+const IPV4_PREFIX_BITS: u8 = 24;
+const IPV6_PREFIX_BITS: u8 = 56;
 
 /// The budgets of this process.
 #[derive(Debug)]
@@ -31,7 +32,7 @@ pub struct Purse {
 
 /// The network of a client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct Network(IpAddr);
+pub struct Network(IpPrefix);
 
 /// A budget that is used up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -65,16 +66,7 @@ pub struct Standing {
 
 impl Network {
     pub fn of(client: IpAddr) -> Network {
-        Network(match client.to_canonical() {
-            IpAddr::V4(ip) => {
-                let mask = u32::MAX << (32 - IPV4_PREFIX_BITS);
-                IpAddr::V4((ip.to_bits() & mask).into())
-            }
-            IpAddr::V6(ip) => {
-                let mask = u128::MAX << (128 - IPV6_PREFIX_BITS);
-                IpAddr::V6(Ipv6Addr::from_bits(ip.to_bits() & mask))
-            }
-        })
+        Network(IpPrefix::around(client, IPV4_PREFIX_BITS, IPV6_PREFIX_BITS))
     }
 }
 
@@ -126,36 +118,10 @@ impl Purse {
 #[derive(Debug)]
 struct Budget<K> {
     limit: Option<Limit>,
-    buckets: HashMap<K, Bucket>,
+    buckets: HashMap<K, TokenBucket<OffsetDateTime>>,
     /// When those that are full again were forgotten.
     cleared_at: OffsetDateTime,
     refusals: u64,
-}
-
-/// What was left at a time. A bucket refills evenly, up to the limit's count.
-#[derive(Clone, Copy, Debug)]
-struct Bucket {
-    left: f64,
-    at: OffsetDateTime,
-}
-
-impl Bucket {
-    fn full(limit: Limit, now: OffsetDateTime) -> Bucket {
-        Bucket {
-            left: f64::from(limit.count),
-            at: now,
-        }
-    }
-
-    fn at(self, limit: Limit, now: OffsetDateTime) -> Bucket {
-        // A clock that was set back refills nothing, and takes nothing either.
-        let elapsed = (now - self.at).as_seconds_f64().max(0.0);
-        let refilled = elapsed * f64::from(limit.count) / limit.per.as_secs_f64();
-        Bucket {
-            left: (self.left + refilled).min(f64::from(limit.count)),
-            at: now,
-        }
-    }
 }
 
 impl<K: Hash + Eq> Budget<K> {
@@ -180,7 +146,7 @@ impl<K: Hash + Eq> Budget<K> {
             return true;
         };
         let has = match self.buckets.get(key) {
-            Some(bucket) => bucket.at(limit, now).left >= 1.0,
+            Some(bucket) => bucket.wait(limit, now) == 0.0,
             None => self.has_room(limit, now),
         };
         self.refusals += u64::from(!has);
@@ -192,19 +158,15 @@ impl<K: Hash + Eq> Budget<K> {
         if self.buckets.len() >= MAX_TRACKED && elapsed >= CLEAR_INTERVAL {
             self.cleared_at = now;
             // What is full again is as good as unknown.
-            let count = f64::from(limit.count);
-            self.buckets
-                .retain(|_, bucket| bucket.at(limit, now).left < count);
+            self.buckets.retain(|_, bucket| !bucket.is_full(limit, now));
         }
         self.buckets.len() < MAX_TRACKED
     }
 
     fn take(&mut self, key: K, now: OffsetDateTime) {
         let Some(limit) = self.limit else { return };
-        let full = Bucket::full(limit, now);
-        let bucket = self.buckets.entry(key).or_insert(full);
-        *bucket = bucket.at(limit, now);
-        bucket.left -= 1.0;
+        let bucket = self.buckets.entry(key);
+        bucket.or_insert(TokenBucket::full(now)).take(limit, now);
     }
 
     fn standing(&self, name: Spent) -> Standing {

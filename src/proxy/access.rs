@@ -1,7 +1,7 @@
 //! Whether a request is let in: its client's address, how often it asks, who it says it is, and how
 //! much it brings.
 
-use std::net::{IpAddr, Ipv6Addr};
+use std::net::IpAddr;
 use std::time::Instant;
 
 use super::login::Logins;
@@ -82,9 +82,10 @@ impl Guard {
             return Ok(());
         };
         let now = Instant::now();
+        let client = |address| config::IpPrefix::around(address, 32, 64);
         let taken = match &rate.by {
             RateKey::Everybody => limiter.take(&(), now),
-            RateKey::Client => limiter.take(&address.map(network), now),
+            RateKey::Client => limiter.take(&address.map(client), now),
             RateKey::Field(name) => {
                 let value = request.fields.named(name).next();
                 limiter.take(&value.unwrap_or_default(), now)
@@ -93,15 +94,5 @@ impl Guard {
         taken.map_err(|wait| Denial::TooMany {
             retry_after: wait.as_secs() + 1,
         })
-    }
-}
-
-/// Whoever has one IPv6 address has all of its network.
-fn network(address: IpAddr) -> IpAddr {
-    match address {
-        IpAddr::V4(_) => address,
-        IpAddr::V6(address) => {
-            Ipv6Addr::from_bits(address.to_bits() & !u128::from(u64::MAX)).into()
-        }
     }
 }

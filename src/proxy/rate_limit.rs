@@ -7,6 +7,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use crate::config::Limit;
+use crate::token_bucket::TokenBucket;
 
 /// Locks that no two cores need at once, as a rule.
 const SHARDS: usize = 16;
@@ -15,18 +16,13 @@ const SHARDS: usize = 16;
 /// and then any.
 const MAX_BUCKETS: usize = 8 * 1024;
 
+type Buckets = HashMap<u64, TokenBucket<Instant>>;
+
 /// The buckets of one limit.
 pub struct RateLimiter {
     limit: Limit,
     hasher: RandomState,
-    shards: [Mutex<HashMap<u64, Bucket>>; SHARDS],
-}
-
-/// How much is missing, at what time.
-#[derive(Clone, Copy)]
-struct Bucket {
-    missing: f64,
-    at: Instant,
+    shards: [Mutex<Buckets>; SHARDS],
 }
 
 impl RateLimiter {
@@ -47,29 +43,17 @@ impl RateLimiter {
         if buckets.len() >= MAX_BUCKETS && !buckets.contains_key(&key) {
             self.make_room(&mut buckets, now);
         }
-        let full = Bucket {
-            missing: 0.0,
-            at: now,
-        };
-        let bucket = buckets.entry(key).or_insert(full);
-        let missing = self.missing(bucket, now);
-        *bucket = Bucket { missing, at: now };
-        let over = missing + 1.0 - f64::from(self.limit.count);
-        if over > 0.0 {
-            return Err(self.limit.per.mul_f64(over / f64::from(self.limit.count)));
+        let bucket = buckets.entry(key).or_insert(TokenBucket::full(now));
+        let wait = bucket.wait(self.limit, now);
+        if wait > 0.0 {
+            return Err(Duration::from_secs_f64(wait));
         }
-        bucket.missing += 1.0;
+        bucket.take(self.limit, now);
         Ok(())
     }
 
-    fn missing(&self, bucket: &Bucket, now: Instant) -> f64 {
-        let passed = now.saturating_duration_since(bucket.at).as_secs_f64();
-        let filled = passed / self.limit.per.as_secs_f64() * f64::from(self.limit.count);
-        (bucket.missing - filled).max(0.0)
-    }
-
-    fn make_room(&self, buckets: &mut HashMap<u64, Bucket>, now: Instant) {
-        buckets.retain(|_, bucket| self.missing(bucket, now) > 0.0);
+    fn make_room(&self, buckets: &mut Buckets, now: Instant) {
+        buckets.retain(|_, bucket| !bucket.is_full(self.limit, now));
         let mut kept = 0;
         buckets.retain(|_, _| {
             kept += 1;
