@@ -16,7 +16,7 @@ use crate::support::wait::{SOON, never_within, wait_until};
 const NAME: &str = "a.example.test";
 
 /// Serving Pebble's first certificate.
-async fn with_certificate(options: Options, acme: &str) -> Option<(Perennial, Pebble, String)> {
+pub async fn with_certificate(options: Options, acme: &str) -> Option<(Perennial, Pebble, String)> {
     let place = Place::new();
     let pebble = Pebble::start(&place, options).await?;
     let site = site(NAME, "acme", &["respond:hello"]);
@@ -26,7 +26,7 @@ async fn with_certificate(options: Options, acme: &str) -> Option<(Perennial, Pe
     Some((perennial, pebble, first))
 }
 
-async fn wait_for_another(perennial: &Perennial, serial: &str) -> String {
+pub async fn wait_for_another(perennial: &Perennial, serial: &str) -> String {
     wait_until(SOON, "another certificate by Pebble", async || {
         let served = served(perennial.place.https, Some(NAME)).await.ok()?;
         (served.issuer.contains("Pebble") && served.serial != serial).then_some(served.serial)

@@ -1,31 +1,13 @@
 //! A certificate is revoked by hand: the CA knows it, and its successor has another key.
 
-use crate::support::client::served;
-use crate::support::pebble::{Options, Pebble};
+use crate::acme_accounts::{wait_for_another, with_certificate};
+use crate::support::pebble::Options;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::sites::site;
 use crate::support::wait::{SOON, wait_until};
 
 const NAME: &str = "a.example.test";
-
-async fn with_certificate() -> Option<(Perennial, Pebble, String)> {
-    let place = Place::new();
-    let pebble = Pebble::start(&place, Options::default()).await?;
-    let site = site(NAME, "acme", &["respond:hello"]);
-    let text = format!("{}{site}", pebble.acme_table());
-    let perennial = Perennial::run(place, &text).await;
-    let first = wait_for_another(&perennial, "").await;
-    Some((perennial, pebble, first))
-}
-
-async fn wait_for_another(perennial: &Perennial, serial: &str) -> String {
-    wait_until(SOON, "another certificate by Pebble", async || {
-        let served = served(perennial.place.https, Some(NAME)).await.ok()?;
-        (served.issuer.contains("Pebble") && served.serial != serial).then_some(served.serial)
-    })
-    .await
-}
 
 fn current_key(perennial: &Perennial) -> Vec<u8> {
     let current = format!("certificates/{NAME}/p256/current/privkey.pem");
@@ -34,7 +16,7 @@ fn current_key(perennial: &Perennial) -> Vec<u8> {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn the_ca_knows_it_and_a_new_key_takes_over() {
-    let Some((perennial, pebble, first)) = with_certificate().await else {
+    let Some((perennial, pebble, first)) = with_certificate(Options::default(), "").await else {
         return;
     };
     let before = current_key(&perennial);
@@ -76,7 +58,8 @@ async fn the_ca_knows_it_and_a_new_key_takes_over() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn without_its_account_the_certificates_own_key_revokes_it() {
-    let Some((mut perennial, pebble, first)) = with_certificate().await else {
+    let Some((mut perennial, pebble, first)) = with_certificate(Options::default(), "").await
+    else {
         return;
     };
     perennial.kill9();

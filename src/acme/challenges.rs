@@ -85,13 +85,8 @@ impl Challenges {
         digest: &[u8],
         now: OffsetDateTime,
     ) -> Result<ChallengeGuard, ChallengeError> {
-        let credential = Arc::new(challenge_credential(name, digest, now)?);
-        let server_name = challenge_server_name(name);
-        let mut answers = self.write();
-        let id = answers.take_id();
-        let entry = answers.tls_alpn01.entry(server_name.clone()).or_default();
-        entry.push((id, credential));
-        Ok(self.guard(id, Key::ServerName(server_name)))
+        // The last one is what a handshake gets.
+        self.answer_tls_alpn01(name, digest, now, Vec::push)
     }
 
     /// Answers for a look at ourselves: whatever an order answers for the same name goes first.
@@ -101,13 +96,24 @@ impl Challenges {
         digest: &[u8],
         now: OffsetDateTime,
     ) -> Result<ChallengeGuard, ChallengeError> {
+        self.answer_tls_alpn01(name, digest, now, |answers, answer| {
+            answers.insert(0, answer)
+        })
+    }
+
+    fn answer_tls_alpn01(
+        &self,
+        name: &Name,
+        digest: &[u8],
+        now: OffsetDateTime,
+        add: impl FnOnce(&mut Vec<(u64, Arc<SslCredential>)>, (u64, Arc<SslCredential>)),
+    ) -> Result<ChallengeGuard, ChallengeError> {
         let credential = Arc::new(challenge_credential(name, digest, now)?);
         let server_name = challenge_server_name(name);
         let mut answers = self.write();
         let id = answers.take_id();
         let entry = answers.tls_alpn01.entry(server_name.clone()).or_default();
-        // The last one is what a handshake gets.
-        entry.insert(0, (id, credential));
+        add(entry, (id, credential));
         Ok(self.guard(id, Key::ServerName(server_name)))
     }
 

@@ -141,17 +141,7 @@ impl Generations {
     }
 
     fn look_at(&mut self, directory: &Path) -> Option<Task> {
-        let certificate = directory.join("current/fullchain.pem");
-        // Not a certificate yet: its first generation is being written.
-        if !self.units.contains(&certificate) && !directory.join("current").exists() {
-            return None;
-        }
-        let certificate = FilePath::from(certificate);
-        let unit = self
-            .units
-            .get_or_make(&certificate, || unit_of(certificate.as_arc().clone()));
-        let sight = unit.stat();
-        unit.look(sight).then(|| unit.task(None))
+        look_at(&mut self.units, directory, source_of)
     }
 
     /// Judges what examining a unit found; see [`Unit::judge`].
@@ -167,10 +157,35 @@ impl Generations {
     }
 }
 
-fn unit_of(certificate: Arc<Path>) -> Unit {
+/// Looks at the certificate in a `<name>/<key_type>` directory; its unit is made if it is there and
+/// has none. `source`: what it comes from, by its file.
+pub(super) fn look_at(
+    units: &mut Units,
+    directory: &Path,
+    source: impl FnOnce(&Path) -> SourceKind,
+) -> Option<Task> {
+    let certificate = certificate_in(directory);
+    // Not a certificate yet: its first generation is being written.
+    if !units.contains(&certificate) && !directory.join("current").exists() {
+        return None;
+    }
+    let certificate = FilePath::from(certificate);
+    let unit = units.get_or_make(&certificate, || {
+        unit_of(certificate.as_arc().clone(), source(&certificate))
+    });
+    let sight = unit.stat();
+    unit.look(sight).then(|| unit.task(None))
+}
+
+/// The file with the certificate that a `<name>/<key_type>` directory has.
+pub fn certificate_in(directory: &Path) -> PathBuf {
+    directory.join("current/fullchain.pem")
+}
+
+fn unit_of(certificate: Arc<Path>, source: SourceKind) -> Unit {
     let private_key = certificate.with_file_name("privkey.pem");
     let id = EntryId {
-        source: source_of(&certificate),
+        source,
         certificate,
     };
     Unit::new(id, Some(private_key.into()))

@@ -9,7 +9,7 @@ use std::sync::atomic::{AtomicI64, Ordering};
 
 use time::{Duration, OffsetDateTime};
 
-use super::file_path::FilePath;
+use super::generations;
 use super::inventory::EntryId;
 use super::table::SourceKind;
 use super::unit::{Finding, Served, Task, Unit, Verdict};
@@ -122,16 +122,7 @@ impl OnDemandCertificates {
 
     /// Looks at one certificate, which is loaded from now on if it is there.
     pub fn look_at(&mut self, directory: &Path) -> Option<Task> {
-        let certificate = certificate_in(directory);
-        if !self.units.contains(&certificate) && !directory.join("current").exists() {
-            return None;
-        }
-        let certificate = FilePath::from(certificate);
-        let unit = self
-            .units
-            .get_or_make(&certificate, || unit_of(certificate.as_arc().clone()));
-        let sight = unit.stat();
-        unit.look(sight).then(|| unit.task(None))
+        generations::look_at(&mut self.units, directory, |_| SourceKind::OnDemand)
     }
 
     /// Judges what examining a unit found; see [`Unit::judge`].
@@ -180,22 +171,8 @@ fn least_recent<K: Ord, T>(mut items: Vec<(K, T)>, count: usize) -> impl Iterato
     items.into_iter().map(|(_, item)| item)
 }
 
-/// Where the certificate of a `<name>/<key_type>` directory is read.
-pub fn certificate_in(directory: &Path) -> PathBuf {
-    directory.join("current/fullchain.pem")
-}
-
 fn directory_of(unit: &Unit) -> Option<&Path> {
     unit.id.certificate.parent()?.parent()
-}
-
-fn unit_of(certificate: Arc<Path>) -> Unit {
-    let private_key = certificate.with_file_name("privkey.pem");
-    let id = EntryId {
-        source: SourceKind::OnDemand,
-        certificate,
-    };
-    Unit::new(id, Some(private_key.into()))
 }
 
 #[cfg(test)]

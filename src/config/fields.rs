@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use super::diagnostic::{Located, Problem};
-use super::reader::{FIELD_RULES, HSTS, Kind, Value};
+use super::reader::{FIELD_RULES, HSTS, Kind, Table, Value};
 use super::template::Template;
 use super::value::duration_between;
 
@@ -49,12 +49,6 @@ impl FieldRules {
         all.add.extend(next.add);
         all.default.extend(next.default);
         all
-    }
-
-    /// All templates in it.
-    pub fn templates(&self) -> impl Iterator<Item = &Template> {
-        let all = self.set.iter().chain(&self.add).chain(&self.default);
-        all.map(|(_, template)| template)
     }
 }
 
@@ -189,9 +183,10 @@ const DURATION: Kind = Kind {
     example: "\"365d\"",
 };
 
-/// `request_headers` and `response_headers`.
-pub(super) fn rules(value: Value<'_>) -> FieldRules {
-    let Some(table) = value.table(&FIELD_RULES) else {
+/// `request_headers` or `response_headers` of a site or a route.
+pub(super) fn rules(table: &Table<'_>, key: &'static str) -> FieldRules {
+    let table = table.get(key).and_then(|value| value.table(&FIELD_RULES));
+    let Some(table) = table else {
         return FieldRules::default();
     };
     let pairs = |key, name: fn(&str) -> Result<Box<str>, Problem>| {

@@ -196,14 +196,8 @@ impl<'a> Reader<'a> {
                 .unwrap_or_default(),
             strip_prefix: strip_prefix(table),
             rewrite: rewrite(table),
-            request_fields: table
-                .get("request_headers")
-                .map(fields::rules)
-                .unwrap_or_default(),
-            response_fields: table
-                .get("response_headers")
-                .map(fields::rules)
-                .unwrap_or_default(),
+            request_fields: fields::rules(table, "request_headers"),
+            response_fields: fields::rules(table, "response_headers"),
             access: self.access(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),

@@ -99,12 +99,6 @@ impl Template {
     pub fn parts(&self) -> &[Part] {
         &self.0
     }
-
-    /// Whether it has something of this kind in it.
-    pub fn uses(&self, wanted: &Placeholder) -> bool {
-        let mut parts = self.0.iter();
-        parts.any(|part| matches!(part, Part::Value(value) if value == wanted))
-    }
 }
 
 fn unbalanced(text: &str) -> Problem {

@@ -509,14 +509,8 @@ impl<'a> Reader<'a> {
                 .get("security_headers")
                 .and_then(Value::boolean)
                 .unwrap_or_default(),
-            request_fields: table
-                .get("request_headers")
-                .map(fields::rules)
-                .unwrap_or_default(),
-            response_fields: table
-                .get("response_headers")
-                .map(fields::rules)
-                .unwrap_or_default(),
+            request_fields: fields::rules(table, "request_headers"),
+            response_fields: fields::rules(table, "response_headers"),
             error_pages: table
                 .get("error_pages")
                 .map(|v| self.error_pages(v))

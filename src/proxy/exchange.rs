@@ -82,7 +82,8 @@ impl<C: Client> Exchange<'_, C> {
     /// What a trusted proxy calls the request, or a name of our own.
     fn request_id(&self, name: &str, origin: &Origin<'_>) -> Box<str> {
         let given = self.request.fields.named(name).next();
-        let given = given.filter(|_| origin.is_named()).and_then(readable_id);
+        let is_named = origin.named_client().is_some();
+        let given = given.filter(|_| is_named).and_then(readable_id);
         given.map_or_else(new_request_id, Box::from)
     }
 
@@ -145,16 +146,26 @@ impl<C: Client> Exchange<'_, C> {
             FixedAnswer::Respond { status, body } => Answer::respond(*status, body.clone()),
             FixedAnswer::Redirect { status, location } => {
                 let target = changes::stripped(self.request, context.strip_prefix());
-                let subject = Subject {
-                    request: self.request,
-                    target: &target,
-                    origin,
-                    request_id: context.request_id.as_deref(),
-                    user: context.user.as_deref(),
-                    tls: self.connection.tls.as_ref(),
-                };
+                let subject = self.subject(&target, origin, context);
                 Answer::elsewhere(*status, &changes::location(location, &subject))
             }
+        }
+    }
+
+    /// What the route's templates speak of on the way to the upstream.
+    fn subject<'s>(
+        &'s self,
+        target: &'s [u8],
+        origin: &'s Origin<'s>,
+        context: &'s Context,
+    ) -> Subject<'s> {
+        Subject {
+            request: self.request,
+            target,
+            origin,
+            request_id: context.request_id.as_deref(),
+            user: context.user.as_deref(),
+            tls: self.connection.tls.as_ref(),
         }
     }
 
@@ -298,14 +309,7 @@ impl<C: Client> Exchange<'_, C> {
             return forwarded::write(output, self.request, &outgoing, upgrade);
         };
         let target = changes::stripped(self.request, changes.strip_prefix.as_deref());
-        let subject = Subject {
-            request: self.request,
-            target: &target,
-            origin,
-            request_id: context.request_id.as_deref(),
-            user: context.user.as_deref(),
-            tls: self.connection.tls.as_ref(),
-        };
+        let subject = self.subject(&target, origin, context);
         outgoing.changes = Some((changes, &subject));
         forwarded::write(output, self.request, &outgoing, upgrade);
     }

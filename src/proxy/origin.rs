@@ -73,11 +73,6 @@ impl<'o> Origin<'o> {
         if self.secure { "https" } else { "http" }
     }
 
-    /// Whether a trusted proxy has said who it is.
-    pub fn is_named(&self) -> bool {
-        matches!(self.client, Cow::Owned(_))
-    }
-
     /// The client, if it is not the connection's.
     pub fn named_client(&self) -> Option<&str> {
         match &self.client {

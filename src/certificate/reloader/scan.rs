@@ -15,7 +15,7 @@ use crate::certificate::folder::{FileReading, ToRead};
 use crate::certificate::generations;
 use crate::certificate::inventory::{EntryId, Failure};
 use crate::certificate::observe::ReadError;
-use crate::certificate::on_demand::{self, LastAsked};
+use crate::certificate::on_demand::LastAsked;
 use crate::certificate::parallel;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::certificate::unit::{Finding, Replacement, Served, Task, Verdict};
@@ -137,7 +137,7 @@ impl Thread {
         }
         let id = EntryId {
             source: SourceKind::OnDemand,
-            certificate: on_demand::certificate_in(directory).into(),
+            certificate: generations::certificate_in(directory).into(),
         };
         self.inventory
             .get(&id)
