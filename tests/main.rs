@@ -47,6 +47,7 @@ mod preflight;
 mod proof;
 mod proxy;
 mod proxy_answers;
+mod real_peers;
 mod reload;
 mod reload_layouts;
 mod renewal_pebble;

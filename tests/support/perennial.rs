@@ -134,9 +134,12 @@ impl Perennial {
         }
     }
 
+    pub fn process_id(&self) -> u32 {
+        self.child.as_ref().expect("it was started").id()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it was started");
-        let pid = i32::try_from(child.id()).expect("a process id");
+        let pid = i32::try_from(self.process_id()).expect("a process id");
         kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("it runs");
     }
 
