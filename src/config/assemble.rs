@@ -16,8 +16,8 @@ use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
 use super::value::overlap;
 use super::{
-    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
-    PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
+    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Coding, Config,
+    FieldRules, PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
 use super::{acme_options, fields, on_demand, tls_options};
 use crate::certificate::name::Name;
@@ -130,6 +130,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         request_fields: draft.request_fields,
         response_fields,
         access: draft.access.over(&Access::default()),
+        compress: draft.compress.unwrap_or_default(),
     };
     let own = draft.action.map(|action| {
         let path = Located {
@@ -163,6 +164,7 @@ struct SiteWide {
     request_fields: FieldRules,
     response_fields: FieldRules,
     access: Access,
+    compress: Vec<Coding>,
 }
 
 impl SiteWide {
@@ -178,6 +180,7 @@ impl SiteWide {
             },
             ActionDraft::Redirect { status, location } => Action::Redirect { status, location },
             ActionDraft::Respond { status, body } => Action::Respond { status, body },
+            ActionDraft::Files { files, .. } => Action::Files(files),
         };
         Some(Route {
             path: draft.path.value,
@@ -188,6 +191,7 @@ impl SiteWide {
             request_fields: self.request_fields.then(draft.request_fields),
             response_fields: self.response_fields.then(draft.response_fields),
             access: draft.access.over(&self.access),
+            compress: draft.compress.unwrap_or_else(|| self.compress.clone()),
             action,
         })
     }
@@ -557,6 +561,21 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
                 .and_then(|dns| dns.program.as_ref())
                 .map(|path| reference(FilePurpose::DnsProgram, path)),
         )
+        .chain(
+            roots(draft)
+                .iter()
+                .map(|path| reference(FilePurpose::Root, path)),
+        )
         .chain(tls_options::files(draft).map(|(purpose, path)| reference(purpose, path)))
         .collect()
+}
+
+/// The folders that are served.
+fn roots(draft: &Draft) -> Vec<Located<PathBuf>> {
+    let sites = draft.sites.iter();
+    let actions = sites.flat_map(|site| {
+        let routes = site.routes.iter().filter_map(|route| route.action.as_ref());
+        site.action.iter().chain(routes)
+    });
+    actions.filter_map(ActionDraft::root).collect()
 }

@@ -23,6 +23,8 @@ pub struct FileReference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilePurpose {
     DropFolder,
+    /// `root` of a site or a route.
+    Root,
     /// `certificate` of `[[certificates.files]]`.
     Certificate,
     /// `private_key` of `[[certificates.files]]`, or `certificate` where both are in one file.
@@ -62,7 +64,7 @@ impl FileReference {
             .path
             .metadata()
             .map_err(|error| self.unreadable(&error))?;
-        if self.purpose == FilePurpose::DropFolder {
+        if matches!(self.purpose, FilePurpose::DropFolder | FilePurpose::Root) {
             return match self.path.read_dir() {
                 _ if !metadata.is_dir() => Err(self.wrong("is not a directory")),
                 Ok(_) => Ok(()),
@@ -114,6 +116,7 @@ impl FileReference {
     fn wrong(&self, what: &str) -> Problem {
         let purpose = match self.purpose {
             FilePurpose::DropFolder => "drop folder",
+            FilePurpose::Root => "root",
             FilePurpose::Certificate => "certificate file",
             FilePurpose::PrivateKey => "private key file",
             FilePurpose::Password => "password file",

@@ -165,6 +165,13 @@ pub(super) const SITE: Section = Section {
         "redirect",
         "respond",
         "status",
+        "root",
+        "index",
+        "fallback",
+        "follow_symlinks",
+        "dot_files",
+        "precompressed",
+        "compress",
         "upstream_tls",
         "routes",
     ],
@@ -188,6 +195,13 @@ pub(super) const ROUTE: Section = Section {
         "redirect",
         "respond",
         "status",
+        "root",
+        "index",
+        "fallback",
+        "follow_symlinks",
+        "dot_files",
+        "precompressed",
+        "compress",
         "upstream_tls",
     ],
 };
@@ -343,6 +357,14 @@ pub(super) struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    /// The value, where it is true or false.
+    pub(super) fn as_boolean(self) -> Option<bool> {
+        match self.inner {
+            DeValue::Boolean(value) => Some(*value),
+            _ => None,
+        }
+    }
+
     pub(super) fn boolean(self) -> Option<bool> {
         const BOOLEAN: Kind = Kind {
             what: "true or false",

@@ -516,6 +516,7 @@ impl<'a> Reader<'a> {
                 .map(|v| self.error_pages(v))
                 .unwrap_or_default(),
             access: self.access(table),
+            compress: self.compress(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),

@@ -149,6 +149,7 @@ impl Context {
         match fault {
             Fault::Client => format!("client: {reason}"),
             Fault::Upstream => format!("{}: {reason}", self.upstream_label()),
+            Fault::Server => reason.to_owned(),
         }
     }
 }

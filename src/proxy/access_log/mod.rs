@@ -155,7 +155,9 @@ fn record_failure(request: &RequestHead, context: &Context, status: StatusCode) 
     let path = text(path_of(origin_form(request.target())));
     let (reason, path, status) = (&*reason, &*path, status.as_u16());
     match context.fault {
-        Some(Fault::Upstream) => tracing::warn!(site, path, status, reason, "request failed"),
+        Some(Fault::Upstream | Fault::Server) => {
+            tracing::warn!(site, path, status, reason, "request failed")
+        }
         // Clients leave all the time.
         Some(Fault::Client) => tracing::debug!(site, path, status, reason, "request failed"),
         None => tracing::warn!(
