@@ -8,6 +8,7 @@
 
 mod access;
 mod access_log;
+mod access_log_files;
 mod acme_accounts;
 mod acme_authorities;
 mod acme_bad_input;
@@ -36,6 +37,7 @@ mod embedded;
 mod engine;
 mod explain;
 mod formats;
+mod forward_auth;
 mod manual_delete;
 mod manual_import;
 mod manual_revoke;

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use time::OffsetDateTime;
 
@@ -40,6 +40,7 @@ pub struct Metrics {
     acme_next_attempt: GaugeVec,
     queue: QueueMetrics,
     config_reloads: IntCounterVec,
+    lost_lines: IntCounter,
     config_reload_failing: IntGauge,
     on_demand: OnDemandMetrics,
 }
@@ -252,10 +253,23 @@ impl Metrics {
             config_reloads: config_reloads(&registry),
             config_reload_failing: config_reload_failing(&registry),
             on_demand: OnDemandMetrics::new(&registry),
+            lost_lines: register(
+                &registry,
+                IntCounter::new(
+                    "perennial_access_log_lost_lines_total",
+                    "Lines of the access log that nobody took in time.",
+                ),
+            ),
             registry,
         };
         metrics.set_build_info();
         metrics
+    }
+
+    /// How many lines of the access log were lost.
+    pub fn set_lost_lines(&self, lines: u64) {
+        let known = self.lost_lines.get();
+        self.lost_lines.inc_by(lines.saturating_sub(known));
     }
 
     /// All metrics in Prometheus' text exposition format, version 0.0.4.

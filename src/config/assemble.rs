@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access_log::{AccessLogDraft, access_log};
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     ActionDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft,
@@ -57,6 +58,7 @@ pub(super) fn assemble(
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
         acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns, draft.on_demand),
+        access_log: access_log(draft.access_log),
         sites: draft
             .sites
             .into_iter()
@@ -154,6 +156,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         takeover,
         routes,
         hsts: draft.hsts.map(|hsts| hsts.value),
+        access_log: draft.access_log.unwrap_or(true),
         error_pages: draft.error_pages,
     }
 }
@@ -560,6 +563,11 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
                 .as_ref()
                 .and_then(|dns| dns.program.as_ref())
                 .map(|path| reference(FilePurpose::DnsProgram, path)),
+        )
+        .chain(
+            AccessLogDraft::file(draft)
+                .iter()
+                .map(|path| reference(FilePurpose::AccessLog, path)),
         )
         .chain(
             roots(draft)

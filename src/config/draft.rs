@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::access::AccessDraft;
+use super::access_log::AccessLogDraft;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
@@ -30,6 +31,7 @@ pub(super) struct Draft {
     pub(super) dns: Option<DnsDraft>,
     pub(super) on_demand: Option<OnDemandDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
+    pub(super) access_log: AccessLogDraft,
     pub(super) sites: Vec<SiteDraft>,
 }
 
@@ -110,6 +112,7 @@ pub(super) struct SiteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) error_pages: ErrorPages,
+    pub(super) access_log: Option<bool>,
     pub(super) access: AccessDraft,
     pub(super) compress: Option<Vec<Coding>>,
     /// What happens to requests that no route is for.
@@ -133,6 +136,7 @@ impl SiteDraft {
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
             error_pages: ErrorPages::default(),
+            access_log: None,
             access: AccessDraft::default(),
             compress: None,
             action: None,

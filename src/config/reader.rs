@@ -20,7 +20,14 @@ impl Section {
 
 pub(super) const TOP: Section = Section {
     header: "",
-    keys: &["server", "certificates", "tls", "acme", "sites"],
+    keys: &[
+        "server",
+        "certificates",
+        "tls",
+        "acme",
+        "access_log",
+        "sites",
+    ],
 };
 pub(super) const SERVER: Section = Section {
     header: "[server]",
@@ -156,10 +163,12 @@ pub(super) const SITE: Section = Section {
         "request_headers",
         "response_headers",
         "error_pages",
+        "access_log",
         "allow",
         "deny",
         "rate_limit",
         "basic_auth",
+        "forward_auth",
         "max_body",
         "upstreams",
         "redirect",
@@ -190,6 +199,7 @@ pub(super) const ROUTE: Section = Section {
         "deny",
         "rate_limit",
         "basic_auth",
+        "forward_auth",
         "max_body",
         "upstreams",
         "redirect",
@@ -205,6 +215,10 @@ pub(super) const ROUTE: Section = Section {
         "upstream_tls",
     ],
 };
+pub(super) const ACCESS_LOG: Section = Section {
+    header: "[access_log]",
+    keys: &["output", "format", "sample", "query", "redact"],
+};
 pub(super) const RATE_LIMIT: Section = Section {
     header: "[sites.rate_limit]",
     keys: &["limit", "by"],
@@ -212,6 +226,10 @@ pub(super) const RATE_LIMIT: Section = Section {
 pub(super) const BASIC_AUTH: Section = Section {
     header: "[sites.basic_auth]",
     keys: &["users_file", "realm"],
+};
+pub(super) const FORWARD_AUTH: Section = Section {
+    header: "[sites.forward_auth]",
+    keys: &["url", "copy_headers", "timeout"],
 };
 pub(super) const FIELD_RULES: Section = Section {
     header: "[sites.request_headers] or [sites.response_headers]",
@@ -236,7 +254,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 21] = [
+const SECTIONS: [&Section; 23] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -251,8 +269,10 @@ const SECTIONS: [&Section; 21] = [
     &ON_DEMAND_BUDGETS,
     &SITE,
     &ROUTE,
+    &ACCESS_LOG,
     &RATE_LIMIT,
     &BASIC_AUTH,
+    &FORWARD_AUTH,
     &FIELD_RULES,
     &HSTS,
     &CLIENT_AUTH,

@@ -17,6 +17,7 @@ use super::connection::Connection;
 use super::context::{Context, Forwarding};
 use super::decision::{Action, Decision};
 use super::failure::Failure;
+use super::forward_auth::{self, Verdict};
 use super::forwarded::{self, Outgoing};
 use super::origin::Origin;
 use super::patience::is_patient;
@@ -24,6 +25,7 @@ use super::relay::{Relay, Replay, Request};
 use super::respond::Answer;
 use super::tunnel::Tunnel;
 use super::{Proxy, access_log, dial};
+use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
 use crate::message::{RequestHead, ResponseHead};
 
@@ -102,6 +104,12 @@ impl<C: Client> Exchange<'_, C> {
             let answer = dressed(Answer::denial(&denial), context);
             return self.answer(answer, origin, context).await;
         }
+        let guard = site.routes[route].guard.as_ref();
+        if let Some(auth) = guard.and_then(|guard| guard.forward_auth())
+            && !Box::pin(self.is_granted(auth, origin, context)).await
+        {
+            return;
+        }
         if let Some(answer) = &site.routes[route].answer {
             let answer = self.fixed_answer(answer, origin, context);
             return self.answer(answer, origin, context).await;
@@ -131,6 +139,24 @@ impl<C: Client> Exchange<'_, C> {
         Ok(())
     }
 
+    /// Whether somebody else lets the request in. If not, the client has been told.
+    async fn is_granted(
+        &mut self,
+        auth: &ForwardAuth,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) -> bool {
+        match forward_auth::ask(auth, self.request, origin, context.named_request()).await {
+            Ok(Verdict::Granted(granted)) => {
+                context.granted = granted;
+                return true;
+            }
+            Ok(Verdict::Refused(answer)) => self.answer(answer, origin, context).await,
+            Err(error) => self.give_up(error.into(), origin, context).await,
+        }
+        false
+    }
+
     /// What the route's templates speak of on the way to the upstream.
     pub(super) fn subject<'s>(
         &'s self,
@@ -144,6 +170,7 @@ impl<C: Client> Exchange<'_, C> {
             origin,
             request_id: context.request_id.as_deref(),
             user: context.user.as_deref(),
+            granted: context.granted.as_deref(),
             tls: self.connection.tls.as_ref(),
         }
     }
@@ -294,6 +321,7 @@ impl<C: Client> Exchange<'_, C> {
             origin,
             form: form.unwrap_or_default(),
             request_id: context.named_request(),
+            granted: context.granted.as_deref(),
             changes: None,
         };
         let output = &mut upstream.output;

@@ -7,6 +7,7 @@ use http::StatusCode;
 use pingora::{Error, ErrorType};
 
 use super::files::FileError;
+use super::forward_auth::AuthError;
 use crate::message::{BodyError, HeadError};
 
 /// Who failed.
@@ -30,6 +31,9 @@ pub enum Failure {
     NoUpstream { status: StatusCode, reason: String },
     #[error(transparent)]
     File(#[from] FileError),
+    /// Nobody says whether the request is let in.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
 }
 
 /// What is wrong with the client's side of an exchange.
@@ -94,6 +98,7 @@ impl Failure {
             Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
             Failure::NoUpstream { status, .. } => Some(*status),
             Failure::File(error) => Some(error.status()),
+            Failure::Auth(error) => Some(error.status()),
         }
     }
 
@@ -101,7 +106,7 @@ impl Failure {
         match self {
             Failure::Client(_) => Fault::Client,
             Failure::Upstream(_) | Failure::NoUpstream { .. } => Fault::Upstream,
-            Failure::File(_) => Fault::Server,
+            Failure::File(_) | Failure::Auth(_) => Fault::Server,
         }
     }
 }

@@ -20,6 +20,7 @@ mod dial;
 mod exchange;
 mod failure;
 mod files;
+mod forward_auth;
 mod forwarded;
 mod host;
 mod http1;

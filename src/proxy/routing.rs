@@ -46,6 +46,8 @@ pub struct Site {
     pub client_auth: Option<ClientAuth>,
     pub routes: Vec<Route>,
     pub error_pages: ErrorPages,
+    /// Whether its requests are in the access log.
+    pub access_log: bool,
     hsts: Option<Hsts>,
     pub settings: Arc<Settings>,
 }
@@ -211,6 +213,7 @@ impl Site {
             client_auth: site.client_auth.clone(),
             routes: routes.collect(),
             error_pages: site.error_pages.clone(),
+            access_log: site.access_log,
             hsts: site.hsts.as_ref().map(|hsts| Hsts {
                 value: hsts.value.clone(),
                 internal: site.tls != TlsMode::Auto,
@@ -335,6 +338,7 @@ pub(super) mod tests {
             routes: routes.collect(),
             hsts: None,
             error_pages: ErrorPages::default(),
+            access_log: true,
         }
     }
 

@@ -535,3 +535,43 @@ fn files_and_compression() {
     assert!(raw.compress.is_empty());
     assert_eq!(api.compress, [Coding::Gzip]);
 }
+
+#[test]
+fn the_access_log() {
+    let config = good(
+        "[access_log]\noutput = \"log/access.log\"\nformat = \"combined\"\nsample = \"1/50\"\n\
+         query = true\nredact = [\"Invite\"]\n[[sites]]\nhosts = [\"a.test\"]\n\
+         upstreams = [\"1\"]\naccess_log = false\n",
+    );
+    let log = &config.access_log;
+    assert_eq!(log.output, LogOutput::File("dir/log/access.log".into()));
+    assert_eq!(log.format, Some(LogFormat::Combined));
+    assert_eq!((log.sample, log.query), (50, true));
+    let redacts = |name: &str| log.redact.iter().any(|known| **known == *name);
+    assert!(redacts("invite"));
+    assert!(!config.sites[0].access_log);
+    let config = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\n");
+    assert_eq!(config.access_log, AccessLog::default());
+    assert!(config.sites[0].access_log);
+}
+
+#[test]
+fn forward_auth_is_inherited_and_taken_back() {
+    let site = site(
+        "upstreams = [\"1\"]\nforward_auth = \"http://127.0.0.1:9000/verify\"\n\
+         [[sites.routes]]\npath = \"/open/*\"\nupstreams = [\"1\"]\nforward_auth = \"off\"\n\
+         [[sites.routes]]\npath = \"/own/*\"\nupstreams = [\"1\"]\n\
+         forward_auth = { url = \"https://auth.test/\", copy_headers = [\"X-User\"], timeout = \"1s\" }\n",
+    );
+    let auth = |route: usize| site.routes[route].access.forward_auth.clone();
+    assert_eq!(auth(0), None);
+    let own = ForwardAuth {
+        url: "https://auth.test/".into(),
+        copy_headers: vec!["X-User".into()],
+        timeout: Duration::from_secs(1),
+    };
+    assert_eq!(auth(1), Some(own));
+    let inherited = auth(2).unwrap();
+    assert_eq!(&*inherited.url, "http://127.0.0.1:9000/verify");
+    assert_eq!(inherited.timeout, Duration::from_secs(5));
+}
