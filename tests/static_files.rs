@@ -487,3 +487,100 @@ async fn a_truncated_file_never_looks_whole() {
         perennial.wait_for_log("became shorter", SOON).await;
     }
 }
+
+/// An example as it stands, but for the addresses of this place and of others.
+async fn example(name: &str, place: Place, others: &[(&str, String)]) -> Perennial {
+    let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("examples");
+    let text = std::fs::read_to_string(folder.join(name)).expect("an example");
+    let (before, rest) = text.split_once("[server]\n").expect("a [server] table");
+    let (_, rest) = rest.split_once("\n\n").expect("its end");
+    let mut text = format!("{before}{}\n{rest}", place.server_table());
+    let root = |folder: &PathBuf| format!("root = \"{}/", folder.display());
+    text = text.replace("root = \"", &root(&folder));
+    for (theirs, ours) in others {
+        assert!(text.contains(theirs), "{theirs}");
+        text = text.replace(theirs, ours);
+    }
+    let mut perennial = Perennial::with_whole_config(place, &text);
+    perennial.start_and_wait().await;
+    perennial.wait_ready().await;
+    perennial
+}
+
+async fn get_of(perennial: &Perennial, host: &str, path: &str, arguments: &[&str]) -> Answer {
+    let header = format!("Host: {host}");
+    let https = perennial.place.https;
+    let resolve = format!("{host}:{}:{}", https.port(), https.ip());
+    let url = format!("https://{host}:{}{path}", https.port());
+    let all = [
+        "--insecure",
+        "--include",
+        "--resolve",
+        &resolve,
+        &url,
+        "--header",
+        &header,
+    ];
+    let done = curl(&[&all[..], arguments].concat()).await.assert_success();
+    let (head, body) = done.stdout.split_once("\r\n\r\n").expect("a head");
+    let status = head.split(' ').nth(1).and_then(|code| code.parse().ok());
+    Answer {
+        status: status.expect("a status"),
+        head: head.to_owned(),
+        body: body.to_owned(),
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_a_static_site() {
+    let perennial = example("static-site.toml", Place::new(), &[]).await;
+    let host = "docs.localhost";
+    let page = get_of(&perennial, host, "/", &[]).await;
+    assert!(
+        page.status == 200 && page.body.contains("It works"),
+        "{}",
+        page.head
+    );
+    assert_eq!(page.field("cache-control"), Some("no-cache"));
+    assert_eq!(page.field("x-content-type-options"), Some("nosniff"));
+    let style = get_of(&perennial, host, "/assets/style.css", &[]).await;
+    let forever = "public, max-age=31536000, immutable";
+    assert_eq!(style.field("cache-control"), Some(forever));
+    let logged = "\"GET /assets/style.css HTTP/2\" 200 ";
+    perennial.wait_for_log(logged, SOON).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_example_of_an_application_with_an_api() {
+    let place = Place::new();
+    let api = crate::support::upstream::Upstream::start(&place, "api").await;
+    let login = crate::support::upstream::Upstream::start(&place, "login").await;
+    let others = [
+        ("127.0.0.1:4000", api.addr.to_string()),
+        ("127.0.0.1:9000", login.addr.to_string()),
+    ];
+    let perennial = example("spa-with-api.toml", place, &others).await;
+    let host = "app.localhost";
+    for path in ["/", "/users/7"] {
+        let page = get_of(&perennial, host, path, &[]).await;
+        assert!(
+            page.body.contains("An application of one page"),
+            "{}",
+            page.head
+        );
+    }
+    assert_eq!(get_of(&perennial, host, "/old.js", &[]).await.status, 404);
+    let told = get_of(&perennial, host, "/api/users?x", &[]).await;
+    let told: serde_json::Value = serde_json::from_str(&told.body).expect("JSON");
+    assert_eq!(
+        (&told["upstream"], &told["path"]),
+        (&"api".into(), &"/users?x".into())
+    );
+    assert_eq!(login.requests(), 1);
+    login.server.stop().await;
+    assert_eq!(
+        get_of(&perennial, host, "/api/users", &[]).await.status,
+        502
+    );
+    assert_eq!(api.requests(), 1);
+}

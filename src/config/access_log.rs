@@ -4,7 +4,8 @@ use std::path::PathBuf;
 
 use super::diagnostic::{Located, Problem};
 use super::draft::Draft;
-use super::reader::{ACCESS_LOG, Kind, Value};
+use super::keys::ACCESS_LOG;
+use super::reader::{Kind, Value};
 use super::toml_file::Reader;
 use super::value::{choice, file_path};
 

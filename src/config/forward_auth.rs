@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use super::diagnostic::Problem;
 use super::fields::spare_name;
-use super::reader::{FORWARD_AUTH, Kind, Value};
+use super::keys::FORWARD_AUTH;
+use super::reader::{Kind, Value};
 use super::value::duration_between;
 
 /// Somebody who answers 2xx where a request is let in.

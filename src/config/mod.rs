@@ -21,10 +21,12 @@ mod file_check;
 mod files;
 mod forward_auth;
 mod ip_prefix;
+mod keys;
 mod limits;
 mod load;
 mod on_demand;
 mod reader;
+pub mod reference;
 mod route;
 mod template;
 #[cfg(test)]

@@ -196,12 +196,8 @@ impl Worker {
 
 /// A key that somebody else may have is not used again, whatever the configuration says.
 fn may_reuse_key(entry: &Entry) -> bool {
-    let (Some(ledger), Some(serial)) = (&entry.ledger, entry.serial()) else {
-        return false;
-    };
-    let revocation = ledger.revocation(serial);
-    // Who revokes by hand wants to be rid of the key, too.
-    !entry.is_revoked_by_hand() && !revocation.is_some_and(|it| it.compromises_key())
+    let is_known = entry.ledger.is_some() && entry.serial().is_some();
+    is_known && !entry.known_revocation().is_some_and(|it| it.ends_key())
 }
 
 impl Desk {
