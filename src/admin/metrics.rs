@@ -253,13 +253,7 @@ impl Metrics {
             config_reloads: config_reloads(&registry),
             config_reload_failing: config_reload_failing(&registry),
             on_demand: OnDemandMetrics::new(&registry),
-            lost_lines: register(
-                &registry,
-                IntCounter::new(
-                    "perennial_access_log_lost_lines_total",
-                    "Lines of the access log that nobody took in time.",
-                ),
-            ),
+            lost_lines: lost_lines(&registry),
             registry,
         };
         metrics.set_build_info();
@@ -492,6 +486,12 @@ fn config_reloads(registry: &Registry) -> IntCounterVec {
         "Changes of the configuration while running, by result.",
         &["result"],
     )
+}
+
+fn lost_lines(registry: &Registry) -> IntCounter {
+    let name = "perennial_access_log_lost_lines_total";
+    let help = "Lines of the access log that nobody took in time.";
+    register(registry, IntCounter::new(name, help))
 }
 
 fn config_reload_failing(registry: &Registry) -> IntGauge {
