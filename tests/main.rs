@@ -63,6 +63,7 @@ mod session_resumption;
 mod site_routes;
 mod start;
 mod static_files;
+mod static_parts;
 mod streaming;
 mod support;
 mod takeover;
