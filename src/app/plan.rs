@@ -1,15 +1,13 @@
 //! What has to be done to get from one configuration to another. Pure: nothing here touches a
 //! socket or a file.
 
-use std::net::SocketAddr;
-
-use crate::config::{Config, TlsMode};
+use crate::config::{Config, ListenAddress, TlsMode};
 use crate::listener::accept::Protocol;
 
 /// An address as configured, and what is spoken there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     pub protocol: Protocol,
 }
 
@@ -27,13 +25,13 @@ pub(super) struct Plan {
 /// Where a configuration wants to listen. Without a site that uses TLS, `https_listen` is not used.
 pub(super) fn endpoints(config: &Config) -> Vec<Endpoint> {
     let with = |protocol| {
-        move |address: &SocketAddr| Endpoint {
-            address: *address,
+        move |address: &ListenAddress| Endpoint {
+            address: address.clone(),
             protocol,
         }
     };
     let wants_tls = config.sites.iter().any(|site| site.tls != TlsMode::Off);
-    let https: &[SocketAddr] = match wants_tls {
+    let https: &[ListenAddress] = match wants_tls {
         true => &config.server.https_listen,
         false => &[],
     };
@@ -78,17 +76,19 @@ impl Plan {
 
     /// The dropped endpoints that have to be closed before `new` can be bound.
     pub fn in_the_way_of(&self, new: &Endpoint) -> impl Iterator<Item = &Endpoint> {
-        let new = new.address;
-        self.drop.iter().filter(move |old| clash(old.address, new))
+        let new = new.address.clone();
+        let dropped = self.drop.iter();
+        dropped.filter(move |old| clash(&old.address, &new))
     }
 }
 
 /// Whether the kernel refuses to have both.
-fn clash(one: SocketAddr, other: SocketAddr) -> bool {
-    let all = |address: SocketAddr| address.ip().is_unspecified();
-    one.port() != 0
-        && one.port() == other.port()
-        && (one.ip() == other.ip() || all(one) || all(other))
+fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
+    let (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) = (one, other) else {
+        return one == other;
+    };
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || all)
 }
 
 #[cfg(test)]

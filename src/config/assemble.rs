@@ -14,10 +14,10 @@ use super::draft::{
 };
 use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
-use super::value::overlap;
+use super::listen::overlap;
 use super::{
     Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
-    PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
+    ListenAddress, PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
 use super::{acme_options, fields, on_demand, tls_options};
 use crate::certificate::name::Name;
@@ -74,6 +74,7 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
     Server {
         http_listen: addresses(draft.http_listen, DEFAULT_HTTP),
         https_listen: addresses(draft.https_listen, DEFAULT_HTTPS),
+        socket_file: draft.socket_file,
         admin_listen: draft
             .admin_listen
             .map_or(AdminListen::Tcp(DEFAULT_ADMIN), |admin| admin.value),
@@ -88,9 +89,9 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
     }
 }
 
-fn addresses(listen: Listen, default: SocketAddr) -> Vec<SocketAddr> {
+fn addresses(listen: Listen, default: SocketAddr) -> Vec<ListenAddress> {
     match listen {
-        Listen::Default => vec![default],
+        Listen::Default => vec![ListenAddress::Tcp(default)],
         Listen::Nowhere(_) => Vec::new(),
         Listen::On(addresses) => addresses.into_iter().map(|one| one.value).collect(),
     }
@@ -200,18 +201,18 @@ fn everything() -> PathPattern {
 /// One wish to listen. Without a place it is a default.
 struct Claim {
     key: &'static str,
-    address: SocketAddr,
+    address: ListenAddress,
     at: Option<usize>,
 }
 
 fn claims(key: &'static str, listen: &Listen, default: SocketAddr) -> Vec<Claim> {
     let claim = |address, at| Claim { key, address, at };
     match listen {
-        Listen::Default => vec![claim(default, None)],
+        Listen::Default => vec![claim(ListenAddress::Tcp(default), None)],
         Listen::Nowhere(_) => Vec::new(),
         Listen::On(addresses) => addresses
             .iter()
-            .map(|one| claim(one.value, Some(one.at)))
+            .map(|one| claim(one.value.clone(), Some(one.at)))
             .collect(),
     }
 }
@@ -220,11 +221,8 @@ fn check_listen_addresses(server: &ServerDraft, report: &Report<'_>) {
     let mut all = claims("http_listen", &server.http_listen, DEFAULT_HTTP);
     all.extend(claims("https_listen", &server.https_listen, DEFAULT_HTTPS));
     let admin = match &server.admin_listen {
-        None => Some((DEFAULT_ADMIN, None)),
-        Some(Located { value, at }) => match value {
-            AdminListen::Tcp(address) => Some((*address, Some(*at))),
-            AdminListen::Unix(_) | AdminListen::Off => None,
-        },
+        None => Some((ListenAddress::Tcp(DEFAULT_ADMIN), None)),
+        Some(Located { value, at }) => value.address().map(|address| (address, Some(*at))),
     };
     all.extend(admin.map(|(address, at)| Claim {
         key: "admin_listen",
@@ -233,7 +231,7 @@ fn check_listen_addresses(server: &ServerDraft, report: &Report<'_>) {
     }));
     for (i, claim) in all.iter().enumerate() {
         let earlier = &all[..i];
-        if let Some(other) = earlier.iter().find(|o| overlap(o.address, claim.address)) {
+        if let Some(other) = earlier.iter().find(|o| overlap(&o.address, &claim.address)) {
             report_overlap(claim, other, report);
         }
     }

@@ -1,7 +1,6 @@
 //! A configuration whose values are each valid, and not yet known to fit together. Both the file
 //! and the command line are read into one, and only `assemble` makes a [`super::Config`] of it.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -14,8 +13,8 @@ use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
-    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, LogLevel, PathPattern,
-    Takeover, Template, TlsMode, Upstream,
+    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, ListenAddress, LogLevel,
+    PathPattern, SocketFile, Takeover, Template, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -37,6 +36,7 @@ pub(super) struct Draft {
 pub(super) struct ServerDraft {
     pub(super) http_listen: Listen,
     pub(super) https_listen: Listen,
+    pub(super) socket_file: SocketFile,
     pub(super) admin_listen: Option<Located<AdminListen>>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,
@@ -53,7 +53,7 @@ pub(super) enum Listen {
     Default,
     /// Written as an empty array, there.
     Nowhere(usize),
-    On(Vec<Located<SocketAddr>>),
+    On(Vec<Located<ListenAddress>>),
 }
 
 #[derive(Default)]

@@ -18,6 +18,7 @@ mod fields;
 mod file_check;
 mod ip_prefix;
 mod limits;
+mod listen;
 mod load;
 mod on_demand;
 mod reader;
@@ -48,6 +49,7 @@ pub use fields::{FieldCondition, FieldRules, Hsts, Wild};
 pub use file_check::{FilePurpose, FileReference, check_files};
 pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
+pub use listen::{ListenAddress, SocketFile};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 pub use on_demand::{Budgets, OnDemand, Permission};
 pub use route::{Action, Glob, PathPattern, Route};
@@ -104,8 +106,10 @@ impl Config {
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Plain HTTP: ACME challenges, redirects, and sites with `tls = "off"`.
-    pub http_listen: Vec<SocketAddr>,
-    pub https_listen: Vec<SocketAddr>,
+    pub http_listen: Vec<ListenAddress>,
+    pub https_listen: Vec<ListenAddress>,
+    /// Whose the files of Unix sockets among them are.
+    pub socket_file: SocketFile,
     pub admin_listen: AdminListen,
     pub state_dir: PathBuf,
     /// What to tell the user about a default `state_dir` that is not the documented one.
@@ -167,6 +171,17 @@ pub enum AdminListen {
     Tcp(SocketAddr),
     Unix(PathBuf),
     Off,
+}
+
+impl AdminListen {
+    /// `None`: nowhere.
+    pub fn address(&self) -> Option<ListenAddress> {
+        match self {
+            AdminListen::Tcp(address) => Some(ListenAddress::Tcp(*address)),
+            AdminListen::Unix(path) => Some(ListenAddress::Unix(path.clone())),
+            AdminListen::Off => None,
+        }
+    }
 }
 
 /// `[certificates]`: certificates that somebody else writes.

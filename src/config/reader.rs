@@ -27,6 +27,9 @@ pub(super) const SERVER: Section = Section {
     keys: &[
         "http_listen",
         "https_listen",
+        "socket_mode",
+        "socket_owner",
+        "socket_group",
         "admin_listen",
         "state_dir",
         "threads",

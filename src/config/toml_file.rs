@@ -16,6 +16,7 @@ use super::draft::{
 use super::environment::Environment;
 use super::fields;
 use super::limits::{LIMIT, LimitsDraft, limit};
+use super::listen::{account_name, listen, socket_mode};
 use super::on_demand::OnDemandDraft;
 use super::reader::{
     ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
@@ -25,16 +26,20 @@ use super::route::has_action;
 use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
-    duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type,
-    listen_address, log_level, secret, server_name, takeover, tls_mode, token,
+    duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type, log_level,
+    secret, server_name, takeover, tls_mode, token,
 };
-use super::{AdminListen, ChallengeType, ErrorPages, ExternalAccount, TlsMode, Upstream};
+use super::{
+    AdminListen, ChallengeType, ErrorPages, ExternalAccount, SocketFile, TlsMode, Upstream,
+};
 use crate::certificate::name::Name;
 
 const DURATION: Kind = kind("a duration in quotes", "\"30s\"");
 const PATH: Kind = kind("a path in quotes", "\"/etc/perennial/name\"");
 const PATHS: Kind = kind("an array of paths", "[\"/etc/perennial/certs\"]");
 const ADDRESSES: Kind = kind("an array of listen addresses", "[\"[::]:8443\"]");
+const SOCKET_MODE: Kind = kind("a file mode in quotes", "\"0660\"");
+const ACCOUNT: Kind = kind("a user or a group in quotes", "\"www-data\"");
 const ADMIN_ADDRESS: Kind = kind("a listen address in quotes", "\"127.0.0.1:2019\"");
 pub(super) const PREFIXES: Kind = kind("an array of addresses and networks", "[\"10.0.0.0/8\"]");
 const FORWARDED: Kind = kind(
@@ -151,8 +156,9 @@ impl<'a> Reader<'a> {
         let state_dir = table.get("state_dir").and_then(|v| self.path(v));
         let grace_period = table.get("grace_period");
         ServerDraft {
-            http_listen: listen(table.get("http_listen")),
-            https_listen: listen(table.get("https_listen")),
+            http_listen: self.listen(table.get("http_listen")),
+            https_listen: self.listen(table.get("https_listen")),
+            socket_file: self.socket_file(table),
             admin_listen: table.get("admin_listen").map(|v| self.admin_listen(v)),
             state_dir: state_dir.map(|path| path.value),
             threads: table.get("threads").and_then(|v| self.threads(v)),
@@ -174,6 +180,33 @@ impl<'a> Reader<'a> {
                 .get("log_level")
                 .and_then(|v| v.parse(LOG_LEVEL, log_level))
                 .map(|level| level.value),
+        }
+    }
+
+    fn listen(&self, value: Option<Value<'a>>) -> Listen {
+        let Some(value) = value else {
+            return Listen::Default;
+        };
+        match value.list(ADDRESSES, |text| listen(text, self.base)) {
+            Some(list) if list.is_empty => Listen::Nowhere(list.at),
+            Some(list) => Listen::On(list.values),
+            // What could not be read claims no address, not even the default one.
+            None => Listen::On(Vec::new()),
+        }
+    }
+
+    fn socket_file(&self, table: &Table<'a>) -> SocketFile {
+        let account = |key| {
+            let name = table.get(key)?.parse(ACCOUNT, account_name)?;
+            Some(name.value)
+        };
+        let mode = table.get("socket_mode");
+        let mode = mode.and_then(|v| v.parse(SOCKET_MODE, socket_mode));
+        let default = SocketFile::default();
+        SocketFile {
+            mode: mode.map_or(default.mode, |mode| mode.value),
+            owner: account("socket_owner"),
+            group: account("socket_group"),
         }
     }
 
@@ -593,18 +626,6 @@ impl<'a> Reader<'a> {
 fn known_host(host: Located<Option<Name>>) -> Option<Located<Name>> {
     let at = host.at;
     host.value.map(|value| Located { value, at })
-}
-
-fn listen(value: Option<Value<'_>>) -> Listen {
-    let Some(value) = value else {
-        return Listen::Default;
-    };
-    match value.list(ADDRESSES, listen_address) {
-        Some(list) if list.is_empty => Listen::Nowhere(list.at),
-        Some(list) => Listen::On(list.values),
-        // What could not be read claims no address, not even the default one.
-        None => Listen::On(Vec::new()),
-    }
 }
 
 fn duration_of(value: Value<'_>, least: &str, most: &str) -> Option<Duration> {

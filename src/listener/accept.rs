@@ -2,20 +2,22 @@
 //! proxy.
 
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boring::ssl::{ErrorCode, SslAcceptor, SslRef};
 use pingora::tls::tokio_ssl::SslStream;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
 use super::client_auth;
 use super::connection::{ConnectionInfo, TlsInfo};
+use super::drain::Drain;
 use super::self_check::OwnConnections;
+use super::sockets::Socket;
 use super::stream::{ClientStream, ReadAhead};
 use super::tls::{self, Outcome};
 use super::workers::Workers;
@@ -45,8 +47,8 @@ pub struct Service {
     pub metrics: Arc<Metrics>,
     /// Those of the self-check: they are no clients.
     pub own: OwnConnections,
-    /// Cancelled when the listener drains.
-    pub drain: CancellationToken,
+    /// Told when the listener goes.
+    pub drain: Drain,
 }
 
 /// What a listener speaks.
@@ -58,9 +60,77 @@ pub enum Protocol {
 
 /// A listening socket and the connections that came in on it. They are cut off when it is dropped.
 pub struct Accepted {
-    pub listener: TcpListener,
+    pub listener: Listening,
     pub connections: JoinSet<()>,
 }
+
+/// A listening socket that waits for connections.
+pub enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection that has just come in.
+struct Incoming {
+    /// Of either kind: see [`as_tcp`].
+    stream: std::net::TcpStream,
+    peer: Peer,
+}
+
+/// Who is at the other end of a socket.
+#[derive(Clone, Copy)]
+enum Peer {
+    Tcp(SocketAddr),
+    /// Somebody on this host.
+    Unix,
+}
+
+impl Listening {
+    /// Of the current runtime.
+    pub fn new(socket: Socket) -> io::Result<Listening> {
+        match socket {
+            Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listening::Tcp),
+            Socket::Unix(listener) => UnixListener::from_std(listener).map(Listening::Unix),
+        }
+    }
+
+    pub fn into_socket(self) -> io::Result<Socket> {
+        match self {
+            Listening::Tcp(listener) => listener.into_std().map(Socket::Tcp),
+            Listening::Unix(listener) => listener.into_std().map(Socket::Unix),
+        }
+    }
+
+    /// Dropping this loses no connection. What it takes is another runtime's from then on.
+    async fn accept(&self) -> io::Result<Incoming> {
+        match self {
+            Listening::Tcp(listener) => {
+                let (stream, client) = listener.accept().await?;
+                Ok(Incoming {
+                    stream: stream.into_std()?,
+                    peer: Peer::Tcp(client),
+                })
+            }
+            Listening::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Incoming {
+                    stream: as_tcp(stream.into_std()?),
+                    peer: Peer::Unix,
+                })
+            }
+        }
+    }
+}
+
+/// A stream socket is read, written and closed in the same way, whatever its addresses are. Asking
+/// for these, and setting what is TCP's own, fails: whoever does knows of [`Peer`].
+fn as_tcp(stream: std::os::unix::net::UnixStream) -> std::net::TcpStream {
+    std::os::fd::OwnedFd::from(stream).into()
+}
+
+/// The address that clients on a Unix socket, and the socket itself, have for everything that asks
+/// for one: it is somebody on this host.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Accepts connections until `stop`.
 pub async fn accept_loop(
@@ -83,15 +153,14 @@ pub async fn accept_loop(
             () = &mut stopped => return accepted,
         };
         match connection {
-            Ok((stream, client)) => {
-                // It is another runtime's from now on. Neither fails: there is a worker at least, and
-                // a socket is let go by forgetting it.
-                let (Ok(stream), Some(seat)) = (stream.into_std(), service.workers.seat()) else {
+            Ok(incoming) => {
+                // There is a worker at least.
+                let Some(seat) = service.workers.seat() else {
                     continue;
                 };
                 let service = service.clone();
                 seat.serve(connections, move |proxy| {
-                    serve(stream, client, protocol, service, proxy)
+                    serve(incoming, protocol, service, proxy)
                 });
             }
             Err(error) if concerns_one_connection(&error) => {}
@@ -118,8 +187,7 @@ fn concerns_one_connection(error: &io::Error) -> bool {
 }
 
 async fn serve(
-    stream: std::net::TcpStream,
-    client: SocketAddr,
+    Incoming { stream, peer }: Incoming,
     protocol: Protocol,
     service: Arc<Service>,
     proxy: Proxy,
@@ -132,12 +200,17 @@ async fn serve(
             return;
         }
     };
-    // Fails only on a connection that is gone already.
-    let _ = stream.set_nodelay(true);
-    let Ok(local) = stream.local_addr() else {
-        return;
+    let mut info = match peer {
+        Peer::Tcp(client) => {
+            // Fails only on a connection that is gone already.
+            let _ = stream.set_nodelay(true);
+            let Ok(local) = stream.local_addr() else {
+                return;
+            };
+            ConnectionInfo::new(client, local)
+        }
+        Peer::Unix => ConnectionInfo::new(LOCAL, LOCAL),
     };
-    let mut info = ConnectionInfo::new(client, local);
     let stream = match protocol {
         Protocol::Http => ClientStream::plain(stream),
         Protocol::Https => {

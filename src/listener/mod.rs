@@ -4,6 +4,8 @@
 pub mod accept;
 pub mod client_auth;
 pub mod connection;
+pub mod drain;
+pub mod passed;
 pub mod self_check;
 pub mod sockets;
 pub mod stream;

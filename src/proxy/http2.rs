@@ -10,12 +10,12 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::answered;
 use super::client::{Client, Trailers};
 use super::failure::ClientError;
 use super::watchdog::Watchdog;
+use crate::listener::drain::Drain;
 use crate::listener::stream::ClientStream;
 use crate::message::{Fields, Framing, ResponseHead, may_trail};
 
@@ -53,7 +53,7 @@ pub type Begun = (Request<RecvStream>, SendResponse<Bytes>);
 /// When `drain` says so no more may begin, and it ends with those that have.
 pub async fn connection(
     stream: ClientStream,
-    drain: CancellationToken,
+    drain: Drain,
     serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
     let handshake = settings().handshake::<_, Bytes>(stream);
@@ -65,10 +65,10 @@ pub async fn connection(
 
 async fn run(
     mut connection: Connection,
-    drain: CancellationToken,
+    drain: Drain,
     mut serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
-    let mut draining = std::pin::pin!(drain.cancelled());
+    let mut draining = std::pin::pin!(drain.begun());
     let mut told = false;
     let mut watchdog = Watchdog::default();
     let mut idle_since = Instant::now();

@@ -44,11 +44,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
-use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
 use crate::admin::metrics::Metrics;
 use crate::listener::ConnectionInfo;
+use crate::listener::drain::Drain;
 use crate::listener::stream::ClientStream;
 use crate::message::{HeadError, RequestHead};
 
@@ -103,12 +103,7 @@ impl Proxy {
     }
 
     /// Serves a connection until it ends. After `drain` it ends as soon as nothing is under way.
-    pub async fn serve(
-        &self,
-        stream: ClientStream,
-        connection: ConnectionInfo,
-        drain: CancellationToken,
-    ) {
+    pub async fn serve(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         if stream.is_http2() {
             // Boxed: it is larger by far, and would be a part of every connection's memory.
             Box::pin(self.serve_http2(stream, connection, drain)).await;
@@ -117,12 +112,7 @@ impl Proxy {
         }
     }
 
-    async fn serve_http1(
-        &self,
-        stream: ClientStream,
-        connection: ConnectionInfo,
-        drain: CancellationToken,
-    ) {
+    async fn serve_http1(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         let mut client = Http1::new(stream, drain);
         let mut request = RequestHead::default();
         loop {
@@ -165,12 +155,7 @@ impl Proxy {
         access_log::record_malformed(connection, status, reason);
     }
 
-    async fn serve_http2(
-        &self,
-        stream: ClientStream,
-        connection: ConnectionInfo,
-        drain: CancellationToken,
-    ) {
+    async fn serve_http2(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         let (client, connection) = (connection.client, Arc::new(connection));
         let served = http2::connection(stream, drain, |begun| {
             let (proxy, connection) = (self.clone(), Arc::clone(&connection));

@@ -75,6 +75,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
         server: Server {
             http_listen: Vec::new(),
             https_listen: Vec::new(),
+            socket_file: crate::config::SocketFile::default(),
             admin_listen: AdminListen::Off,
             state_dir: PathBuf::new(),
             state_dir_note: None,
