@@ -17,11 +17,13 @@ mod environment;
 mod fields;
 mod file_check;
 mod ip_prefix;
+mod keys;
 mod limits;
 mod listen;
 mod load;
 mod on_demand;
 mod reader;
+pub mod reference;
 mod route;
 mod template;
 #[cfg(test)]

@@ -15,13 +15,14 @@ use super::draft::{
 };
 use super::environment::Environment;
 use super::fields;
+use super::keys::{
+    ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, ROUTE, SERVER,
+    SITE, TLS, TOP, UPSTREAM_TLS,
+};
 use super::limits::{LIMIT, LimitsDraft, limit};
 use super::listen::{account_name, listen, socket_mode};
 use super::on_demand::OnDemandDraft;
-use super::reader::{
-    ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
-    ROUTE, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
-};
+use super::reader::{Kind, List, Table, Value};
 use super::route::has_action;
 use super::upstream::upstream;
 use super::value::{
