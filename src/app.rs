@@ -24,6 +24,7 @@ use crate::certificate::trust::TlsFiles;
 use crate::config::watch::{Candidate, ConfigWatch, Outcome};
 use crate::config::{Config, Footprint, ListenAddress};
 use crate::listener::accept::Protocol;
+use crate::listener::admission::Admission;
 use crate::listener::passed::{Passed, PassedError};
 use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
@@ -93,7 +94,7 @@ pub fn run(
         Some(predecessor) => Passed::from_predecessor(predecessor.take_sockets())?,
         None => Passed::from_service_manager()?,
     };
-    raise_file_limit();
+    let descriptors = raise_file_limit();
     let config = Arc::new(config);
     let sockets = Sockets::bind(&config, passed)?;
     let state = StateDir::open(&config.server.state_dir)?;
@@ -127,6 +128,7 @@ pub fn run(
         rescan: rescan.clone(),
         log,
         program,
+        descriptors,
     };
     let result = runtime.block_on(serve(start, candidates, predecessor));
     if let Some(watch) = rescan.config {
@@ -150,6 +152,8 @@ struct Start {
     rescan: Rescan,
     log: LogControl,
     program: Program,
+    /// How many this process may have open.
+    descriptors: u64,
 }
 
 async fn serve(
@@ -314,6 +318,7 @@ fn live(
     let mut listeners = Listeners::new(Parts {
         passed: sockets.passed,
         own: own.clone(),
+        admission: Admission::new(&config.server, start.descriptors, metrics.clone()),
         workers: Workers::start(threads, &proxy)?,
         tls: tls::acceptor(certificates.or(&on_demand), trust.sessions.clone())?,
         table: reloader.table().clone(),
@@ -509,14 +514,21 @@ fn worker_threads(configured: usize) -> usize {
 }
 
 /// Every connection takes a descriptor or two; the soft limit is 1,024 for no good reason.
-fn raise_file_limit() {
+/// How many there may be then.
+fn raise_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            limit.current
+        }
+    };
+    // Without a limit there is none.
+    limit.unwrap_or(u64::MAX)
 }

@@ -15,6 +15,7 @@ use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
 use crate::config::{ListenAddress, SocketFile};
 use crate::listener::accept::{Accepted, Listening, Protocol, Service, accept_loop};
+use crate::listener::admission::Admission;
 use crate::listener::drain::Drain;
 use crate::listener::passed::Passed;
 use crate::listener::self_check::OwnConnections;
@@ -35,6 +36,7 @@ pub(super) struct Parts {
     pub on_demand: OnDemand,
     pub metrics: Arc<Metrics>,
     pub own: OwnConnections,
+    pub admission: Admission,
     /// Sockets that somebody else keeps for us.
     pub passed: Passed,
 }
@@ -130,6 +132,10 @@ impl Listeners {
         }
     }
 
+    pub fn admission(&self) -> &Admission {
+        &self.parts.admission
+    }
+
     pub fn workers(&self) -> Workers {
         self.parts.workers.clone()
     }
@@ -171,6 +177,7 @@ impl Listeners {
             table: self.parts.table.clone(),
             on_demand: Some(self.parts.on_demand.clone()),
             metrics: self.parts.metrics.clone(),
+            admission: self.parts.admission.clone(),
             own: self.parts.own.clone(),
             drain: drain.clone(),
         };

@@ -182,6 +182,7 @@ impl Live {
         self.watching.reconfigure(&new);
         self.worker.reassign(Assignment::from(&*new)).await;
         self.on_demand.reconfigure(&new);
+        self.listeners.admission().reconfigure(&new.server);
         self.config.store(new.clone());
         self.set_log_level(&old, &new);
         let grace_period = new.server.grace_period;

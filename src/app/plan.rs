@@ -155,7 +155,7 @@ mod tests {
         let in_the_way = |old: &str, new: &str| {
             let plan = plan(old, new);
             let found = plan.bind.iter().flat_map(|new| plan.in_the_way_of(new));
-            shown(&found.copied().collect::<Vec<_>>())
+            shown(&found.cloned().collect::<Vec<_>>())
         };
         let old = "http_listen = [\"127.0.0.1:80\", \"127.0.0.1:81\"]";
         assert_eq!(

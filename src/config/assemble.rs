@@ -17,7 +17,7 @@ use super::file_check::{FilePurpose, FileReference};
 use super::listen::overlap;
 use super::{
     Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
-    ListenAddress, PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
+    ListenAddress, PathPattern, ProxyProtocol, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
 use super::{acme_options, fields, on_demand, tls_options};
 use crate::certificate::name::Name;
@@ -46,6 +46,7 @@ pub(super) fn assemble(
         check_site_takeover(site, &draft.certificates, wildcards, report);
         acme_options::check_addresses(site, &draft, report);
         check_routes(site, report);
+        check_proxy_protocol(site, report);
     }
     tls_options::check(&draft, report);
     check_takeover(&draft.certificates, report);
@@ -83,6 +84,10 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         threads: draft.threads.unwrap_or(0),
         grace_period: draft.grace_period.unwrap_or(DEFAULT_GRACE_PERIOD),
         trusted_proxies: draft.trusted_proxies,
+        proxy_protocol_from: draft.proxy_protocol_from,
+        max_connections: draft.max_connections,
+        max_connections_per_client: draft.max_connections_per_client,
+        min_rates: draft.min_rates,
         forwarded: draft.forwarded.unwrap_or_default(),
         request_id: draft.request_id,
         log_level: draft.log_level.unwrap_or_default(),
@@ -127,6 +132,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         false => draft.response_fields,
     };
     let site_wide = SiteWide {
+        proxy_protocol: draft.proxy_protocol.and_then(|version| version.value),
         upstream_tls: site_tls,
         request_fields: draft.request_fields,
         response_fields,
@@ -160,6 +166,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
 
 /// What a site says for all its routes.
 struct SiteWide {
+    proxy_protocol: Option<ProxyProtocol>,
     upstream_tls: Option<UpstreamTls>,
     request_fields: FieldRules,
     response_fields: FieldRules,
@@ -189,6 +196,10 @@ impl SiteWide {
             request_fields: self.request_fields.then(draft.request_fields),
             response_fields: self.response_fields.then(draft.response_fields),
             access: draft.access.over(&self.access),
+            proxy_protocol: match draft.proxy_protocol {
+                Some(own) => own.value,
+                None => self.proxy_protocol,
+            },
             action,
         })
     }
@@ -495,6 +506,23 @@ fn check_routes(site: &SiteDraft, report: &Report<'_>) {
             report.add(route.path.at, problem.help("remove one of the two"));
         }
         check_strip_prefix(route, report);
+    }
+}
+
+/// What is answered here is announced to nobody.
+fn check_proxy_protocol(site: &SiteDraft, report: &Report<'_>) {
+    let goes_on = |action: &Option<ActionDraft>| {
+        let action = action.as_ref();
+        action.is_some_and(|action| !action.upstreams().is_empty())
+    };
+    let routes_go_on = || site.routes.iter().any(|route| goes_on(&route.action));
+    let of_site = site.proxy_protocol.iter();
+    let of_site = of_site.filter(|_| !goes_on(&site.action) && !routes_go_on());
+    let of_routes = site.routes.iter().filter(|route| !goes_on(&route.action));
+    let of_routes = of_routes.filter_map(|route| route.proxy_protocol.as_ref());
+    for version in of_site.chain(of_routes).filter(|it| it.value.is_some()) {
+        let problem = Problem::new("`proxy_protocol` is set, but there are no `upstreams` here");
+        report.add(version.at, problem.help("leave the key out"));
     }
 }
 

@@ -14,7 +14,8 @@ use super::on_demand::OnDemandDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
     FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, ListenAddress, LogLevel,
-    PathPattern, SocketFile, Takeover, Template, TlsMode, Upstream,
+    MinRates, PathPattern, ProxyProtocol, ProxyProtocolFrom, SocketFile, Takeover, Template,
+    TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -42,6 +43,10 @@ pub(super) struct ServerDraft {
     pub(super) threads: Option<usize>,
     pub(super) grace_period: Option<Duration>,
     pub(super) trusted_proxies: Vec<IpPrefix>,
+    pub(super) proxy_protocol_from: ProxyProtocolFrom,
+    pub(super) max_connections: Option<usize>,
+    pub(super) max_connections_per_client: Option<usize>,
+    pub(super) min_rates: MinRates,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) request_id: Option<Box<str>>,
     pub(super) log_level: Option<LogLevel>,
@@ -113,6 +118,8 @@ pub(super) struct SiteDraft {
     pub(super) access: AccessDraft,
     /// What happens to requests that no route is for.
     pub(super) action: Option<ActionDraft>,
+    /// `None` inside is "off".
+    pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) routes: Vec<RouteDraft>,
 }
@@ -134,6 +141,7 @@ impl SiteDraft {
             error_pages: ErrorPages::default(),
             access: AccessDraft::default(),
             action: None,
+            proxy_protocol: None,
             upstream_tls: None,
             routes: Vec::new(),
         }
@@ -157,6 +165,7 @@ pub(super) struct RouteDraft {
     pub(super) access: AccessDraft,
     /// Nothing where it could not be read.
     pub(super) action: Option<ActionDraft>,
+    pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
 }
 
@@ -173,6 +182,7 @@ impl RouteDraft {
             response_fields: FieldRules::default(),
             access: AccessDraft::default(),
             action: Some(action),
+            proxy_protocol: None,
             upstream_tls: None,
         }
     }

@@ -10,7 +10,7 @@ use super::keys::ROUTE_UPSTREAM_TLS;
 use super::reader::{Kind, List, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Access, Upstream, UpstreamTls};
+use super::{Access, ProxyProtocol, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Route {
     pub request_fields: FieldRules,
     pub response_fields: FieldRules,
     pub access: Access,
+    /// Whether connections to upstreams begin with who the client is.
+    pub proxy_protocol: Option<ProxyProtocol>,
     pub action: Action,
 }
 
@@ -169,6 +171,17 @@ const STATUS: Kind = Kind {
     example: "404",
 };
 
+const PROXY_PROTOCOL: Kind = Kind {
+    what: "\"v1\", \"v2\" or \"off\"",
+    example: "\"v2\"",
+};
+
+/// Of a site or a route.
+pub(super) fn proxy_protocol(table: &Table<'_>) -> Option<Located<Option<ProxyProtocol>>> {
+    let value = table.get("proxy_protocol")?;
+    value.parse(PROXY_PROTOCOL, super::proxy_protocol::version)
+}
+
 impl<'a> Reader<'a> {
     pub(super) fn routes(&self, tables: &List<Table<'a>>) -> Vec<RouteDraft> {
         let tables = tables.values.iter();
@@ -201,6 +214,7 @@ impl<'a> Reader<'a> {
             response_fields: fields::rules(table, "response_headers"),
             access: self.access(table),
             action,
+            proxy_protocol: proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
         })
     }

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use toml::de::DeTable;
 
+use super::access::size;
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     AuthorityDraft, CertificateFilesDraft, CertificatesDraft, ClientAuthDraft, Draft, Listen,
@@ -22,8 +23,9 @@ use super::keys::{
 use super::limits::{LIMIT, LimitsDraft, limit};
 use super::listen::{account_name, listen, socket_mode};
 use super::on_demand::OnDemandDraft;
+use super::proxy_protocol;
 use super::reader::{Kind, List, Table, Value};
-use super::route::has_action;
+use super::route::{self, has_action};
 use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
@@ -31,7 +33,8 @@ use super::value::{
     secret, server_name, takeover, tls_mode, token,
 };
 use super::{
-    AdminListen, ChallengeType, ErrorPages, ExternalAccount, SocketFile, TlsMode, Upstream,
+    AdminListen, ChallengeType, ErrorPages, ExternalAccount, MinRates, SocketFile, TlsMode,
+    Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -43,6 +46,12 @@ const SOCKET_MODE: Kind = kind("a file mode in quotes", "\"0660\"");
 const ACCOUNT: Kind = kind("a user or a group in quotes", "\"www-data\"");
 const ADMIN_ADDRESS: Kind = kind("a listen address in quotes", "\"127.0.0.1:2019\"");
 pub(super) const PREFIXES: Kind = kind("an array of addresses and networks", "[\"10.0.0.0/8\"]");
+const PEERS: Kind = kind(
+    "an array of addresses and networks, or \"unix\"",
+    "[\"10.0.0.0/8\"]",
+);
+const CONNECTIONS: Kind = kind("a number of connections", "10000");
+const RATE: Kind = kind("a size in quotes, or \"off\"", "\"240B\"");
 const FORWARDED: Kind = kind(
     "\"x-forwarded\", \"rfc7239\", \"both\" or \"off\"",
     "\"both\"",
@@ -67,6 +76,9 @@ pub(super) const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3
 
 /// More threads than any machine has cores are a slip of the finger.
 const MAX_THREADS: i128 = 1024;
+
+/// More connections than any machine has memory for.
+const MAX_CONNECTIONS: i128 = 100_000_000;
 
 /// Each holds connections, answers to challenges and perhaps TXT records.
 const MAX_PARALLEL_ORDERS: i128 = 256;
@@ -169,6 +181,14 @@ impl<'a> Reader<'a> {
                 .and_then(|v| v.list(PREFIXES, ip_prefix))
                 .map(|list| list.values.into_iter().map(|one| one.value).collect())
                 .unwrap_or_default(),
+            proxy_protocol_from: table
+                .get("proxy_protocol_from")
+                .and_then(|v| v.list(PEERS, proxy_protocol::peer))
+                .map(|list| list.values.into_iter().map(|one| one.value).collect())
+                .unwrap_or_default(),
+            max_connections: connections(table, "max_connections"),
+            max_connections_per_client: connections(table, "max_connections_per_client"),
+            min_rates: min_rates(table),
             forwarded: table
                 .get("forwarded")
                 .and_then(|v| v.parse(FORWARDED, forwarded))
@@ -551,6 +571,7 @@ impl<'a> Reader<'a> {
                 .unwrap_or_default(),
             access: self.access(table),
             action,
+            proxy_protocol: route::proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
         }
@@ -627,6 +648,35 @@ impl<'a> Reader<'a> {
 fn known_host(host: Located<Option<Name>>) -> Option<Located<Name>> {
     let at = host.at;
     host.value.map(|value| Located { value, at })
+}
+
+fn connections(table: &Table<'_>, key: &'static str) -> Option<usize> {
+    let value = table.get(key)?;
+    let count = value.integer(CONNECTIONS)?;
+    let in_bounds = (0..=MAX_CONNECTIONS).contains(&count.value);
+    let number = usize::try_from(count.value).ok().filter(|_| in_bounds);
+    let problem = || {
+        Problem::new(format!("{} is no number of connections", count.value))
+            .help("write how many there may be at a time, or 0 for no limit")
+    };
+    value.keep(number.ok_or_else(problem))
+}
+
+fn min_rates(table: &Table<'_>) -> MinRates {
+    let default = MinRates::default();
+    let rate = |key, default| {
+        let rate = table.get(key).and_then(|v| v.parse(RATE, size));
+        // At no bytes a second anything is fast enough.
+        rate.map_or(default, |rate| rate.value.filter(|bytes| *bytes > 0))
+    };
+    let grace = table.get("rate_grace");
+    MinRates {
+        request: rate("min_request_rate", default.request),
+        response: rate("min_response_rate", default.response),
+        grace: grace
+            .and_then(|v| duration_of(v, "1s", "1d"))
+            .unwrap_or(default.grace),
+    }
 }
 
 fn duration_of(value: Value<'_>, least: &str, most: &str) -> Option<Duration> {

@@ -1,6 +1,7 @@
 //! The accept loop: takes connections, does the handshake under a deadline, and hands them to the
 //! proxy.
 
+use std::fmt;
 use std::io;
 use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
@@ -13,9 +14,11 @@ use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Admission, Place, Refusal};
 use super::client_auth;
-use super::connection::{ConnectionInfo, TlsInfo};
+use super::connection::{ConnectionInfo, TlsInfo, canonical};
 use super::drain::Drain;
+use super::proxy_protocol::{self, Header, ProxyProtocolError};
 use super::self_check::OwnConnections;
 use super::sockets::Socket;
 use super::stream::{ClientStream, ReadAhead};
@@ -45,6 +48,7 @@ pub struct Service {
     /// Where certificates that are not in the table can be had.
     pub on_demand: Option<OnDemand>,
     pub metrics: Arc<Metrics>,
+    pub admission: Admission,
     /// Those of the self-check: they are no clients.
     pub own: OwnConnections,
     /// Told when the listener goes.
@@ -83,6 +87,15 @@ enum Peer {
     Tcp(SocketAddr),
     /// Somebody on this host.
     Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(client) => canonical(*client).fmt(f),
+            Peer::Unix => f.write_str("a Unix socket"),
+        }
+    }
 }
 
 impl Listening {
@@ -154,18 +167,25 @@ pub async fn accept_loop(
         };
         match connection {
             Ok(incoming) => {
+                let arrival = match admit(&incoming, &service) {
+                    Ok(arrival) => arrival,
+                    Err(refusal) => {
+                        service.admission.refused(refusal, &incoming.peer);
+                        continue;
+                    }
+                };
                 // There is a worker at least.
                 let Some(seat) = service.workers.seat() else {
                     continue;
                 };
                 let service = service.clone();
                 seat.serve(connections, move |proxy| {
-                    serve(incoming, protocol, service, proxy)
+                    serve(incoming, arrival, protocol, service, proxy)
                 });
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections");
+                service.admission.refused(Refusal::Accept, &error);
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
@@ -186,8 +206,34 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Where a connection stands that has just come in.
+enum Arrival {
+    /// Of this process; it counts as nobody's.
+    Own,
+    Client(Place),
+    /// Whose it is, the proxy has still to say.
+    Announced(Place),
+}
+
+fn admit(incoming: &Incoming, service: &Service) -> Result<Arrival, Refusal> {
+    let ip = match incoming.peer {
+        Peer::Tcp(client) if service.own.contains(canonical(client)) => return Ok(Arrival::Own),
+        Peer::Tcp(client) => Some(client.ip().to_canonical()),
+        Peer::Unix => None,
+    };
+    let mut place = service.admission.enter()?;
+    if service.admission.is_announced(ip) {
+        return Ok(Arrival::Announced(place));
+    }
+    if let Some(ip) = ip {
+        place.belongs_to(ip)?;
+    }
+    Ok(Arrival::Client(place))
+}
+
 async fn serve(
     Incoming { stream, peer }: Incoming,
+    arrival: Arrival,
     protocol: Protocol,
     service: Arc<Service>,
     proxy: Proxy,
@@ -200,6 +246,7 @@ async fn serve(
             return;
         }
     };
+    let mut stream = stream;
     let mut info = match peer {
         Peer::Tcp(client) => {
             // Fails only on a connection that is gone already.
@@ -211,11 +258,25 @@ async fn serve(
         }
         Peer::Unix => ConnectionInfo::new(LOCAL, LOCAL),
     };
+    let is_own = matches!(arrival, Arrival::Own);
+    let _place = match arrival {
+        Arrival::Own => None,
+        Arrival::Client(place) => Some(place),
+        Arrival::Announced(place) => {
+            // Boxed: few connections need the room.
+            let announced = Box::pin(announced(&mut stream, place, &mut info, &service));
+            match announced.await {
+                Some(place) => Some(place),
+                None => return,
+            }
+        }
+    };
     let stream = match protocol {
         Protocol::Http => ClientStream::plain(stream),
         Protocol::Https => {
             // Boxed: it is over soon, and the connection's memory need not have room for it.
-            let Some(stream) = Box::pin(handshake(stream, &info, &service)).await else {
+            let handshake = handshake(stream, &info, is_own, &service);
+            let Some(stream) = Box::pin(handshake).await else {
                 return;
             };
             info.tls = Some(describe(&stream));
@@ -223,6 +284,34 @@ async fn serve(
         }
     };
     proxy.serve(stream, info, service.drain.clone()).await;
+}
+
+/// Lets the proxy say whose the connection is. `None`: it is refused.
+async fn announced(
+    stream: &mut TcpStream,
+    mut place: Place,
+    info: &mut ConnectionInfo,
+    service: &Service,
+) -> Option<Place> {
+    let peer = info.client;
+    match proxy_protocol::read(stream).await {
+        Ok(Header::Local) => return Some(place),
+        Ok(Header::Proxied { client, local }) => *info = ConnectionInfo::new(client, local),
+        // A proxy, or whoever looks whether we listen, has hung up.
+        Err(ProxyProtocolError::Closed) => return None,
+        Err(error) => {
+            let detail = format!("{peer}: {error}");
+            service.admission.refused(Refusal::ProxyProtocol, &detail);
+            return None;
+        }
+    }
+    match place.belongs_to(info.client.ip()) {
+        Ok(()) => Some(place),
+        Err(refusal) => {
+            service.admission.refused(refusal, &info.client);
+            None
+        }
+    }
 }
 
 fn describe(stream: &SslStream<ReadAhead>) -> TlsInfo {
@@ -242,10 +331,10 @@ fn describe(stream: &SslStream<ReadAhead>) -> TlsInfo {
 async fn handshake(
     stream: TcpStream,
     info: &ConnectionInfo,
+    is_own: bool,
     service: &Service,
 ) -> Option<SslStream<ReadAhead>> {
-    let own = service.own.contains(info.client);
-    let ssl = match tls::new_handshake(&service.tls, info.local.ip(), !own) {
+    let ssl = match tls::new_handshake(&service.tls, info.local.ip(), !is_own) {
         Ok(ssl) => ssl,
         Err(error) => {
             tracing::error!(%error, "cannot begin a TLS handshake");
@@ -268,8 +357,7 @@ async fn handshake(
         (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
         (Err(_), _) => ("timeout", None),
     };
-    // Asked again: our own looker knows its address only once it is connected.
-    let label = match service.own.contains(info.client) {
+    let label = match is_own {
         true => "self_check",
         false => label,
     };

@@ -34,7 +34,7 @@ impl ConnectionInfo {
 }
 
 /// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

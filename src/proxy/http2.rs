@@ -37,6 +37,10 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// How long a connection without a stream stays open.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// How long a client may keep a connection that it was told to leave, and on which it has no stream:
+/// it may have sent one before it knew.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long the other side may take for what begins a connection.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -69,12 +73,14 @@ async fn run(
     mut serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
     let mut draining = std::pin::pin!(drain.begun());
+    // Whether the client knows that no more streams may begin.
     let mut told = false;
     let mut watchdog = Watchdog::default();
     let mut idle_since = Instant::now();
     poll_fn(|cx| {
         if !told && draining.as_mut().poll(cx).is_ready() {
             told = true;
+            idle_since = Instant::now();
             connection.graceful_shutdown();
         }
         loop {
@@ -88,15 +94,21 @@ async fn run(
         if connection.has_streams() {
             idle_since = Instant::now();
         }
-        while watchdog.poll(cx, idle_since + IDLE_TIMEOUT).is_ready() {
-            if !connection.has_streams() && !told {
+        loop {
+            let timeout = if told { GOAWAY_TIMEOUT } else { IDLE_TIMEOUT };
+            if watchdog.poll(cx, idle_since + timeout).is_pending() {
+                return Poll::Pending;
+            }
+            if !connection.has_streams() {
+                if told {
+                    return Poll::Ready(Ok(()));
+                }
                 told = true;
                 connection.graceful_shutdown();
                 cx.waker().wake_by_ref();
             }
             idle_since = Instant::now();
         }
-        Poll::Pending
     })
     .await
 }

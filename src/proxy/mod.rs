@@ -23,6 +23,7 @@ mod http2;
 mod kept;
 mod login;
 mod origin;
+mod pace;
 mod path;
 mod patience;
 mod rate_limit;

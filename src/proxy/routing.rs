@@ -17,8 +17,8 @@ use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
-    self, Action, ClientAuth, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix, PathPattern,
-    Template, TlsMode,
+    self, Action, ClientAuth, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix, MinRates,
+    PathPattern, ProxyProtocol, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
@@ -63,6 +63,7 @@ pub struct Settings {
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets.
     pub request_id: Option<Box<str>>,
+    pub min_rates: MinRates,
 }
 
 impl Settings {
@@ -72,6 +73,7 @@ impl Settings {
             trusted_proxies: server.trusted_proxies.clone(),
             forwarded: server.forwarded,
             request_id: server.request_id.clone(),
+            min_rates: server.min_rates,
         }
     }
 }
@@ -86,6 +88,8 @@ pub struct Route {
     pub answer: Option<FixedAnswer>,
     pub changes: Option<Box<Changes>>,
     pub guard: Option<Box<Guard>>,
+    /// How connections to its upstreams begin, if they say who the client is.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// An answer of ours that the configuration wants.
@@ -251,6 +255,7 @@ impl Route {
             answer,
             changes: Changes::of(route),
             guard: Guard::of(&route.access),
+            proxy_protocol: route.proxy_protocol,
         }
     }
 
@@ -286,6 +291,7 @@ pub(super) mod tests {
             request_fields: config::FieldRules::default(),
             response_fields: config::FieldRules::default(),
             access: config::Access::default(),
+            proxy_protocol: None,
             action: Action::Forward {
                 upstreams: upstreams.to_vec(),
                 upstream_tls: None,

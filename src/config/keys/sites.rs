@@ -24,6 +24,7 @@ macro_rules! request_keys {
             key("redirect", Text("a URL or a path"), "", "Sends clients elsewhere, instead of `upstreams`. Can have placeholders."),
             key("respond", Text("a text"), "", "Answers by itself, instead of `upstreams`."),
             key("status", Whole(200, 599), "", "The status of `redirect` (default 302) or `respond` (default 200)."),
+            key("proxy_protocol", Words(&["v1", "v2", "off"]), r#""off""#, "Whether connections to upstreams begin with a header of the PROXY protocol, which says who the client is. Each request has a connection of its own then."),
             key("upstream_tls", Table($upstream_tls), "", "TLS towards upstreams with `https://`."),
         ]
     };
