@@ -412,18 +412,27 @@ impl Sockets {
         })
     }
 
-    /// Where the first listener of a protocol really is.
-    fn first(&self, protocol: Protocol) -> Option<SocketAddr> {
+    /// Where the first listener of a protocol really is, of the server or of a site with addresses of
+    /// its own.
+    fn first(&self, protocol: Protocol, own: &[ListenAddress]) -> Option<SocketAddr> {
         let bound = self.bound.iter();
-        let mut spoken = bound.filter(|bound| bound.endpoint.protocol == protocol);
-        spoken.find_map(|bound| match bound.socket.address() {
+        let mut spoken = bound
+            .map(|bound| (&bound.endpoint, bound))
+            .filter(|(it, _)| {
+                let is_meant = match own.is_empty() {
+                    true => !it.own,
+                    false => own.contains(&it.address),
+                };
+                is_meant && it.protocol == protocol
+            });
+        spoken.find_map(|(_, bound)| match bound.socket.address() {
             Ok(ListenAddress::Tcp(address)) => Some(address),
             _ => None,
         })
     }
 
     fn https_port(&self) -> Option<u16> {
-        Some(self.first(Protocol::Https)?.port())
+        Some(self.first(Protocol::Https, &[])?.port())
     }
 }
 

@@ -64,7 +64,10 @@ async fn opens(perennial: &Perennial) -> KeepAlive {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn beyond_the_limit_connections_are_closed_at_once() {
-    let mut perennial = with(Place::new(), "max_connections = 3\nmax_connections_per_client = 0");
+    let mut perennial = with(
+        Place::new(),
+        "max_connections = 3\nmax_connections_per_client = 0",
+    );
     perennial.start_and_wait().await;
     perennial.wait_ready().await;
     let (http, https) = (perennial.place.http, perennial.place.https);

@@ -58,6 +58,7 @@ mod renewers_copies;
 mod renewers_layouts;
 mod selection;
 mod session_resumption;
+mod site_listen;
 mod site_routes;
 mod slow_clients;
 mod start;

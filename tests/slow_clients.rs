@@ -61,7 +61,7 @@ const POST: &str = "POST / HTTP/1.1\r\nHost: plain.test\r\nContent-Length: 10000
 /// Each byte comes well before any silence is too long.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_trickles_in_ends_with_408() {
-    let scene = scene("min_request_rate = \"1KiB\"\nrate_grace = \"1s\"").await;
+    let scene = scene("min_request_rate = \"1KiB\"\nmin_rate_after = \"1s\"").await;
     let mut wire = plain(&scene).await;
     wire.send(POST).await.unwrap();
     let trickle = async {
@@ -77,7 +77,7 @@ async fn a_body_that_trickles_in_ends_with_408() {
 /// Whoever has sent a lot has earned its time, and an upstream's counts for nobody.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_was_fast_may_pause_and_an_upstream_may_think() {
-    let scene = scene("min_request_rate = \"1KiB\"\nrate_grace = \"1s\"").await;
+    let scene = scene("min_request_rate = \"1KiB\"\nmin_rate_after = \"1s\"").await;
     let mut wire = plain(&scene).await;
     let body = vec![b'x'; 1 << 20];
     let head = format!(
@@ -105,7 +105,7 @@ async fn a_body_that_was_fast_may_pause_and_an_upstream_may_think() {
 /// Off is off.
 #[tokio::test(flavor = "multi_thread")]
 async fn without_a_rate_any_is_fast_enough() {
-    let scene = scene("min_request_rate = \"off\"\nrate_grace = \"1s\"").await;
+    let scene = scene("min_request_rate = \"off\"\nmin_rate_after = \"1s\"").await;
     let mut wire = plain(&scene).await;
     wire.send("POST / HTTP/1.1\r\nHost: plain.test\r\nContent-Length: 30\r\n\r\n")
         .await
@@ -132,7 +132,7 @@ async fn answer_at_length(scene: &Scene) {
 /// A response that is read byte by byte holds an upstream's connection no longer than it may.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_that_trickles_out_is_cut() {
-    let scene = scene("min_response_rate = \"64MiB\"\nrate_grace = \"1s\"").await;
+    let scene = scene("min_response_rate = \"64MiB\"\nmin_rate_after = \"1s\"").await;
     let socket = TcpSocket::new_v4().unwrap();
     socket.set_recv_buffer_size(16 * 1024).unwrap();
     let mut stream = socket.connect(scene.perennial.place.http).await.unwrap();
@@ -156,7 +156,7 @@ async fn a_response_that_trickles_out_is_cut() {
 /// The same with a stream of HTTP/2, whose window is opened by one byte at a time.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_window_that_opens_byte_by_byte_is_too_slow() {
-    let scene = scene("min_response_rate = \"64MiB\"\nrate_grace = \"1s\"").await;
+    let scene = scene("min_response_rate = \"64MiB\"\nmin_rate_after = \"1s\"").await;
     let mut frames = Frames::open(scene.perennial.place.https, NAME).await;
     let block = frames::block(&GET);
     let flags = frames::END_HEADERS | frames::END_STREAM;
@@ -189,7 +189,7 @@ const GET: [(&[u8], &[u8]); 4] = [
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_trickles_in_over_http2_ends_with_408() {
-    let scene = scene("min_request_rate = \"1KiB\"\nrate_grace = \"1s\"").await;
+    let scene = scene("min_request_rate = \"1KiB\"\nmin_rate_after = \"1s\"").await;
     let mut frames = Frames::open(scene.perennial.place.https, NAME).await;
     let mut post = GET;
     post[0] = (b":method", b"POST");

@@ -59,7 +59,7 @@ fn url(site: &Site, host: &Name, sockets: &Sockets) -> Option<String> {
         TlsMode::Off => ("http", 80, Protocol::Http),
         _ => ("https", 443, Protocol::Https),
     };
-    let address = sockets.first(protocol)?;
+    let address = sockets.first(protocol, &site.listen)?;
     let host = match host {
         Name::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),

@@ -145,22 +145,25 @@ impl Listeners {
         self.https.clone()
     }
 
+    /// Every certificate is shown on each of them.
     fn publish_addresses(&self) {
-        self.https.store(Arc::new(self.https().collect()));
+        let all = self.https(false).chain(self.https(true));
+        self.https.store(Arc::new(all.collect()));
     }
 
-    fn https(&self) -> impl Iterator<Item = SocketAddr> {
+    fn https(&self, own: bool) -> impl Iterator<Item = SocketAddr> {
         let running = self.running.iter();
-        let https = running.filter(|one| one.endpoint.protocol == Protocol::Https);
+        let https = running
+            .filter(move |one| one.endpoint.protocol == Protocol::Https && one.endpoint.own == own);
         https.filter_map(|one| match one.local {
             ListenAddress::Tcp(address) => Some(address),
             ListenAddress::Unix(_) => None,
         })
     }
 
-    /// The port of the first listener for HTTPS.
+    /// The port of the first listener for HTTPS that is no site's own.
     pub fn https_port(&self) -> Option<u16> {
-        Some(self.https().next()?.port())
+        Some(self.https(false).next()?.port())
     }
 
     /// What is listened on, for somebody who takes over.
@@ -180,6 +183,10 @@ impl Listeners {
             admission: self.parts.admission.clone(),
             own: self.parts.own.clone(),
             drain: drain.clone(),
+            scope: bound
+                .endpoint
+                .own
+                .then(|| Arc::new(bound.endpoint.address.clone())),
         };
         let serving = Serving {
             service: Arc::new(service),

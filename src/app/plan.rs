@@ -1,7 +1,7 @@
 //! What has to be done to get from one configuration to another. Pure: nothing here touches a
 //! socket or a file.
 
-use crate::config::{Config, ListenAddress, TlsMode};
+use crate::config::{Config, ListenAddress, Site, TlsMode};
 use crate::listener::accept::Protocol;
 
 /// An address as configured, and what is spoken there.
@@ -9,6 +9,8 @@ use crate::listener::accept::Protocol;
 pub(super) struct Endpoint {
     pub address: ListenAddress,
     pub protocol: Protocol,
+    /// Whether only sites are served there that say so.
+    pub own: bool,
 }
 
 /// What differs between two configurations, as far as it takes more than using the new one.
@@ -23,22 +25,52 @@ pub(super) struct Plan {
 }
 
 /// Where a configuration wants to listen. Without a site that uses TLS, `https_listen` is not used.
+/// One with addresses of its own uses it for the challenges of a CA alone.
 pub(super) fn endpoints(config: &Config) -> Vec<Endpoint> {
     let with = |protocol| {
         move |address: &ListenAddress| Endpoint {
             address: address.clone(),
             protocol,
+            own: false,
         }
     };
-    let wants_tls = config.sites.iter().any(|site| site.tls != TlsMode::Off);
+    let wants_tls = config.sites.iter().any(|site| match site.listen[..] {
+        [] => site.tls != TlsMode::Off,
+        _ => may_be_validated(site),
+    });
     let https: &[ListenAddress] = match wants_tls {
         true => &config.server.https_listen,
         false => &[],
     };
     let plain = config.server.http_listen.iter().map(with(Protocol::Http));
-    plain
+    let mut endpoints: Vec<Endpoint> = plain
         .chain(https.iter().map(with(Protocol::Https)))
-        .collect()
+        .collect();
+    for own in config.sites.iter().flat_map(own_endpoints) {
+        // Several sites may say the same.
+        if !endpoints.contains(&own) {
+            endpoints.push(own);
+        }
+    }
+    endpoints
+}
+
+fn own_endpoints(site: &Site) -> impl Iterator<Item = Endpoint> {
+    let protocol = match site.tls {
+        TlsMode::Off => Protocol::Http,
+        _ => Protocol::Https,
+    };
+    site.listen.iter().map(move |address| Endpoint {
+        address: address.clone(),
+        protocol,
+        own: true,
+    })
+}
+
+/// Whether a CA may look at it from outside, which it does at the usual ports.
+fn may_be_validated(site: &Site) -> bool {
+    let is_public = || site.any_host || site.hosts.iter().any(|host| !host.is_private());
+    matches!(site.tls, TlsMode::Acme) || (site.tls == TlsMode::Auto && is_public())
 }
 
 impl Plan {

@@ -34,7 +34,7 @@ pub(super) fn assemble(
     default_state_dir: DefaultStateDir,
     report: &Report<'_>,
 ) -> Config {
-    check_listen_addresses(&draft.server, report);
+    check_listen_addresses(&draft, report);
     check_listeners_suffice(&draft, report);
     check_certificate_sources(&draft.certificates, report);
     check_hosts_unique(&draft.sites, report);
@@ -153,6 +153,12 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         any_host: draft.any_host.is_some(),
         hosts: draft.hosts.into_iter().map(|host| host.value).collect(),
         tls: draft.tls.map(|tls| tls.value).unwrap_or_default(),
+        listen: draft
+            .listen
+            .into_iter()
+            .flatten()
+            .map(|one| one.value)
+            .collect(),
         certificate_per: draft.certificate_per,
         client_auth: draft
             .client_auth
@@ -214,10 +220,32 @@ struct Claim {
     key: &'static str,
     address: ListenAddress,
     at: Option<usize>,
+    /// Of a site that shares it with sites that say the same; whether it has TLS.
+    site: Option<bool>,
+}
+
+fn site_claims(site: &SiteDraft) -> impl Iterator<Item = Claim> {
+    let has_tls = mode(site) != Some(TlsMode::Off);
+    site.listen.iter().flatten().map(move |one| Claim {
+        key: "listen",
+        address: one.value.clone(),
+        at: Some(one.at),
+        site: Some(has_tls),
+    })
+}
+
+/// Sites may share an address if they speak the same there.
+fn may_share(one: &Claim, other: &Claim) -> bool {
+    one.site.is_some() && one.site == other.site && one.address == other.address
 }
 
 fn claims(key: &'static str, listen: &Listen, default: SocketAddr) -> Vec<Claim> {
-    let claim = |address, at| Claim { key, address, at };
+    let claim = |address, at| Claim {
+        key,
+        address,
+        at,
+        site: None,
+    };
     match listen {
         Listen::Default => vec![claim(ListenAddress::Tcp(default), None)],
         Listen::Nowhere(_) => Vec::new(),
@@ -228,7 +256,8 @@ fn claims(key: &'static str, listen: &Listen, default: SocketAddr) -> Vec<Claim>
     }
 }
 
-fn check_listen_addresses(server: &ServerDraft, report: &Report<'_>) {
+fn check_listen_addresses(draft: &Draft, report: &Report<'_>) {
+    let server = &draft.server;
     let mut all = claims("http_listen", &server.http_listen, DEFAULT_HTTP);
     all.extend(claims("https_listen", &server.https_listen, DEFAULT_HTTPS));
     let admin = match &server.admin_listen {
@@ -239,10 +268,14 @@ fn check_listen_addresses(server: &ServerDraft, report: &Report<'_>) {
         key: "admin_listen",
         address,
         at,
+        site: None,
     }));
+    all.extend(draft.sites.iter().flat_map(site_claims));
     for (i, claim) in all.iter().enumerate() {
-        let earlier = &all[..i];
-        if let Some(other) = earlier.iter().find(|o| overlap(&o.address, &claim.address)) {
+        let mut earlier = all[..i].iter();
+        let overlaps =
+            |other: &&Claim| overlap(&other.address, &claim.address) && !may_share(other, claim);
+        if let Some(other) = earlier.find(overlaps) {
             report_overlap(claim, other, report);
         }
     }
@@ -274,7 +307,8 @@ fn report_overlap(claim: &Claim, other: &Claim, report: &Report<'_>) {
 
 /// A key that switches a listener off must not take away what a site lives on.
 fn check_listeners_suffice(draft: &Draft, report: &Report<'_>) {
-    let mut modes = draft.sites.iter().filter_map(mode);
+    let shared = draft.sites.iter().filter(|site| site.listen.is_none());
+    let mut modes = shared.filter_map(mode);
     if let Listen::Nowhere(at) = draft.server.https_listen
         && modes.clone().any(|mode| mode != TlsMode::Off)
     {

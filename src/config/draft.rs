@@ -106,6 +106,8 @@ pub(super) struct SiteDraft {
     pub(super) on_demand: Option<Located<bool>>,
     /// Nothing where it was written and could not be read.
     pub(super) tls: Option<Located<TlsMode>>,
+    /// Where it is served alone, if it was written, be it wrongly.
+    pub(super) listen: Option<Vec<Located<ListenAddress>>>,
     pub(super) certificate_per: CertificatePer,
     pub(super) client_auth: Option<Located<ClientAuthDraft>>,
     /// `None` inside is "off".
@@ -131,6 +133,7 @@ impl SiteDraft {
             any_host: None,
             on_demand: None,
             tls,
+            listen: None,
             certificate_per: CertificatePer::default(),
             client_auth: None,
             takeover: None,

@@ -424,6 +424,8 @@ pub struct Site {
     /// Whether certificates are ordered when a client asks for their name, and not before.
     pub on_demand: bool,
     pub tls: TlsMode,
+    /// Where it is served, and nowhere else; on the server's listeners if there is none.
+    pub listen: Vec<ListenAddress>,
     pub certificate_per: CertificatePer,
     /// Whether clients have to show a certificate.
     pub client_auth: Option<ClientAuth>,

@@ -33,8 +33,8 @@ use super::value::{
     secret, server_name, takeover, tls_mode, token,
 };
 use super::{
-    AdminListen, ChallengeType, ErrorPages, ExternalAccount, MinRates, SocketFile, TlsMode,
-    Upstream,
+    AdminListen, ChallengeType, ErrorPages, ExternalAccount, ListenAddress, MinRates, SocketFile,
+    TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -214,6 +214,18 @@ impl<'a> Reader<'a> {
             // What could not be read claims no address, not even the default one.
             None => Listen::On(Vec::new()),
         }
+    }
+
+    fn own_listen(&self, value: Value<'a>) -> Vec<Located<ListenAddress>> {
+        let Some(list) = value.list(ADDRESSES, |text| listen(text, self.base)) else {
+            return Vec::new();
+        };
+        if list.is_empty {
+            let problem = Problem::new("`listen` is empty, so the site could not be reached")
+                .help("leave the key out to serve it on http_listen and https_listen");
+            self.report.add(list.at, problem);
+        }
+        list.values
     }
 
     fn socket_file(&self, table: &Table<'a>) -> SocketFile {
@@ -553,6 +565,7 @@ impl<'a> Reader<'a> {
             hosts: hosts.into_iter().filter_map(known_host).collect(),
             on_demand,
             tls,
+            listen: table.get("listen").map(|v| self.own_listen(v)),
             certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
             client_auth: table.get("client_auth").and_then(|v| self.client_auth(v)),
             takeover: table
@@ -669,7 +682,7 @@ fn min_rates(table: &Table<'_>) -> MinRates {
         // At no bytes a second anything is fast enough.
         rate.map_or(default, |rate| rate.value.filter(|bytes| *bytes > 0))
     };
-    let grace = table.get("rate_grace");
+    let grace = table.get("min_rate_after");
     MinRates {
         request: rate("min_request_rate", default.request),
         response: rate("min_response_rate", default.response),

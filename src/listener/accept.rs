@@ -26,6 +26,7 @@ use super::tls::{self, Outcome};
 use super::workers::Workers;
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
+use crate::config::ListenAddress;
 use crate::on_demand::OnDemand;
 use crate::proxy::Proxy;
 
@@ -53,6 +54,8 @@ pub struct Service {
     pub own: OwnConnections,
     /// Told when the listener goes.
     pub drain: Drain,
+    /// Which sites are served, if not those of the server's listeners.
+    pub scope: Option<Arc<ListenAddress>>,
 }
 
 /// What a listener speaks.
@@ -258,6 +261,7 @@ async fn serve(
         }
         Peer::Unix => ConnectionInfo::new(LOCAL, LOCAL),
     };
+    info.scope = service.scope.clone();
     let is_own = matches!(arrival, Arrival::Own);
     let _place = match arrival {
         Arrival::Own => None,
@@ -296,7 +300,11 @@ async fn announced(
     let peer = info.client;
     match proxy_protocol::read(stream).await {
         Ok(Header::Local) => return Some(place),
-        Ok(Header::Proxied { client, local }) => *info = ConnectionInfo::new(client, local),
+        Ok(Header::Proxied { client, local }) => {
+            let scope = info.scope.take();
+            *info = ConnectionInfo::new(client, local);
+            info.scope = scope;
+        }
         // A proxy, or whoever looks whether we listen, has hung up.
         Err(ProxyProtocolError::Closed) => return None,
         Err(error) => {

@@ -231,8 +231,8 @@ fn nobody(what: &str, name: &str) -> io::Error {
 #[derive(Debug)]
 pub struct SocketPath {
     path: PathBuf,
-    /// Device and inode.
-    file: (u64, u64),
+    /// Which file it is.
+    file: Identity,
 }
 
 impl SocketPath {
@@ -262,9 +262,12 @@ impl Drop for SocketPath {
     }
 }
 
-fn identity(path: &Path) -> Option<(u64, u64)> {
+/// Device, inode, and when it was made: the inode of a file that is gone is given to the next one.
+type Identity = (u64, u64, i64, i64);
+
+fn identity(path: &Path) -> Option<Identity> {
     let meta = std::fs::symlink_metadata(path).ok()?;
-    Some((meta.dev(), meta.ino()))
+    Some((meta.dev(), meta.ino(), meta.mtime(), meta.mtime_nsec()))
 }
 
 impl fmt::Display for ListenAddress {

@@ -201,6 +201,7 @@ impl Proxy {
                 client_auth: tls.client_auth.as_deref(),
                 covers: &covers,
             }),
+            scope: connection.scope.as_deref(),
             https_port: self.https_port.load(Ordering::Relaxed),
         };
         decision::decide(request, &surroundings)

@@ -58,6 +58,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
     Site {
         hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
         tls,
+        listen: Vec::new(),
         any_host: false,
         on_demand: false,
         certificate_per: CertificatePer::Host,

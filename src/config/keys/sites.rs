@@ -49,6 +49,12 @@ pub(in crate::config) const SITE: Section = Section {
             "Where the certificate comes from; with `off` there is none, and the site is on `http_listen`."
         ),
         key(
+            "listen",
+            List(&Text("an address and a port, or `unix:PATH`")),
+            "",
+            "Addresses of its own. The site is served there and nowhere else, and nothing else is served there but sites that say the same. Plain HTTP with `tls = \"off\"`, else HTTPS."
+        ),
+        key(
             "on_demand",
             Flag,
             "false",

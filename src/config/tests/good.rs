@@ -511,7 +511,7 @@ fn listeners_on_unix_sockets_and_who_may_connect() {
         "[server]\nhttp_listen = [\":80\", \"unix:run/http.sock\"]\nsocket_mode = \"0620\"\n\
          socket_group = \"www-data\"\nproxy_protocol_from = [\"10.0.0.0/8\", \"unix\"]\n\
          max_connections = 10\nmax_connections_per_client = 0\nmin_request_rate = \"0B\"\n\
-         min_response_rate = \"1KiB\"\nrate_grace = \"5s\"\n\
+         min_response_rate = \"1KiB\"\nmin_rate_after = \"5s\"\n\
          [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\nproxy_protocol = \"v1\"\n\
          [[sites.routes]]\npath = \"/a\"\nupstreams = [\"3001\"]\nproxy_protocol = \"off\"\n\
          [[sites.routes]]\npath = \"/b\"\nupstreams = [\"3002\"]\n",
