@@ -360,12 +360,7 @@ fn live(
         on_demand,
         metrics,
         log: start.log,
-        succession: Succession {
-            program: start.program,
-            service_manager: start.rescan.service_manager,
-            challenges,
-            done: CancellationToken::new(),
-        },
+        succession: Succession::new(start.program, start.rescan.service_manager, challenges),
     })
 }
 

@@ -76,6 +76,21 @@ pub(super) struct Succession {
     pub done: CancellationToken,
 }
 
+impl Succession {
+    pub fn new(
+        program: Program,
+        service_manager: ServiceManager,
+        challenges: Challenges,
+    ) -> Succession {
+        Succession {
+            program,
+            service_manager,
+            challenges,
+            done: CancellationToken::new(),
+        }
+    }
+}
+
 impl Live {
     /// Takes over one configuration after another, until `stop`, or until another process has taken
     /// over.
