@@ -31,7 +31,7 @@ use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
 use crate::on_demand::{self, OnDemand, Permissions};
-use crate::proxy::{Proxy, Routing};
+use crate::proxy::{Proxy, Routing, access_log};
 use crate::store::{StateDir, StoreError};
 use admin_server::AdminServer;
 use hand_over::{Program, Turn};
@@ -95,6 +95,7 @@ pub fn run(
         None => Passed::from_service_manager()?,
     };
     let descriptors = raise_file_limit();
+    log.access_log.configure(&config.access_log);
     let config = Arc::new(config);
     let sockets = Sockets::bind(&config, passed)?;
     let state = StateDir::open(&config.server.state_dir)?;
@@ -448,6 +449,7 @@ impl Rescan {
             None => (Outcome::Unchanged, Vec::new()),
         };
         self.tls_files.rescan().await;
+        access_log::reopen();
         changes.extend(self.reloader.rescan().await.unwrap_or_default());
         let configuration = match &outcome {
             Outcome::Unchanged => "unchanged",

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use time::OffsetDateTime;
 
@@ -41,6 +41,7 @@ pub struct Metrics {
     acme_next_attempt: GaugeVec,
     queue: QueueMetrics,
     config_reloads: IntCounterVec,
+    lost_lines: IntCounter,
     config_reload_failing: IntGauge,
     on_demand: OnDemandMetrics,
 }
@@ -254,10 +255,17 @@ impl Metrics {
             config_reloads: config_reloads(&registry),
             config_reload_failing: config_reload_failing(&registry),
             on_demand: OnDemandMetrics::new(&registry),
+            lost_lines: lost_lines(&registry),
             registry,
         };
         metrics.set_build_info();
         metrics
+    }
+
+    /// How many lines of the access log were lost.
+    pub fn set_lost_lines(&self, lines: u64) {
+        let known = self.lost_lines.get();
+        self.lost_lines.inc_by(lines.saturating_sub(known));
     }
 
     /// All metrics in Prometheus' text exposition format, version 0.0.4.
@@ -494,6 +502,12 @@ fn config_reloads(registry: &Registry) -> IntCounterVec {
         "Changes of the configuration while running, by result.",
         &["result"],
     )
+}
+
+fn lost_lines(registry: &Registry) -> IntCounter {
+    let name = "perennial_access_log_lost_lines_total";
+    let help = "Lines of the access log that nobody took in time.";
+    register(registry, IntCounter::new(name, help))
 }
 
 fn config_reload_failing(registry: &Registry) -> IntGauge {

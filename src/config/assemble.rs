@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access_log::{AccessLogDraft, access_log};
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     ActionDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft,
@@ -16,8 +17,9 @@ use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
 use super::listen::overlap;
 use super::{
-    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
-    ListenAddress, PathPattern, ProxyProtocol, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
+    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Coding, Config,
+    FieldRules, ListenAddress, PathPattern, ProxyProtocol, Route, Server, Site, Takeover, TlsMode,
+    UpstreamTls,
 };
 use super::{acme_options, fields, on_demand, tls_options};
 use crate::certificate::name::Name;
@@ -58,6 +60,7 @@ pub(super) fn assemble(
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
         acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns, draft.on_demand),
+        access_log: access_log(draft.access_log),
         sites: draft
             .sites
             .into_iter()
@@ -137,6 +140,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         request_fields: draft.request_fields,
         response_fields,
         access: draft.access.over(&Access::default()),
+        compress: draft.compress.unwrap_or_default(),
     };
     let own = draft.action.map(|action| {
         let path = Located {
@@ -166,6 +170,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         takeover,
         routes,
         hsts: draft.hsts.map(|hsts| hsts.value),
+        access_log: draft.access_log.unwrap_or(true),
         error_pages: draft.error_pages,
     }
 }
@@ -177,6 +182,7 @@ struct SiteWide {
     request_fields: FieldRules,
     response_fields: FieldRules,
     access: Access,
+    compress: Vec<Coding>,
 }
 
 impl SiteWide {
@@ -192,6 +198,7 @@ impl SiteWide {
             },
             ActionDraft::Redirect { status, location } => Action::Redirect { status, location },
             ActionDraft::Respond { status, body } => Action::Respond { status, body },
+            ActionDraft::Files { files, .. } => Action::Files(files),
         };
         Some(Route {
             path: draft.path.value,
@@ -206,6 +213,7 @@ impl SiteWide {
                 Some(own) => own.value,
                 None => self.proxy_protocol,
             },
+            compress: draft.compress.unwrap_or_else(|| self.compress.clone()),
             action,
         })
     }
@@ -617,6 +625,26 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
                 .and_then(|dns| dns.program.as_ref())
                 .map(|path| reference(FilePurpose::DnsProgram, path)),
         )
+        .chain(
+            AccessLogDraft::file(draft)
+                .iter()
+                .map(|path| reference(FilePurpose::AccessLog, path)),
+        )
+        .chain(
+            roots(draft)
+                .iter()
+                .map(|path| reference(FilePurpose::Root, path)),
+        )
         .chain(tls_options::files(draft).map(|(purpose, path)| reference(purpose, path)))
         .collect()
+}
+
+/// The folders that are served.
+fn roots(draft: &Draft) -> Vec<Located<PathBuf>> {
+    let sites = draft.sites.iter();
+    let actions = sites.flat_map(|site| {
+        let routes = site.routes.iter().filter_map(|route| route.action.as_ref());
+        site.action.iter().chain(routes)
+    });
+    actions.filter_map(ActionDraft::root).collect()
 }

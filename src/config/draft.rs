@@ -7,15 +7,16 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::access::AccessDraft;
+use super::access_log::AccessLogDraft;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
-    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, ListenAddress, LogLevel,
-    MinRates, PathPattern, ProxyProtocol, ProxyProtocolFrom, SocketFile, Takeover, Template,
-    TlsMode, Upstream,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding, ErrorPages,
+    ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix, KeyType, Limit,
+    ListenAddress, LogLevel, MinRates, PathPattern, ProxyProtocol, ProxyProtocolFrom, SocketFile,
+    Takeover, Template, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -30,6 +31,7 @@ pub(super) struct Draft {
     pub(super) dns: Option<DnsDraft>,
     pub(super) on_demand: Option<OnDemandDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
+    pub(super) access_log: AccessLogDraft,
     pub(super) sites: Vec<SiteDraft>,
 }
 
@@ -117,7 +119,9 @@ pub(super) struct SiteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) error_pages: ErrorPages,
+    pub(super) access_log: Option<bool>,
     pub(super) access: AccessDraft,
+    pub(super) compress: Option<Vec<Coding>>,
     /// What happens to requests that no route is for.
     pub(super) action: Option<ActionDraft>,
     /// `None` inside is "off".
@@ -142,7 +146,9 @@ impl SiteDraft {
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
             error_pages: ErrorPages::default(),
+            access_log: None,
             access: AccessDraft::default(),
+            compress: None,
             action: None,
             proxy_protocol: None,
             upstream_tls: None,
@@ -166,6 +172,8 @@ pub(super) struct RouteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) access: AccessDraft,
+    /// Nothing where the site says it.
+    pub(super) compress: Option<Vec<Coding>>,
     /// Nothing where it could not be read.
     pub(super) action: Option<ActionDraft>,
     pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
@@ -184,6 +192,7 @@ impl RouteDraft {
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
             access: AccessDraft::default(),
+            compress: None,
             action: Some(action),
             proxy_protocol: None,
             upstream_tls: None,
@@ -201,13 +210,29 @@ pub(super) enum ActionDraft {
         status: StatusCode,
         body: Box<str>,
     },
+    Files {
+        files: Files,
+        /// Where the root is named.
+        at: usize,
+    },
 }
 
 impl ActionDraft {
     pub(super) fn upstreams(&self) -> &[Upstream] {
         match self {
             ActionDraft::Forward(upstreams) => upstreams,
-            ActionDraft::Redirect { .. } | ActionDraft::Respond { .. } => &[],
+            _ => &[],
+        }
+    }
+
+    /// The folder that is served, and where it is named.
+    pub(super) fn root(&self) -> Option<Located<PathBuf>> {
+        match self {
+            ActionDraft::Files { files, at } => Some(Located {
+                value: files.root.clone(),
+                at: *at,
+            }),
+            _ => None,
         }
     }
 }

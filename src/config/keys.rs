@@ -8,10 +8,10 @@ mod sites;
 pub(super) use acme::{
     ACME, DNS, EXTERNAL_ACCOUNT, FALLBACK, LIMITS, ON_DEMAND, ON_DEMAND_BUDGETS,
 };
-pub(super) use server::{CERTIFICATE_FILES, CERTIFICATES, SERVER, TLS};
+pub(super) use server::{ACCESS_LOG, CERTIFICATE_FILES, CERTIFICATES, SERVER, TLS};
 pub(super) use sites::{
-    BASIC_AUTH, CLIENT_AUTH, FIELD_RULES, HSTS, RATE_LIMIT, ROUTE, ROUTE_UPSTREAM_TLS, SITE,
-    UPSTREAM_TLS,
+    BASIC_AUTH, CLIENT_AUTH, FIELD_RULES, FORWARD_AUTH, HSTS, RATE_LIMIT, ROUTE,
+    ROUTE_UPSTREAM_TLS, SITE, UPSTREAM_TLS,
 };
 
 /// The keys that one kind of table can have.
@@ -104,6 +104,12 @@ pub(super) const TOP: Section = Section {
             "Where certificates are ordered that no file has.",
         ),
         key(
+            "access_log",
+            Table(&ACCESS_LOG),
+            "",
+            "Where the line of each request goes, and what is in it.",
+        ),
+        key(
             "sites",
             Tables(&SITE),
             "",
@@ -113,7 +119,7 @@ pub(super) const TOP: Section = Section {
 };
 
 /// Every section, in the order in which a misplaced key is looked for.
-pub(super) const SECTIONS: [&Section; 21] = [
+pub(super) const SECTIONS: [&Section; 23] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -126,10 +132,12 @@ pub(super) const SECTIONS: [&Section; 21] = [
     &DNS,
     &ON_DEMAND,
     &ON_DEMAND_BUDGETS,
+    &ACCESS_LOG,
     &SITE,
     &ROUTE,
     &RATE_LIMIT,
     &BASIC_AUTH,
+    &FORWARD_AUTH,
     &FIELD_RULES,
     &HSTS,
     &CLIENT_AUTH,

@@ -10,7 +10,7 @@ use super::keys::ROUTE_UPSTREAM_TLS;
 use super::reader::{Kind, List, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Access, ProxyProtocol, Upstream, UpstreamTls};
+use super::{Access, Coding, Files, ProxyProtocol, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -30,6 +30,8 @@ pub struct Route {
     pub access: Access,
     /// Whether connections to upstreams begin with who the client is.
     pub proxy_protocol: Option<ProxyProtocol>,
+    /// In which codings bodies are sent that are in none, the best first.
+    pub compress: Vec<Coding>,
     pub action: Action,
 }
 
@@ -38,7 +40,7 @@ impl Route {
     pub fn upstreams(&self) -> &[Upstream] {
         match &self.action {
             Action::Forward { upstreams, .. } => upstreams,
-            Action::Redirect { .. } | Action::Respond { .. } => &[],
+            Action::Redirect { .. } | Action::Respond { .. } | Action::Files(_) => &[],
         }
     }
 
@@ -46,7 +48,7 @@ impl Route {
     pub fn upstream_tls(&self) -> Option<&UpstreamTls> {
         match &self.action {
             Action::Forward { upstream_tls, .. } => upstream_tls.as_ref(),
-            Action::Redirect { .. } | Action::Respond { .. } => None,
+            Action::Redirect { .. } | Action::Respond { .. } | Action::Files(_) => None,
         }
     }
 
@@ -75,6 +77,8 @@ pub enum Action {
         status: StatusCode,
         body: Box<str>,
     },
+    /// The files below a folder are the answers.
+    Files(Files),
 }
 
 /// A path to match. `/api/v1` matches that path alone, `/api/*` everything below `/api/` and
@@ -213,6 +217,7 @@ impl<'a> Reader<'a> {
             request_fields: fields::rules(table, "request_headers"),
             response_fields: fields::rules(table, "response_headers"),
             access: self.access(table),
+            compress: self.compress(table),
             action,
             proxy_protocol: proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
@@ -228,6 +233,7 @@ impl<'a> Reader<'a> {
         let respond = table
             .get("respond")
             .and_then(|v| v.parse(TEXT, |text| Ok(text.to_owned())));
+        let files = self.files(table);
         self.check_one_action(table);
         let status = self.status(table);
         if let Some(location) = redirect {
@@ -239,6 +245,9 @@ impl<'a> Reader<'a> {
             let status = status.unwrap_or(StatusCode::OK);
             let body = body.value.into();
             return Some(ActionDraft::Respond { status, body });
+        }
+        if let Some((files, at)) = files {
+            return Some(ActionDraft::Files { files, at });
         }
         (!upstreams.is_empty()).then_some(ActionDraft::Forward(upstreams))
     }
@@ -283,7 +292,7 @@ impl<'a> Reader<'a> {
 }
 
 /// The keys that say what happens to a request.
-const ACTIONS: [&str; 3] = ["upstreams", "redirect", "respond"];
+const ACTIONS: [&str; 4] = ["upstreams", "redirect", "respond", "root"];
 
 /// Whether it is said what happens, be it rightly or not.
 pub(super) fn has_action(table: &Table<'_>) -> bool {

@@ -202,7 +202,7 @@ pub(super) fn path_pattern(text: &str) -> Parsed<PathPattern> {
 }
 
 /// One of several words, `what` in messages.
-fn choice<T: Copy>(what: &str, text: &str, choices: &[(&str, T)]) -> Parsed<T> {
+pub(super) fn choice<T: Copy>(what: &str, text: &str, choices: &[(&str, T)]) -> Parsed<T> {
     if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
         return Ok(*value);
     }

@@ -6,6 +6,8 @@ use std::io;
 use http::StatusCode;
 use pingora::{Error, ErrorType};
 
+use super::files::FileError;
+use super::forward_auth::AuthError;
 use crate::message::{BodyError, HeadError};
 
 /// Who failed.
@@ -13,6 +15,8 @@ use crate::message::{BodyError, HeadError};
 pub enum Fault {
     Client,
     Upstream,
+    /// Neither: this server, or its disk.
+    Server,
 }
 
 /// What ended a request.
@@ -25,6 +29,11 @@ pub enum Failure {
     /// Nobody to ask. `status`: what the last failed dial means, or 503 if there was none.
     #[error("{reason}")]
     NoUpstream { status: StatusCode, reason: String },
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Nobody says whether the request is let in.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
 }
 
 /// What is wrong with the client's side of an exchange.
@@ -94,6 +103,8 @@ impl Failure {
             Failure::Upstream(UpstreamError::Silent) => Some(StatusCode::GATEWAY_TIMEOUT),
             Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
             Failure::NoUpstream { status, .. } => Some(*status),
+            Failure::File(error) => Some(error.status()),
+            Failure::Auth(error) => Some(error.status()),
         }
     }
 
@@ -101,6 +112,7 @@ impl Failure {
         match self {
             Failure::Client(_) => Fault::Client,
             Failure::Upstream(_) | Failure::NoUpstream { .. } => Fault::Upstream,
+            Failure::File(_) | Failure::Auth(_) => Fault::Server,
         }
     }
 }

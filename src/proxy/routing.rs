@@ -10,6 +10,7 @@ use http::{Method, StatusCode};
 
 use super::access::Guard;
 use super::changes::Changes;
+use super::files::Folder;
 use super::host::RequestHost;
 use super::upstream::Pool;
 use super::upstream_tls::UpstreamTrusts;
@@ -17,7 +18,7 @@ use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
-    self, Action, ClientAuth, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
+    self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
     ListenAddress, MinRates, PathPattern, ProxyProtocol, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
@@ -54,6 +55,8 @@ pub struct Site {
     pub client_auth: Option<ClientAuth>,
     pub routes: Vec<Route>,
     pub error_pages: ErrorPages,
+    /// Whether its requests are in the access log.
+    pub access_log: bool,
     hsts: Option<Hsts>,
     pub settings: Arc<Settings>,
 }
@@ -92,9 +95,13 @@ pub struct Route {
     path: PathPattern,
     methods: Vec<Method>,
     conditions: Vec<FieldCondition>,
-    /// Empty where there is an `answer`.
+    /// Empty where there is an `answer`, or files are.
     pub pool: Pool,
     pub answer: Option<FixedAnswer>,
+    /// Whose files are the answers.
+    pub files: Option<Folder>,
+    /// In which codings bodies are sent that are in none, the best first.
+    pub compress: Box<[Coding]>,
     pub changes: Option<Box<Changes>>,
     pub guard: Option<Box<Guard>>,
     /// How connections to its upstreams begin, if they say who the client is.
@@ -239,6 +246,7 @@ impl Site {
             client_auth: site.client_auth.clone(),
             routes: routes.collect(),
             error_pages: site.error_pages.clone(),
+            access_log: site.access_log,
             hsts: site.hsts.as_ref().map(|hsts| Hsts {
                 value: hsts.value.clone(),
                 internal: site.tls != TlsMode::Auto,
@@ -251,6 +259,24 @@ impl Site {
     pub fn route(&self, request: &RequestHead, path: &[u8]) -> Option<usize> {
         let mut routes = self.routes.iter();
         routes.position(|route| route.is_for(request, path))
+    }
+
+    /// The methods of the routes that a request would be for with another method, as `Allow` lists
+    /// them. `None`: there is no such route.
+    pub fn allowed(&self, request: &RequestHead, path: &[u8]) -> Option<Box<str>> {
+        let mut methods: Vec<&str> = Vec::new();
+        for route in &self.routes {
+            for method in &route.methods {
+                let known = methods.contains(&method.as_str());
+                if !known && route.is_for_any_method(request, path) {
+                    methods.push(method.as_str());
+                }
+            }
+        }
+        if methods.contains(&"GET") && !methods.contains(&"HEAD") {
+            methods.push("HEAD");
+        }
+        (!methods.is_empty()).then(|| methods.join(", ").into())
     }
 
     /// What to tell the client about TLS, on a connection with this certificate.
@@ -266,7 +292,7 @@ impl Route {
     fn new(route: &config::Route, trusts: &UpstreamTrusts) -> Route {
         let trust = route.upstream_tls().and_then(|tls| trusts.get(tls));
         let answer = match &route.action {
-            Action::Forward { .. } => None,
+            Action::Forward { .. } | Action::Files(_) => None,
             Action::Redirect { status, location } => Some(FixedAnswer::Redirect {
                 status: *status,
                 location: location.clone(),
@@ -276,12 +302,18 @@ impl Route {
                 body: Bytes::copy_from_slice(body.as_bytes()),
             }),
         };
+        let files = match &route.action {
+            Action::Files(files) => Some(Folder::new(files)),
+            _ => None,
+        };
         Route {
             path: route.path.clone(),
             methods: route.methods.clone(),
             conditions: route.conditions.clone(),
             pool: Pool::new(route.upstreams(), trust.as_ref()),
             answer,
+            files,
+            compress: route.compress.clone().into(),
             changes: Changes::of(route),
             guard: Guard::of(&route.access),
             proxy_protocol: route.proxy_protocol,
@@ -292,13 +324,16 @@ impl Route {
         let allowed = |method: &Method| {
             *method == request.method || (*method == Method::GET && request.method == Method::HEAD)
         };
+        (self.methods.is_empty() || self.methods.iter().any(allowed))
+            && self.is_for_any_method(request, path)
+    }
+
+    fn is_for_any_method(&self, request: &RequestHead, path: &[u8]) -> bool {
         let holds = |condition: &FieldCondition| {
             let mut values = request.fields.named(&condition.name);
             values.any(|value| condition.value.matches(value))
         };
-        self.path.matches(path)
-            && (self.methods.is_empty() || self.methods.iter().any(allowed))
-            && self.conditions.iter().all(holds)
+        self.path.matches(path) && self.conditions.iter().all(holds)
     }
 }
 
@@ -321,6 +356,7 @@ pub(super) mod tests {
             response_fields: config::FieldRules::default(),
             access: config::Access::default(),
             proxy_protocol: None,
+            compress: Vec::new(),
             action: Action::Forward {
                 upstreams: upstreams.to_vec(),
                 upstream_tls: None,
@@ -338,6 +374,7 @@ pub(super) mod tests {
             routes: routes.collect(),
             hsts: None,
             error_pages: ErrorPages::default(),
+            access_log: true,
         }
     }
 
@@ -430,6 +467,26 @@ pub(super) mod tests {
             let request = RequestHead::default();
             assert_eq!(site.route(&request, path.as_bytes()), Some(route), "{path}");
         }
+    }
+
+    #[test]
+    fn where_the_method_alone_does_not_fit_the_others_are_named() {
+        let mut site = site(
+            &["a.test"],
+            TlsMode::Auto,
+            &[("/a", &respond()), ("/a", &respond()), ("/b", &respond())],
+        );
+        site.routes[0].methods = vec![Method::GET];
+        site.routes[1].methods = vec![Method::POST, Method::GET];
+        site.routes[2].methods = vec![Method::PUT];
+        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        let mut request = RequestHead::default();
+        request.method = Method::DELETE;
+        assert_eq!(site.route(&request, b"/a"), None);
+        let allowed = |path: &[u8]| site.allowed(&request, path);
+        assert_eq!(allowed(b"/a").as_deref(), Some("GET, POST, HEAD"));
+        assert_eq!(allowed(b"/b").as_deref(), Some("PUT"));
+        assert_eq!(allowed(b"/c"), None);
     }
 
     #[test]
