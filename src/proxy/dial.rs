@@ -3,10 +3,16 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 
+use async_trait::async_trait;
+use pingora::ErrorType::ConnectError;
+use pingora::OrErr;
 use pingora::connectors::TransportConnector;
+use pingora::connectors::l4::Connect;
+use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, DIAL_TIMEOUT, Endpoint};
@@ -48,14 +54,20 @@ impl From<io::Error> for DialError {
     }
 }
 
-/// Connects, within [`DIAL_TIMEOUT`].
-pub async fn dial(address: &Address) -> Result<Connection, DialError> {
+/// Connects, within [`DIAL_TIMEOUT`]. `header`: what the connection begins with, before TLS.
+pub async fn dial(address: &Address, header: Option<Vec<u8>>) -> Result<Connection, DialError> {
     let socket = match address.endpoint() {
         Endpoint::Tcp(address) => in_time(tcp(*address)).await?,
         Endpoint::Unix(path) => in_time(unix(path)).await?,
-        Endpoint::Tls { peer, transport } => in_time(tls(peer, transport)).await?,
+        Endpoint::Tls { peer, transport } => {
+            let socket = in_time(tls(peer, transport, header)).await?;
+            return Ok(Connection::new(socket));
+        }
     };
-    Ok(Connection::new(socket))
+    let mut connection = Connection::new(socket);
+    // It leaves with the head of the request.
+    connection.output.extend(header.unwrap_or_default());
+    Ok(connection)
 }
 
 async fn in_time<E>(dial: impl Future<Output = Result<Socket, E>>) -> Result<Socket, DialError>
@@ -81,15 +93,48 @@ async fn unix(path: &Path) -> io::Result<Socket> {
 /// Certificates are verified against the system's roots, unless the transport says otherwise: the
 /// file and directory that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else where the distribution has
 /// them.
-async fn tls(peer: &HttpPeer, transport: &TlsTransport) -> pingora::Result<Socket> {
+async fn tls(
+    peer: &HttpPeer,
+    transport: &TlsTransport,
+    header: Option<Vec<u8>>,
+) -> pingora::Result<Socket> {
     // It reads the system's roots, which takes its time: only where there is such an upstream.
     static CONNECTOR: LazyLock<TransportConnector> =
         LazyLock::new(|| TransportConnector::new(None));
     let mut peer = peer.clone();
     transport.apply(&mut peer);
+    if let Some(header) = header {
+        peer.options.custom_l4 = Some(Arc::new(Announcing { header }));
+    }
     let stream = CONNECTOR.new_stream(&peer).await?;
     verify_address(stream.get_ssl_digest().as_deref())?;
     Ok(Socket::Tls(stream))
+}
+
+/// The connection below TLS, of which the upstream is told whose it is.
+#[derive(Debug)]
+struct Announcing {
+    header: Vec<u8>,
+}
+
+#[async_trait]
+impl Connect for Announcing {
+    async fn connect(
+        &self,
+        address: &pingora::protocols::l4::socket::SocketAddr,
+    ) -> pingora::Result<Stream> {
+        let Some(address) = address.as_inet() else {
+            return pingora::Error::e_explain(ConnectError, "TLS is spoken over TCP alone");
+        };
+        let connected = async {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            stream.write_all(&self.header).await?;
+            Ok::<_, io::Error>(stream)
+        };
+        let stream = connected.await.or_err(ConnectError, "before TLS")?;
+        Ok(stream.into())
+    }
 }
 
 impl From<Box<pingora::Error>> for DialError {

@@ -183,7 +183,7 @@ impl<C: Client> Exchange<'_, C> {
         let mut replay = None;
         let mut fresh = false;
         for _ in 0..MAX_ATTEMPTS {
-            let Some((upstream, reused)) = self.connect(context, fresh).await? else {
+            let Some((upstream, reused)) = self.connect(origin, context, fresh).await? else {
                 fresh = false;
                 continue;
             };
@@ -206,21 +206,28 @@ impl<C: Client> Exchange<'_, C> {
     /// be had, and that is noted. `fresh`: a new one to the same address.
     async fn connect(
         &mut self,
+        origin: &Origin<'_>,
         context: &mut Context,
         fresh: bool,
     ) -> Result<Option<(Connection, bool)>, Failure> {
+        let announced = context.route().and_then(|route| route.proxy_protocol);
         let forwarding = context.forwarding_mut()?;
         if !fresh {
             forwarding.advance().await?;
         }
         forwarding.note_version();
         let address = forwarding.address()?;
-        if !fresh && let Some(kept) = self.proxy.kept.take(address) {
+        // What says who the client is, is that client's alone.
+        if !fresh
+            && announced.is_none()
+            && let Some(kept) = self.proxy.kept.take(address)
+        {
             return Ok(Some((kept, true)));
         }
         // Boxed, like all that most requests do without: what is not is a part of every connection's
         // memory.
-        match Box::pin(dial::dial(address)).await {
+        let header = announced.map(|version| origin.announcement(version, self.connection));
+        match Box::pin(dial::dial(address, header)).await {
             Ok(connection) => {
                 self.note_dialled(context);
                 Ok(Some((connection, false)))
@@ -256,6 +263,7 @@ impl<C: Client> Exchange<'_, C> {
         };
         let request = Request {
             max_body: context.max_body(),
+            rates: context.min_rates(),
             adjust: adjustment.is_some().then_some(&adjust),
             method: &self.request.method,
             framing: self.request.framing,
@@ -335,7 +343,9 @@ impl<C: Client> Exchange<'_, C> {
     }
 
     fn keep(&self, upstream: Connection, context: &Context) {
-        if let Some(forwarding) = &context.forwarding
+        let announced = context.route().and_then(|route| route.proxy_protocol);
+        if announced.is_none()
+            && let Some(forwarding) = &context.forwarding
             && let Ok(address) = forwarding.address()
         {
             let kept = &self.proxy.kept;

@@ -12,6 +12,8 @@ use tokio::time::Instant;
 use super::client::Client;
 use super::connection::Connection;
 use super::failure::{ClientError, Failure, UpstreamError};
+use super::pace::{Direction, Pace};
+use crate::config::MinRates;
 use crate::message::{
     BodyReader, Framing, HeadEnd, Known, Limits, ResponseHead, Step, write_chunk, write_last_chunk,
 };
@@ -35,6 +37,9 @@ const REPLAY_BYTES: usize = 64 * 1024;
 /// link is silent, or a page takes to make.
 const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
+/// How much of a response a connection may hold for a client that does not take it, in bytes.
+const ON_ITS_WAY: u64 = 64 * 1024;
+
 /// What a relay is for.
 pub struct Request<'r> {
     pub method: &'r Method,
@@ -45,6 +50,8 @@ pub struct Request<'r> {
     pub patient: bool,
     /// How much body is taken, in bytes.
     pub max_body: Option<u64>,
+    /// How slow the client may be.
+    pub rates: MinRates,
     /// Changes the head of the response, if it is to be changed.
     pub adjust: Option<&'r (dyn Fn(&mut ResponseHead) + Sync)>,
 }
@@ -68,6 +75,8 @@ pub struct Relay<'r, C> {
     /// Whether something has moved since the deadline was set.
     moved: bool,
     progress: u64,
+    first_progress: u64,
+    pace: Pace,
     deadline: Instant,
 }
 
@@ -121,6 +130,7 @@ impl<'r, C: Client> Relay<'r, C> {
             Replay::Lost => 0,
         };
         let progress = client.progress();
+        let pace = Pace::new(request.rates);
         Relay {
             request,
             client,
@@ -136,6 +146,8 @@ impl<'r, C: Client> Relay<'r, C> {
             taken,
             moved: false,
             progress,
+            first_progress: progress,
+            pace,
             deadline: Instant::now() + PROGRESS_TIMEOUT,
         }
     }
@@ -188,6 +200,10 @@ impl<'r, C: Client> Relay<'r, C> {
         cx: &mut Context<'_>,
         waiting: Waiting,
     ) -> Poll<Result<(), Failure>> {
+        if waiting == Waiting::Upstream || (self.request.patient && waiting == Waiting::ClientSends)
+        {
+            self.pace.goes_on();
+        }
         if self.request.patient && waiting != Waiting::ClientTakes {
             return Poll::Pending;
         }
@@ -196,13 +212,37 @@ impl<'r, C: Client> Relay<'r, C> {
             self.progress = progress;
             self.deadline = Instant::now() + PROGRESS_TIMEOUT;
         }
-        self.client.poll_deadline(cx, self.deadline).map(|()| {
+        let rate = self.rate_deadline(&waiting);
+        let deadline = rate.map_or(self.deadline, |rate| rate.min(self.deadline));
+        let is_slow = deadline < self.deadline;
+        self.client.poll_deadline(cx, deadline).map(|()| {
             Err(match waiting {
+                Waiting::ClientTakes if is_slow => ClientError::SlowReader.into(),
+                Waiting::ClientSends if is_slow => ClientError::SlowBody.into(),
                 Waiting::ClientTakes => ClientError::WriteTimeout.into(),
                 Waiting::ClientSends => ClientError::BodyTimeout.into(),
                 Waiting::Upstream => UpstreamError::Silent.into(),
             })
         })
+    }
+
+    /// When the client has been too slow on average, if it is waited for.
+    fn rate_deadline(&mut self, waiting: &Waiting) -> Option<Instant> {
+        let (direction, moved) = match waiting {
+            Waiting::ClientSends => (Direction::Request, self.taken),
+            Waiting::ClientTakes => (Direction::Response, self.taken_by_client()),
+            Waiting::Upstream => return None,
+        };
+        self.pace.wait(direction, moved, Instant::now())
+    }
+
+    /// How much of the response the client has, at least.
+    fn taken_by_client(&self) -> u64 {
+        match self.progress - self.first_progress {
+            // Nothing, or nobody knows: then what may still be on its way is not there.
+            0 => self.sent.saturating_sub(ON_ITS_WAY),
+            written => written,
+        }
     }
 
     /// Sends what there is of the request.
