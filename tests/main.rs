@@ -67,6 +67,7 @@ mod site_routes;
 mod slow_clients;
 mod start;
 mod static_files;
+mod static_parts;
 mod streaming;
 mod support;
 mod systemd;

@@ -105,7 +105,7 @@ fn is_forgotten(dir: &Path, now: OffsetDateTime) -> bool {
     let link = fs::read_link(dir.join(generation::CURRENT)).ok();
     let id = link.as_deref().and_then(Path::to_str);
     let written_at = id.and_then(generation::time_of_id);
-    if !written_at.is_some_and(|at| now - at >= UNUSED_KEPT) {
+    if written_at.is_none_or(|at| now - at < UNUSED_KEPT) {
         return false;
     }
     let stored = generation::read_current(dir).ok().flatten();
