@@ -13,10 +13,10 @@ use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding, ErrorPages,
-    ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix, KeyType, Limit,
-    ListenAddress, LogLevel, MinRates, PathPattern, ProxyProtocol, ProxyProtocolFrom, SocketFile,
-    Takeover, Template, TlsMode, Upstream,
+    AccountReference, AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding,
+    ErrorPages, ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix,
+    KeyType, Limit, ListenAddress, LogLevel, MinRates, PathPattern, ProxyProtocol,
+    ProxyProtocolFrom, SocketFile, Takeover, Template, TlsMode, Upstream,
 };
 use crate::certificate::name::Name;
 
@@ -40,6 +40,7 @@ pub(super) struct ServerDraft {
     pub(super) http_listen: Listen,
     pub(super) https_listen: Listen,
     pub(super) socket_file: SocketFile,
+    pub(super) accounts: Vec<AccountReference>,
     pub(super) admin_listen: Option<Located<AdminListen>>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,
