@@ -1,6 +1,7 @@
 //! The old process's half.
 
 use std::ffi::OsString;
+use std::io::ErrorKind;
 use std::os::fd::AsFd;
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
@@ -94,7 +95,11 @@ impl Successor {
                 Some(_) => "sockets more",
                 None => "sockets last",
             };
-            channel::send(ours.as_fd(), message, part)?;
+            match channel::send(ours.as_fd(), message, part) {
+                // It has ended already: whoever waits for it to be ready hears how.
+                Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
+                sent => sent?,
+            }
         }
         Ok(Successor {
             process,
@@ -113,7 +118,8 @@ impl Successor {
 
     /// Has it serve. This process accepts no more connections by now.
     pub async fn take_over(&mut self) -> Result<(), HandOverError> {
-        self.channel.say("go").await?;
+        // If it has ended, that is what is heard next.
+        let _ = self.channel.say("go").await;
         self.expect("serving", "does not serve", SERVE_TIMEOUT)
             .await
     }
