@@ -29,7 +29,7 @@ use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
 use crate::on_demand::{self, OnDemand, Permissions};
-use crate::proxy::{Proxy, Routing};
+use crate::proxy::{HealthChecks, Proxy, Routing};
 use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
 use live::{AdminServer, DEFAULT_HTTPS_PORT, Live};
@@ -208,7 +208,8 @@ fn live(
         ..
     } = start;
     let reloader = start.rescan.reloader;
-    let routing = Routing::new(&config, &trust.upstreams);
+    let checks = HealthChecks::default();
+    let routing = Routing::new(&config, &trust.upstreams, &checks);
     let routing = Arc::new(ArcSwap::from_pointee(routing));
     let https_port = Arc::new(AtomicU16::new(
         bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
@@ -256,6 +257,7 @@ fn live(
         listeners,
         admin,
         routing,
+        checks,
         https_port,
         state: start.state,
         reloader,

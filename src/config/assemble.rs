@@ -17,9 +17,9 @@ use super::file_check::{FilePurpose, FileReference};
 use super::value::overlap;
 use super::{
     Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
-    PathPattern, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
+    Forward, PathPattern, PoolSettings, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
 };
-use super::{acme_options, fields, on_demand, tls_options};
+use super::{acme_options, fields, on_demand, pool, tls_options};
 use crate::certificate::name::Name;
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
@@ -46,6 +46,7 @@ pub(super) fn assemble(
         check_site_takeover(site, &draft.certificates, wildcards, report);
         acme_options::check_addresses(site, &draft, report);
         check_routes(site, report);
+        pool::check(site, report);
     }
     tls_options::check(&draft, report);
     check_takeover(&draft.certificates, report);
@@ -130,6 +131,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         request_fields: draft.request_fields,
         response_fields,
         access: draft.access.over(&Access::default()),
+        pool: draft.pool.over(&PoolSettings::default()),
     };
     let own = draft.action.map(|action| {
         let path = Located {
@@ -163,6 +165,7 @@ struct SiteWide {
     request_fields: FieldRules,
     response_fields: FieldRules,
     access: Access,
+    pool: PoolSettings,
 }
 
 impl SiteWide {
@@ -172,10 +175,11 @@ impl SiteWide {
             .upstream_tls
             .map(|own| tls_options::upstream(own.value));
         let action = match draft.action? {
-            ActionDraft::Forward(upstreams) => Action::Forward {
-                upstreams,
+            ActionDraft::Forward(members) => Action::Forward(Box::new(Forward {
+                members,
                 upstream_tls: own_tls.or_else(|| self.upstream_tls.clone()),
-            },
+                settings: draft.pool.over(&self.pool),
+            })),
             ActionDraft::Redirect { status, location } => Action::Redirect { status, location },
             ActionDraft::Respond { status, body } => Action::Respond { status, body },
         };

@@ -180,13 +180,13 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
         Some(RouteDraft {
             action: Some(ActionDraft::Forward(upstreams)),
             ..
-        }) => upstreams.push(argument.upstream),
+        }) => upstreams.push(argument.upstream.into()),
         _ => {
             let path = Located {
                 value: argument.path,
                 at,
             };
-            let action = ActionDraft::Forward(vec![argument.upstream]);
+            let action = ActionDraft::Forward(vec![argument.upstream.into()]);
             routes.push(RouteDraft::new(path, action));
         }
     }

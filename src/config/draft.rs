@@ -12,10 +12,11 @@ use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
+use super::pool::PoolDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
-    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, LogLevel, PathPattern,
-    Takeover, Template, TlsMode, Upstream,
+    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, LogLevel, Member,
+    PathPattern, Takeover, Template, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -114,6 +115,7 @@ pub(super) struct SiteDraft {
     /// What happens to requests that no route is for.
     pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
+    pub(super) pool: PoolDraft,
     pub(super) routes: Vec<RouteDraft>,
 }
 
@@ -135,6 +137,7 @@ impl SiteDraft {
             access: AccessDraft::default(),
             action: None,
             upstream_tls: None,
+            pool: PoolDraft::default(),
             routes: Vec::new(),
         }
     }
@@ -158,6 +161,7 @@ pub(super) struct RouteDraft {
     /// Nothing where it could not be read.
     pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
+    pub(super) pool: PoolDraft,
 }
 
 impl RouteDraft {
@@ -174,12 +178,13 @@ impl RouteDraft {
             access: AccessDraft::default(),
             action: Some(action),
             upstream_tls: None,
+            pool: PoolDraft::default(),
         }
     }
 }
 
 pub(super) enum ActionDraft {
-    Forward(Vec<Upstream>),
+    Forward(Vec<Member>),
     Redirect {
         status: StatusCode,
         location: Template,
@@ -191,9 +196,9 @@ pub(super) enum ActionDraft {
 }
 
 impl ActionDraft {
-    pub(super) fn upstreams(&self) -> &[Upstream] {
+    pub(super) fn members(&self) -> &[Member] {
         match self {
-            ActionDraft::Forward(upstreams) => upstreams,
+            ActionDraft::Forward(members) => members,
             ActionDraft::Redirect { .. } | ActionDraft::Respond { .. } => &[],
         }
     }

@@ -20,6 +20,7 @@ mod ip_prefix;
 mod limits;
 mod load;
 mod on_demand;
+mod pool;
 mod reader;
 mod route;
 mod template;
@@ -50,6 +51,10 @@ pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 pub use on_demand::{Budgets, OnDemand, Permission};
+pub use pool::{
+    Balancing, CheckKind, Ejection, Forward, HashKey, HealthCheck, HttpCheck, Member, Pending,
+    Policy, PoolSettings, Retries, SameSite, Statuses, StickyCookie, Timeouts, Wait,
+};
 pub use route::{Action, Glob, PathPattern, Route};
 pub use template::{Part, Placeholder, Template};
 
@@ -470,8 +475,15 @@ pub enum CertificatePer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Upstream {
     /// `host:port`, `https://host:port`; the host is a name or an address, an IPv6 one without
-    /// its brackets.
-    Tcp { host: String, port: u16, tls: bool },
+    /// its brackets. `http2`: `h2c://` and, with TLS, `h2://`.
+    Tcp {
+        host: String,
+        port: u16,
+        tls: bool,
+        http2: bool,
+    },
+    /// `srv://name`: the targets of the SRV records (RFC 2782) of a name.
+    Srv(String),
     /// `unix:/path`.
     Unix(PathBuf),
     /// `respond:TEXT`: a fixed 200 with this text, for trying things out.

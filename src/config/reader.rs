@@ -166,6 +166,12 @@ pub(super) const SITE: Section = Section {
         "respond",
         "status",
         "upstream_tls",
+        "load_balancing",
+        "health_check",
+        "ejection",
+        "retries",
+        "pending",
+        "timeouts",
         "routes",
     ],
 };
@@ -189,7 +195,54 @@ pub(super) const ROUTE: Section = Section {
         "respond",
         "status",
         "upstream_tls",
+        "load_balancing",
+        "health_check",
+        "ejection",
+        "retries",
+        "pending",
+        "timeouts",
     ],
+};
+pub(super) const UPSTREAM: Section = Section {
+    header: "a table of `upstreams`",
+    keys: &["to", "weight", "max_connections"],
+};
+pub(super) const LOAD_BALANCING: Section = Section {
+    header: "[sites.load_balancing]",
+    keys: &[
+        "policy",
+        "panic_threshold",
+        "slow_start",
+        "by",
+        "cookie",
+        "path",
+        "secure",
+        "same_site",
+        "max_age",
+        "secret",
+    ],
+};
+pub(super) const HEALTH_CHECK: Section = Section {
+    header: "[sites.health_check]",
+    keys: &[
+        "path", "host", "status", "body", "interval", "timeout", "rise", "fall",
+    ],
+};
+pub(super) const EJECTION: Section = Section {
+    header: "[sites.ejection]",
+    keys: &["failures", "statuses", "time", "max_time"],
+};
+pub(super) const RETRIES: Section = Section {
+    header: "[sites.retries]",
+    keys: &["budget", "min_per_second"],
+};
+pub(super) const PENDING: Section = Section {
+    header: "[sites.pending]",
+    keys: &["max", "timeout"],
+};
+pub(super) const TIMEOUTS: Section = Section {
+    header: "[sites.timeouts]",
+    keys: &["dial", "response_header", "idle", "total"],
 };
 pub(super) const RATE_LIMIT: Section = Section {
     header: "[sites.rate_limit]",
@@ -222,7 +275,7 @@ pub(super) const ROUTE_UPSTREAM_TLS: Section = Section {
 const UPSTREAM_TLS_KEYS: &[&str] = &["ca", "certificate", "private_key", "server_name", "verify"];
 
 /// Every section, in the order in which a misplaced key is looked for.
-const SECTIONS: [&Section; 21] = [
+const SECTIONS: [&Section; 28] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -237,6 +290,13 @@ const SECTIONS: [&Section; 21] = [
     &ON_DEMAND_BUDGETS,
     &SITE,
     &ROUTE,
+    &UPSTREAM,
+    &LOAD_BALANCING,
+    &HEALTH_CHECK,
+    &EJECTION,
+    &RETRIES,
+    &PENDING,
+    &TIMEOUTS,
     &RATE_LIMIT,
     &BASIC_AUTH,
     &FIELD_RULES,
@@ -406,6 +466,28 @@ impl<'a> Value<'a> {
                 .filter_map(|element| element.parse(STRING, &parse))
                 .collect(),
         })
+    }
+
+    /// The elements of an array, of any type.
+    pub(super) fn elements(self, kind: Kind) -> Option<Vec<Value<'a>>> {
+        let DeValue::Array(array) = self.inner else {
+            return self.wrong_type(kind);
+        };
+        let elements = array.iter().map(|element| Value {
+            is_element: true,
+            inner: element.get_ref(),
+            at: element.span().start,
+            ..self
+        });
+        Some(elements.collect())
+    }
+
+    pub(super) fn is_array(self) -> bool {
+        matches!(self.inner, DeValue::Array(_))
+    }
+
+    pub(super) fn is_string(self) -> bool {
+        matches!(self.inner, DeValue::String(_))
     }
 
     pub(super) fn is_table(self) -> bool {

@@ -9,7 +9,7 @@ use super::fields::{self, FieldCondition, FieldRules, Wild};
 use super::reader::{Kind, List, ROUTE_UPSTREAM_TLS, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Access, Upstream, UpstreamTls};
+use super::{Access, Forward, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,19 +32,23 @@ pub struct Route {
 
 impl Route {
     /// Where its requests go; nowhere if they are answered.
-    pub fn upstreams(&self) -> &[Upstream] {
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        let members = self.forward().map(|forward| &forward.members[..]);
+        let members = members.unwrap_or_default().iter();
+        members.map(|member| &member.upstream)
+    }
+
+    /// Where its requests go, and how, unless they are answered.
+    pub fn forward(&self) -> Option<&Forward> {
         match &self.action {
-            Action::Forward { upstreams, .. } => upstreams,
-            Action::Redirect { .. } | Action::Respond { .. } => &[],
+            Action::Forward(forward) => Some(forward),
+            Action::Redirect { .. } | Action::Respond { .. } => None,
         }
     }
 
     /// The route's own, or else the site's.
     pub fn upstream_tls(&self) -> Option<&UpstreamTls> {
-        match &self.action {
-            Action::Forward { upstream_tls, .. } => upstream_tls.as_ref(),
-            Action::Redirect { .. } | Action::Respond { .. } => None,
-        }
+        self.forward()?.upstream_tls.as_ref()
     }
 
     /// Smaller is more specific: paths that are whole, then those with more in them, then more
@@ -59,11 +63,7 @@ impl Route {
 /// What happens to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    Forward {
-        /// Tried in turn. Never empty.
-        upstreams: Vec<Upstream>,
-        upstream_tls: Option<UpstreamTls>,
-    },
+    Forward(Box<Forward>),
     Redirect {
         status: StatusCode,
         location: Template,
@@ -201,12 +201,13 @@ impl<'a> Reader<'a> {
             access: self.access(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
+            pool: self.pool(table),
         })
     }
 
     /// What a site or a route does with its requests, if it says so.
     pub(super) fn action(&self, table: &Table<'a>) -> Option<ActionDraft> {
-        let upstreams = self.upstreams(table.get("upstreams"));
+        let upstreams = self.members(table.get("upstreams"));
         let redirect = table
             .get("redirect")
             .and_then(|v| v.parse(LOCATION, location));

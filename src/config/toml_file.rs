@@ -22,13 +22,12 @@ use super::reader::{
     ROUTE, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
 };
 use super::route::has_action;
-use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
     duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type,
     listen_address, log_level, secret, server_name, takeover, tls_mode, token,
 };
-use super::{AdminListen, ChallengeType, ErrorPages, ExternalAccount, TlsMode, Upstream};
+use super::{AdminListen, ChallengeType, ErrorPages, ExternalAccount, TlsMode};
 use crate::certificate::name::Name;
 
 const DURATION: Kind = kind("a duration in quotes", "\"30s\"");
@@ -518,6 +517,7 @@ impl<'a> Reader<'a> {
             access: self.access(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
+            pool: self.pool(table),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
         }
     }
@@ -534,19 +534,6 @@ impl<'a> Reader<'a> {
             self.report.add(hosts.at, problem);
         }
         Some(hosts.values)
-    }
-
-    pub(super) fn upstreams(&self, value: Option<Value<'a>>) -> Vec<Upstream> {
-        let list = value.and_then(|v| v.list(UPSTREAMS, |text| upstream(text, self.base)));
-        let Some(list) = list else {
-            return Vec::new();
-        };
-        if list.is_empty {
-            let problem = Problem::new("`upstreams` is empty, so requests could go nowhere")
-                .help("write upstreams = [\"127.0.0.1:3000\"]");
-            self.report.add(list.at, problem);
-        }
-        list.values.into_iter().map(|one| one.value).collect()
     }
 
     /// The texts are read now, and again whenever they change.

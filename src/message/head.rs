@@ -144,6 +144,18 @@ impl ResponseHead {
         }
     }
 
+    /// The response of an HTTP/2 stream.
+    pub fn from_http2(parts: &http::response::Parts) -> ResponseHead {
+        let mut head = ResponseHead {
+            version: Version::HTTP_2,
+            ..ResponseHead::new(parts.status)
+        };
+        for (name, value) in &parts.headers {
+            head.fields.push(name.as_str().as_bytes(), value.as_bytes());
+        }
+        head
+    }
+
     /// As it was written, or as the RFC calls the status.
     pub fn reason(&self) -> &[u8] {
         match self.reason.of(self.fields.text()) {

@@ -184,6 +184,8 @@ pub struct Adjustment<'a> {
     route: Option<usize>,
     request_id: Option<Box<str>>,
     user: Option<Box<str>>,
+    /// A cookie that keeps the client at its upstream.
+    cookie: Option<String>,
     request: &'a RequestHead,
     tls: Option<&'a TlsInfo>,
     origin: &'a Origin<'a>,
@@ -198,7 +200,10 @@ impl<'a> Adjustment<'a> {
         origin: &'a Origin<'a>,
     ) -> Option<Adjustment<'a>> {
         let site = context.site.as_ref()?;
+        let forwarding = context.forwarding.as_ref();
+        let cookie = forwarding.and_then(|it| it.cookie(origin.secure));
         let any = site.hsts(tls).is_some()
+            || cookie.is_some()
             || context.request_id.is_some()
             || context.response_rules().is_some();
         any.then(|| Adjustment {
@@ -206,6 +211,7 @@ impl<'a> Adjustment<'a> {
             route: context.route,
             request_id: context.request_id.clone(),
             user: context.user.clone(),
+            cookie,
             request,
             tls,
             origin,
@@ -219,6 +225,9 @@ impl<'a> Adjustment<'a> {
         }
         if let (Some(name), Some(id)) = (&self.site.settings.request_id, &self.request_id) {
             fields.set(name.as_bytes(), id.as_bytes());
+        }
+        if let Some(cookie) = &self.cookie {
+            fields.push(b"Set-Cookie", cookie.as_bytes());
         }
         let route = self.route.and_then(|route| self.site.routes.get(route));
         let Some(changes) = route.and_then(|route| route.changes.as_deref()) else {

@@ -4,18 +4,19 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use pingora::connectors::TransportConnector;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::address::{Address, DIAL_TIMEOUT, Endpoint};
+use super::address::{Address, Endpoint};
 use super::connection::{Connection, Socket};
 use super::failure;
 use super::upstream_tls::{TlsTransport, verify_address};
 
 /// A connection that could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct DialError {
     /// Whether it took too long.
@@ -24,10 +25,18 @@ pub struct DialError {
 }
 
 impl DialError {
-    fn timeout() -> DialError {
+    pub fn timeout(limit: Duration) -> DialError {
         DialError {
             timed_out: true,
-            reason: format!("no connection in time: {DIAL_TIMEOUT:?}"),
+            reason: format!("no connection in time: {limit:?}"),
+        }
+    }
+
+    /// A connection that is of no use.
+    pub fn unfit(reason: String) -> DialError {
+        DialError {
+            timed_out: false,
+            reason,
         }
     }
 }
@@ -48,23 +57,30 @@ impl From<io::Error> for DialError {
     }
 }
 
-/// Connects, within [`DIAL_TIMEOUT`].
-pub async fn dial(address: &Address) -> Result<Connection, DialError> {
-    let socket = match address.endpoint() {
-        Endpoint::Tcp(address) => in_time(tcp(*address)).await?,
-        Endpoint::Unix(path) => in_time(unix(path)).await?,
-        Endpoint::Tls { peer, transport } => in_time(tls(peer, transport)).await?,
-    };
-    Ok(Connection::new(socket))
+/// Connects, within `limit`.
+pub async fn dial(address: &Address, limit: Duration) -> Result<Connection, DialError> {
+    Ok(Connection::new(socket(address, limit).await?))
 }
 
-async fn in_time<E>(dial: impl Future<Output = Result<Socket, E>>) -> Result<Socket, DialError>
+/// The same, for whoever speaks something else on it.
+pub async fn socket(address: &Address, limit: Duration) -> Result<Socket, DialError> {
+    match address.endpoint() {
+        Endpoint::Tcp(address) => in_time(limit, tcp(*address)).await,
+        Endpoint::Unix(path) => in_time(limit, unix(path)).await,
+        Endpoint::Tls { peer, transport } => in_time(limit, tls(peer, transport)).await,
+    }
+}
+
+async fn in_time<E>(
+    limit: Duration,
+    dial: impl Future<Output = Result<Socket, E>>,
+) -> Result<Socket, DialError>
 where
     DialError: From<E>,
 {
-    match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+    match tokio::time::timeout(limit, dial).await {
         Ok(dialled) => Ok(dialled?),
-        Err(_) => Err(DialError::timeout()),
+        Err(_) => Err(DialError::timeout(limit)),
     }
 }
 

@@ -6,6 +6,7 @@ use std::io;
 use http::StatusCode;
 use pingora::{Error, ErrorType};
 
+use super::upstream::Busy;
 use crate::message::{BodyError, HeadError};
 
 /// Who failed.
@@ -25,6 +26,9 @@ pub enum Failure {
     /// Nobody to ask. `status`: what the last failed dial means, or 503 if there was none.
     #[error("{reason}")]
     NoUpstream { status: StatusCode, reason: String },
+    /// Each has as many requests as it may have.
+    #[error(transparent)]
+    Busy(#[from] Busy),
 }
 
 /// What is wrong with the client's side of an exchange.
@@ -67,6 +71,12 @@ pub enum UpstreamError {
     Interim,
     #[error("no answer in time")]
     Silent,
+    #[error("no whole answer in the time that the route gives")]
+    Overdue,
+    #[error("HTTP/2 failed: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("the request cannot be said in HTTP/2: {0}")]
+    Unsayable(String),
 }
 
 impl UpstreamError {
@@ -85,16 +95,19 @@ impl Failure {
             Failure::Client(ClientError::BodyTooLarge) => Some(StatusCode::PAYLOAD_TOO_LARGE),
             Failure::Client(ClientError::BodyTimeout) => Some(StatusCode::REQUEST_TIMEOUT),
             Failure::Client(_) => None,
-            Failure::Upstream(UpstreamError::Silent) => Some(StatusCode::GATEWAY_TIMEOUT),
+            Failure::Upstream(UpstreamError::Silent | UpstreamError::Overdue) => {
+                Some(StatusCode::GATEWAY_TIMEOUT)
+            }
             Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
             Failure::NoUpstream { status, .. } => Some(*status),
+            Failure::Busy(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
         }
     }
 
     pub fn fault(&self) -> Fault {
         match self {
             Failure::Client(_) => Fault::Client,
-            Failure::Upstream(_) | Failure::NoUpstream { .. } => Fault::Upstream,
+            Failure::Upstream(_) | Failure::NoUpstream { .. } | Failure::Busy(_) => Fault::Upstream,
         }
     }
 }

@@ -188,6 +188,24 @@ fn http2_head(head: &ResponseHead, framing: Framing) -> Response<()> {
     response
 }
 
+/// Trailers as HTTP/2 has them.
+pub fn fields_of(trailers: &HeaderMap) -> Box<Fields> {
+    let mut fields = Box::new(Fields::default());
+    for (name, value) in trailers {
+        fields.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+    fields
+}
+
+/// Trailers for HTTP/2, those that may be some.
+pub fn header_map(trailers: &Fields) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for field in trailers.iter().filter(|field| may_trail(field.name)) {
+        append(&mut fields, field.name, field.value);
+    }
+    fields
+}
+
 /// Both were checked when they were read: neither conversion fails.
 fn append(fields: &mut HeaderMap, name: &[u8], value: &[u8]) {
     if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
@@ -212,14 +230,7 @@ impl Client for Http2 {
         }
         let trailers = ready!(self.body.poll_trailers(cx))?;
         self.body_is_read = true;
-        let trailers = trailers.map(|trailers| {
-            let mut fields = Box::new(Fields::default());
-            for (name, value) in &trailers {
-                fields.push(name.as_str().as_bytes(), value.as_bytes());
-            }
-            fields
-        });
-        Poll::Ready(Ok(Some(trailers)))
+        Poll::Ready(Ok(Some(trailers.as_ref().map(fields_of))))
     }
 
     fn body_is_read(&self) -> bool {
@@ -289,17 +300,18 @@ impl Client for Http2 {
         Ok(self.response()?.send_data(data, last)?)
     }
 
+    fn send_piece(&mut self, data: Bytes, last: bool) -> Result<(), ClientError> {
+        self.ended = last;
+        Ok(self.response()?.send_data(data, last)?)
+    }
+
     fn send_end(&mut self, trailers: Option<&Fields>) -> Result<(), ClientError> {
         self.ended = true;
         let response = self.response()?;
         let Some(trailers) = trailers else {
             return Ok(response.send_data(Bytes::new(), true)?);
         };
-        let mut fields = HeaderMap::new();
-        for field in trailers.iter().filter(|field| may_trail(field.name)) {
-            append(&mut fields, field.name, field.value);
-        }
-        Ok(response.send_trailers(fields)?)
+        Ok(response.send_trailers(header_map(trailers))?)
     }
 
     /// The connection's own task writes.

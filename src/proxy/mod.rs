@@ -17,16 +17,20 @@ mod dial;
 mod exchange;
 mod failure;
 mod forwarded;
+mod forwarded_http2;
 mod host;
 mod http1;
 mod http2;
 mod kept;
 mod login;
+mod multiplexed;
 mod origin;
 mod path;
 mod patience;
+mod progress;
 mod rate_limit;
 mod relay;
+mod relay_http2;
 mod resolver;
 mod respond;
 mod routing;
@@ -57,9 +61,11 @@ use exchange::{Exchange, send_answer};
 use http1::{Http1, Incoming};
 use http2::Http2;
 use kept::Kept;
+use multiplexed::Multiplexed;
 
 pub use respond::Answer;
 pub use routing::{Route, Routing, Site};
+pub use upstream::check::HealthChecks;
 pub use upstream::{Pool, Upstream};
 
 /// How long a client may take for an answer of ours.
@@ -74,6 +80,7 @@ pub struct Proxy {
     /// Where redirects lead; known once the listener is bound.
     https_port: Arc<AtomicU16>,
     kept: Kept,
+    multiplexed: Multiplexed,
 }
 
 impl Proxy {
@@ -91,6 +98,7 @@ impl Proxy {
             metrics,
             https_port,
             kept: Kept::default(),
+            multiplexed: Multiplexed::default(),
         }
     }
 
@@ -98,6 +106,7 @@ impl Proxy {
     pub fn for_worker(&self) -> Proxy {
         Proxy {
             kept: Kept::default(),
+            multiplexed: Multiplexed::default(),
             ..self.clone()
         }
     }

@@ -3,15 +3,14 @@
 //! back, and what fits together leaves together.
 
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Buf;
 use http::{Method, StatusCode, Version};
-use tokio::time::Instant;
 
 use super::client::Client;
 use super::connection::Connection;
 use super::failure::{ClientError, Failure, UpstreamError};
+use super::progress::{Limits as TimeLimits, Progress, Waiting};
 use crate::message::{
     BodyReader, Framing, HeadEnd, Known, Limits, ResponseHead, Step, write_chunk, write_last_chunk,
 };
@@ -23,17 +22,13 @@ const RESPONSE_LIMITS: Limits = Limits {
 };
 
 /// More than that before the final response says nothing to anybody.
-const MAX_INTERIM: usize = 64;
+pub const MAX_INTERIM: usize = 64;
 
 /// How much of a request's body may wait for the upstream to take it.
-const UPLOAD_BUFFER: usize = 64 * 1024;
+pub const UPLOAD_BUFFER: usize = 64 * 1024;
 
 /// How much of a body is kept in case the request has to be sent again.
 const REPLAY_BYTES: usize = 64 * 1024;
-
-/// How long either side may let the other wait without moving anything: longer than a bad radio
-/// link is silent, or a page takes to make.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// What a relay is for.
 pub struct Request<'r> {
@@ -41,8 +36,8 @@ pub struct Request<'r> {
     pub framing: Framing,
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
-    /// Whether both sides may be silent for as long as they like.
-    pub patient: bool,
+    /// How long which side may take.
+    pub limits: TimeLimits,
     /// How much body is taken, in bytes.
     pub max_body: Option<u64>,
     /// Changes the head of the response, if it is to be changed.
@@ -65,10 +60,7 @@ pub struct Relay<'r, C> {
     sent: u64,
     /// Bytes of the request's body that were taken.
     taken: u64,
-    /// Whether something has moved since the deadline was set.
-    moved: bool,
-    progress: u64,
-    deadline: Instant,
+    progress: Progress,
 }
 
 enum Upload {
@@ -93,14 +85,6 @@ pub enum Replay {
     Lost,
 }
 
-/// What is waited for.
-#[derive(PartialEq, Eq)]
-enum Waiting {
-    ClientTakes,
-    ClientSends,
-    Upstream,
-}
-
 impl<'r, C: Client> Relay<'r, C> {
     /// `replay`: what an attempt before this one has read of the body, or nothing yet.
     pub fn new(
@@ -120,7 +104,7 @@ impl<'r, C: Client> Relay<'r, C> {
             Replay::Kept(body) => body.len() as u64,
             Replay::Lost => 0,
         };
-        let progress = client.progress();
+        let progress = Progress::new(client);
         Relay {
             request,
             client,
@@ -134,9 +118,7 @@ impl<'r, C: Client> Relay<'r, C> {
             status: None,
             sent: 0,
             taken,
-            moved: false,
             progress,
-            deadline: Instant::now() + PROGRESS_TIMEOUT,
         }
     }
 
@@ -178,31 +160,12 @@ impl<'r, C: Client> Relay<'r, C> {
             _ if flushed.is_pending() => Waiting::ClientTakes,
             (_, Stopped::NoRoom) => Waiting::ClientTakes,
             (Upload::Body, _) if self.upstream.unwritten() == 0 => Waiting::ClientSends,
-            _ => Waiting::Upstream,
+            (Upload::Body | Upload::Flush, _) => Waiting::UpstreamTakes,
+            _ if self.status.is_none() => Waiting::Head,
+            _ => Waiting::UpstreamSends,
         };
-        self.poll_timeout(cx, waiting)
-    }
-
-    fn poll_timeout(
-        &mut self,
-        cx: &mut Context<'_>,
-        waiting: Waiting,
-    ) -> Poll<Result<(), Failure>> {
-        if self.request.patient && waiting != Waiting::ClientTakes {
-            return Poll::Pending;
-        }
-        let progress = self.client.progress();
-        if std::mem::take(&mut self.moved) || progress != self.progress {
-            self.progress = progress;
-            self.deadline = Instant::now() + PROGRESS_TIMEOUT;
-        }
-        self.client.poll_deadline(cx, self.deadline).map(|()| {
-            Err(match waiting {
-                Waiting::ClientTakes => ClientError::WriteTimeout.into(),
-                Waiting::ClientSends => ClientError::BodyTimeout.into(),
-                Waiting::Upstream => UpstreamError::Silent.into(),
-            })
-        })
+        let limits = &self.request.limits;
+        self.progress.poll(cx, self.client, limits, waiting)
     }
 
     /// Sends what there is of the request.
@@ -230,7 +193,7 @@ impl<'r, C: Client> Relay<'r, C> {
                         return Err(ClientError::BodyTooLarge.into());
                     }
                     match body? {
-                        Poll::Ready(None) => self.moved = true,
+                        Poll::Ready(None) => self.progress.moved = true,
                         Poll::Ready(Some(trailers)) => {
                             if trailers.is_some() {
                                 // They are given once.
@@ -263,7 +226,7 @@ impl<'r, C: Client> Relay<'r, C> {
     fn flush_upstream(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let unwritten = self.upstream.unwritten();
         let flushed = self.upstream.poll_flush(cx);
-        self.moved |= self.upstream.unwritten() != unwritten;
+        self.progress.moved |= self.upstream.unwritten() != unwritten;
         match flushed {
             Poll::Ready(Err(error)) => self.upload = Upload::Refused(error),
             Poll::Ready(Ok(())) => {}
@@ -296,7 +259,7 @@ impl<'r, C: Client> Relay<'r, C> {
                             let last = body.is_done();
                             self.client.send_data(input, length, last)?;
                             self.sent += length as u64;
-                            self.moved = true;
+                            self.progress.moved = true;
                             if last {
                                 self.download = Download::Done;
                             }
@@ -319,7 +282,7 @@ impl<'r, C: Client> Relay<'r, C> {
         match self.upstream.poll_fill(cx) {
             Poll::Ready(Ok(length)) => {
                 self.heard |= length > 0;
-                self.moved = true;
+                self.progress.moved = true;
                 Ok(Poll::Ready(length))
             }
             Poll::Ready(Err(error)) => Err(UpstreamError::Read(error)),
@@ -413,7 +376,7 @@ impl Replay {
         matches!(self, Replay::Kept(_))
     }
 
-    fn keep(&mut self, data: &[u8]) {
+    pub fn keep(&mut self, data: &[u8]) {
         match self {
             Replay::Kept(kept) if kept.len() + data.len() <= REPLAY_BYTES => {
                 kept.extend_from_slice(data);

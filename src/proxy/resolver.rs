@@ -46,6 +46,11 @@ impl Resolver {
         }
     }
 
+    /// The targets of the SRV records of a name.
+    pub fn srv(name: String) -> Resolver {
+        Resolver::new(name, 0, Transport::Plain)
+    }
+
     /// The addresses, or why there are none.
     pub async fn addresses(&self) -> Result<Arc<Addresses>, Arc<str>> {
         if let Some(fresh) = self.fresh() {

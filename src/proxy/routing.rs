@@ -12,6 +12,7 @@ use super::access::Guard;
 use super::changes::Changes;
 use super::host::RequestHost;
 use super::upstream::Pool;
+use super::upstream::check::HealthChecks;
 use super::upstream_tls::UpstreamTrusts;
 use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
@@ -101,12 +102,13 @@ pub enum FixedAnswer {
 }
 
 impl Routing {
-    /// Looks nothing up and connects to nothing: names are resolved when first needed.
-    pub fn new(config: &Config, trusts: &UpstreamTrusts) -> Routing {
+    /// Looks nothing up and connects to nothing: names are resolved when first needed. Health checks
+    /// begin; they need a runtime.
+    pub fn new(config: &Config, trusts: &UpstreamTrusts, checks: &HealthChecks) -> Routing {
         let settings = Arc::new(Settings::of(config));
         let mut routing = Routing::default();
         for site in &config.sites {
-            routing.add(site, trusts, &settings);
+            routing.add(site, trusts, checks, &settings);
         }
         routing
     }
@@ -118,10 +120,11 @@ impl Routing {
         old: &Routing,
         old_config: &Config,
         trusts: &UpstreamTrusts,
+        checks: &HealthChecks,
     ) -> Routing {
         let settings = Settings::of(config);
         if settings != Settings::of(old_config) {
-            return Routing::new(config, trusts);
+            return Routing::new(config, trusts, checks);
         }
         let settings = Arc::new(settings);
         let known = old_config.sites.iter().zip(&old.sites);
@@ -135,7 +138,7 @@ impl Routing {
             let same = same.filter(|(old, _)| *old == site);
             match same {
                 Some((_, shared)) => routing.share(site, Arc::clone(shared)),
-                None => routing.add(site, trusts, &settings),
+                None => routing.add(site, trusts, checks, &settings),
             }
         }
         routing
@@ -174,8 +177,14 @@ impl Routing {
         }
     }
 
-    fn add(&mut self, site: &config::Site, trusts: &UpstreamTrusts, settings: &Arc<Settings>) {
-        let shared = Site::new(site, trusts, settings.clone());
+    fn add(
+        &mut self,
+        site: &config::Site,
+        trusts: &UpstreamTrusts,
+        checks: &HealthChecks,
+        settings: &Arc<Settings>,
+    ) {
+        let shared = Site::new(site, trusts, checks, settings.clone());
         self.share(site, Arc::new(shared));
     }
 
@@ -196,10 +205,16 @@ impl Routing {
 }
 
 impl Site {
-    fn new(site: &config::Site, trusts: &UpstreamTrusts, settings: Arc<Settings>) -> Site {
+    fn new(
+        site: &config::Site,
+        trusts: &UpstreamTrusts,
+        checks: &HealthChecks,
+        settings: Arc<Settings>,
+    ) -> Site {
         let label = site.hosts.first().map(Name::to_string);
         let label = label.unwrap_or_else(|| "*".to_owned());
-        let routes = site.routes.iter().map(|route| Route::new(route, trusts));
+        let routes = site.routes.iter();
+        let routes = routes.map(|route| Route::new(route, trusts, checks));
         Site {
             label: label.into(),
             tls: site.tls != TlsMode::Off,
@@ -230,10 +245,10 @@ impl Site {
 }
 
 impl Route {
-    fn new(route: &config::Route, trusts: &UpstreamTrusts) -> Route {
+    fn new(route: &config::Route, trusts: &UpstreamTrusts, checks: &HealthChecks) -> Route {
         let trust = route.upstream_tls().and_then(|tls| trusts.get(tls));
         let answer = match &route.action {
-            Action::Forward { .. } => None,
+            Action::Forward(_) => None,
             Action::Redirect { status, location } => Some(FixedAnswer::Redirect {
                 status: *status,
                 location: location.clone(),
@@ -247,7 +262,10 @@ impl Route {
             path: route.path.clone(),
             methods: route.methods.clone(),
             conditions: route.conditions.clone(),
-            pool: Pool::new(route.upstreams(), trust.as_ref()),
+            pool: match route.forward() {
+                Some(forward) => Pool::new(forward, trust.as_ref(), checks),
+                None => Pool::none(),
+            },
             answer,
             changes: Changes::of(route),
             guard: Guard::of(&route.access),
@@ -286,10 +304,15 @@ pub(super) mod tests {
             request_fields: config::FieldRules::default(),
             response_fields: config::FieldRules::default(),
             access: config::Access::default(),
-            action: Action::Forward {
-                upstreams: upstreams.to_vec(),
+            action: Action::Forward(Box::new(config::Forward {
+                members: upstreams
+                    .iter()
+                    .cloned()
+                    .map(config::Member::from)
+                    .collect(),
                 upstream_tls: None,
-            },
+                settings: config::PoolSettings::default(),
+            })),
         });
         config::Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
@@ -308,7 +331,12 @@ pub(super) mod tests {
     pub fn routing(sites: &[config::Site]) -> Routing {
         let mut routing = Routing::default();
         for site in sites {
-            routing.add(site, &UpstreamTrusts::default(), &Arc::default());
+            routing.add(
+                site,
+                &UpstreamTrusts::default(),
+                &HealthChecks::default(),
+                &Arc::default(),
+            );
         }
         routing
     }
@@ -328,9 +356,10 @@ pub(super) mod tests {
         };
         let old_config = parse(&[site("a.test", 1), site("b.test", 2)].concat());
         let trusts = UpstreamTrusts::default();
-        let old = Routing::new(&old_config, &trusts);
+        let checks = HealthChecks::default();
+        let old = Routing::new(&old_config, &trusts, &checks);
         let config = parse(&[site("c.test", 1), site("b.test", 3), site("a.test", 1)].concat());
-        let new = Routing::following(&config, &old, &old_config, &trusts);
+        let new = Routing::following(&config, &old, &old_config, &trusts, &checks);
         let find = |routing: &Routing, host: &str| {
             let host = RequestHost::parse(host.as_bytes()).unwrap();
             routing.site(&host).cloned()
@@ -380,7 +409,12 @@ pub(super) mod tests {
                 ("/*", &respond),
             ],
         );
-        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        let site = Site::new(
+            &site,
+            &UpstreamTrusts::default(),
+            &HealthChecks::default(),
+            Arc::default(),
+        );
         for (path, route) in [
             ("/api/v1", 0),
             ("/api/v1/", 1),
@@ -399,7 +433,12 @@ pub(super) mod tests {
     #[test]
     fn a_site_need_not_match_every_path() {
         let site = site(&["a.test"], TlsMode::Auto, &[("/api/*", &respond())]);
-        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        let site = Site::new(
+            &site,
+            &UpstreamTrusts::default(),
+            &HealthChecks::default(),
+            Arc::default(),
+        );
         assert_eq!(site.route(&RequestHead::default(), b"/"), None);
     }
 }

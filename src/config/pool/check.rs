@@ -1,0 +1,62 @@
+//! What is said of upstreams and cannot be honoured.
+
+use super::super::diagnostic::{Problem, Report};
+use super::super::draft::{ActionDraft, SiteDraft};
+use super::super::{TlsMode, Upstream};
+use super::{Member, Policy, PoolDraft, SameSite};
+
+/// Reports keys of a site and its routes that would have no effect.
+pub(in super::super) fn check(site: &SiteDraft, report: &Report<'_>) {
+    let own = site.action.iter();
+    let all = own.chain(site.routes.iter().filter_map(|route| route.action.as_ref()));
+    let members: Vec<&Member> = all.flat_map(ActionDraft::members).collect();
+    check_one(&site.pool, &members, site, report);
+    for route in &site.routes {
+        // What could not be read is reported already.
+        if let Some(action) = &route.action {
+            let members: Vec<&Member> = action.members().iter().collect();
+            check_one(&route.pool, &members, site, report);
+        }
+    }
+}
+
+fn check_one(pool: &PoolDraft, members: &[&Member], site: &SiteDraft, report: &Report<'_>) {
+    let dialled = |member: &&&Member| !matches!(member.upstream, Upstream::Respond(_));
+    let is_dialled = members.iter().any(|member| dialled(&member));
+    if let Some((key, at)) = pool.first()
+        && !is_dialled
+    {
+        let problem = Problem::new(format!("`{key}` has no effect: no upstream is here"));
+        report.add(
+            at,
+            problem.help("leave it out, or add `upstreams` with an address"),
+        );
+        return;
+    }
+    if let Some(pending) = &pool.pending
+        && members
+            .iter()
+            .all(|member| member.max_connections.is_none())
+    {
+        let problem = Problem::new("`pending` has no effect: no upstream has `max_connections`");
+        report.add(
+            pending.at,
+            problem.help("write for example upstreams = [{ to = \"a:80\", max_connections = 50 }]"),
+        );
+    }
+    let plain = site
+        .tls
+        .as_ref()
+        .is_some_and(|tls| tls.value == TlsMode::Off);
+    if let Some(balancing) = &pool.balancing
+        && let Policy::Sticky(cookie) = &balancing.value.policy
+        && plain
+        && (cookie.secure == Some(true) || cookie.same_site == SameSite::None)
+    {
+        let problem = Problem::new("browsers drop a secure cookie of a site with tls = \"off\"");
+        report.add(
+            balancing.at,
+            problem.help("leave out secure = true and same_site = \"none\""),
+        );
+    }
+}
