@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling pgo clean setup-build setup-test setup-lint setup-bench setup-fuzz
+.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling pgo reference clean setup-build setup-test setup-lint setup-bench setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -45,6 +45,10 @@ pgo: setup-build ## build target/pgo/perennial with a profile of itself under lo
 
 fuzz: setup-build setup-fuzz ## run each fuzz target for a minute (FUZZ_SECONDS=60)
 	scripts/fuzz.sh
+
+reference: setup-build ## write docs/configuration.md and its JSON schema anew, from the tables of keys
+	cargo run --locked -- schema > docs/configuration.schema.json
+	cargo run --locked -- schema --markdown > docs/configuration.md
 
 clean: ## remove build results; keeps ./state, where keys and certificates are
 	cargo clean

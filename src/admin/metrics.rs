@@ -30,6 +30,7 @@ pub struct Metrics {
     requests: IntCounterVec,
     request_duration: Histogram,
     upstream_healthy: IntGaugeVec,
+    upstream_pending: IntGaugeVec,
     tls_handshakes: IntCounterVec,
     connections: IntGauge,
     certificate_not_after: GaugeVec,
@@ -204,8 +205,14 @@ impl Metrics {
             upstream_healthy: gauges(
                 &registry,
                 "perennial_upstream_healthy",
-                "Whether the last connection to the upstream succeeded (1, also before the first).",
+                "Whether nothing that requests and health checks have met speaks against the upstream (1, also before the first).",
                 &["site", "upstream"],
+            ),
+            upstream_pending: gauges(
+                &registry,
+                "perennial_upstream_pending_requests",
+                "Requests that wait for an upstream because each has as many as it may have.",
+                &["site"],
             ),
             tls_handshakes: counters(
                 &registry,
@@ -284,9 +291,18 @@ impl Metrics {
             .set(i64::from(healthy));
     }
 
+    /// How many requests of a site wait for an upstream.
+    pub fn upstream_pending(&self, site: &str, waiting: usize) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.upstream_pending
+            .with_label_values(&[site])
+            .set(waiting);
+    }
+
     /// Drops all upstreams: a new configuration names its own.
     pub fn forget_upstreams(&self) {
         self.upstream_healthy.reset();
+        self.upstream_pending.reset();
     }
 
     /// `result` is one of a fixed few words, `version` the protocol's name or `-`.

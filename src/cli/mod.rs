@@ -12,6 +12,7 @@ mod logging;
 mod man;
 mod proxy;
 mod run;
+mod schema;
 mod status;
 mod trust;
 
@@ -59,6 +60,8 @@ enum Command {
     Man(man::ManArgs),
     /// Hash a password for a file of users
     HashPassword(hash_password::HashPasswordArgs),
+    /// Print what a configuration file can have: a JSON schema for editors, or the reference
+    Schema(schema::SchemaArgs),
     /// Print a completion script for a shell
     Completions(completions::CompletionsArgs),
 }
@@ -93,6 +96,7 @@ pub fn main() -> ExitCode {
         Command::Untrust(args) => trust::main(args, Change::Remove),
         Command::Man(args) => man::main(args),
         Command::HashPassword(args) => hash_password::main(&args),
+        Command::Schema(args) => schema::main(&args),
         Command::Completions(args) => completions::main(args),
     }
 }

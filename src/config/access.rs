@@ -5,8 +5,9 @@ use std::path::Path;
 
 use super::diagnostic::{Located, Problem};
 use super::ip_prefix::IpPrefix;
+use super::keys::{BASIC_AUTH, RATE_LIMIT};
 use super::limits::{Limit, limit};
-use super::reader::{BASIC_AUTH, Kind, RATE_LIMIT, Table, Value};
+use super::reader::{Kind, Table, Value};
 use super::toml_file::{PREFIXES, Reader};
 use super::value::{file_path, ip_prefix};
 

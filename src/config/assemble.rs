@@ -85,6 +85,7 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         trusted_proxies: draft.trusted_proxies,
         forwarded: draft.forwarded.unwrap_or_default(),
         request_id: draft.request_id,
+        resolvers: draft.resolvers,
         log_level: draft.log_level.unwrap_or_default(),
     }
 }

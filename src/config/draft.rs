@@ -45,6 +45,7 @@ pub(super) struct ServerDraft {
     pub(super) trusted_proxies: Vec<IpPrefix>,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) request_id: Option<Box<str>>,
+    pub(super) resolvers: Vec<SocketAddr>,
     pub(super) log_level: Option<LogLevel>,
 }
 

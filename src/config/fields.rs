@@ -4,7 +4,8 @@
 use std::time::Duration;
 
 use super::diagnostic::{Located, Problem};
-use super::reader::{FIELD_RULES, HSTS, Kind, Table, Value};
+use super::keys::{FIELD_RULES, HSTS};
+use super::reader::{Kind, Table, Value};
 use super::template::Template;
 use super::value::duration_between;
 

@@ -4,7 +4,8 @@ use std::fmt;
 use std::time::Duration;
 
 use super::diagnostic::Problem;
-use super::reader::{Kind, LIMITS, Value};
+use super::keys::LIMITS;
+use super::reader::{Kind, Value};
 use super::value::duration;
 
 pub(super) const LIMIT: Kind = Kind {

@@ -17,11 +17,13 @@ mod environment;
 mod fields;
 mod file_check;
 mod ip_prefix;
+mod keys;
 mod limits;
 mod load;
 mod on_demand;
 mod pool;
 mod reader;
+pub mod reference;
 mod route;
 mod template;
 #[cfg(test)]
@@ -125,6 +127,8 @@ pub struct Server {
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets, if it gets one.
     pub request_id: Option<Box<str>>,
+    /// DNS servers that upstreams' names are asked of; empty for the system's.
+    pub resolvers: Vec<SocketAddr>,
     /// The least important events to log, where neither `--log-level` nor `RUST_LOG` says so.
     pub log_level: LogLevel,
 }

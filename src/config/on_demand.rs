@@ -7,8 +7,9 @@ use std::time::Duration;
 use super::TlsMode;
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{Draft, SiteDraft};
+use super::keys::{ON_DEMAND, ON_DEMAND_BUDGETS};
 use super::limits::{Limit, limit};
-use super::reader::{Kind, ON_DEMAND, ON_DEMAND_BUDGETS, Value};
+use super::reader::{Kind, Value};
 use super::value::{duration_between, host};
 use crate::certificate::name::Name;
 

@@ -8,6 +8,7 @@ use super::*;
 
 mod broken;
 mod good;
+mod reference;
 mod shipped;
 
 fn variable(name: &str) -> Option<String> {
@@ -15,9 +16,15 @@ fn variable(name: &str) -> Option<String> {
 }
 
 fn read_text(path: &Path) -> std::io::Result<String> {
-    match path.ends_with("hmac.key") {
-        true => Ok("c2VjcmV0LWtleQ==\n".to_owned()),
-        false => Err(std::io::ErrorKind::NotFound.into()),
+    match path.file_name().and_then(|name| name.to_str()) {
+        Some("hmac.key") => Ok("c2VjcmV0LWtleQ==\n".to_owned()),
+        Some("alice.users") => {
+            let salt = "vI8aWBnW3fID.ZQ4/zo1G.";
+            Ok(format!(
+                "alice:$2b$12${salt}q1lRps.9cGLcZEiGDMVr5yUP1KUOYTa\n"
+            ))
+        }
+        _ => Err(std::io::ErrorKind::NotFound.into()),
     }
 }
 

@@ -15,12 +15,13 @@ use super::draft::{
 };
 use super::environment::Environment;
 use super::fields;
+use super::keys::{
+    ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, ROUTE, SERVER,
+    SITE, TLS, TOP, UPSTREAM_TLS,
+};
 use super::limits::{LIMIT, LimitsDraft, limit};
 use super::on_demand::OnDemandDraft;
-use super::reader::{
-    ACME, CERTIFICATE_FILES, CERTIFICATES, CLIENT_AUTH, EXTERNAL_ACCOUNT, FALLBACK, Kind, List,
-    ROUTE, SERVER, SITE, TLS, TOP, Table, UPSTREAM_TLS, Value,
-};
+use super::reader::{Kind, List, Table, Value};
 use super::route::has_action;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
@@ -169,6 +170,7 @@ impl<'a> Reader<'a> {
                 .get("request_id")
                 .and_then(|v| v.parse(FIELD, fields::field_name))
                 .map(|name| name.value.into()),
+            resolvers: super::dns::read::addresses(table, "resolvers"),
             log_level: table
                 .get("log_level")
                 .and_then(|v| v.parse(LOG_LEVEL, log_level))

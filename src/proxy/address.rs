@@ -186,6 +186,12 @@ impl Address {
 }
 
 impl Addresses {
+    /// Whether they lead to the same places, ranked in the same way.
+    pub fn is_same(&self, other: &Addresses) -> bool {
+        let key = |address: &Address| (address.destination.clone(), address.rank);
+        self.len() == other.len() && self.iter().map(key).eq(other.iter().map(key))
+    }
+
     /// One that is `wanted`, of those the ones that come first. Without weights it is the first from
     /// the one at `turn` modulo their number.
     pub fn find_from(&self, turn: usize, wanted: impl Fn(&Address) -> bool) -> Option<usize> {

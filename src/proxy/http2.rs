@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
@@ -108,7 +108,9 @@ fn settings() -> h2::server::Builder {
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        // WebSockets (RFC 8441).
+        .enable_connect_protocol();
     settings
 }
 
@@ -120,17 +122,27 @@ pub struct Http2 {
     /// Once the head of the response is sent, if a body follows.
     response: Option<SendStream<Bytes>>,
     ended: bool,
+    /// Whether it is to become a WebSocket.
+    websocket: bool,
     watchdog: Watchdog,
 }
 
+/// Whether a stream is to become a WebSocket (RFC 8441 section 4).
+pub fn is_websocket(parts: &http::request::Parts) -> bool {
+    let protocol = parts.extensions.get::<h2::ext::Protocol>();
+    parts.method == http::Method::CONNECT
+        && protocol.is_some_and(|it| it.as_str().eq_ignore_ascii_case("websocket"))
+}
+
 impl Http2 {
-    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Http2 {
+    pub fn new(body: RecvStream, respond: SendResponse<Bytes>, websocket: bool) -> Http2 {
         Http2 {
             body_is_read: body.is_end_stream(),
             body,
             respond,
             response: None,
             ended: false,
+            websocket,
             watchdog: Watchdog::default(),
         }
     }
@@ -186,6 +198,17 @@ fn http2_head(head: &ResponseHead, framing: Framing) -> Response<()> {
         fields.insert(http::header::CONTENT_LENGTH, HeaderValue::from(length));
     }
     response
+}
+
+/// A stream becomes a WebSocket by any status of class 2xx, and by no other (RFC 8441 section 4).
+fn say_whether_switched(head: &mut Response<()>, switched: bool) {
+    if switched {
+        *head.status_mut() = StatusCode::OK;
+        head.headers_mut()
+            .remove(http::header::SEC_WEBSOCKET_ACCEPT);
+    } else if head.status().is_success() {
+        *head.status_mut() = StatusCode::BAD_GATEWAY;
+    }
 }
 
 /// Trailers as HTTP/2 has them.
@@ -257,8 +280,12 @@ impl Client for Http2 {
     }
 
     fn send_head(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), ClientError> {
-        self.ended = framing.is_empty();
-        let head = http2_head(head, framing);
+        let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        self.ended = framing.is_empty() && !switched;
+        let mut head = http2_head(head, framing);
+        if self.websocket {
+            say_whether_switched(&mut head, switched);
+        }
         let response = self.respond.send_response(head, self.ended)?;
         self.response = Some(response);
         Ok(())

@@ -14,6 +14,7 @@ mod connection;
 mod context;
 mod decision;
 mod dial;
+mod dns;
 mod exchange;
 mod failure;
 mod forwarded;
@@ -194,12 +195,18 @@ impl Proxy {
         let (request, respond) = begun;
         let (parts, body) = request.into_parts();
         let ends = body.is_end_stream();
-        let mut client = Http2::new(body, respond);
-        let Some(request) = RequestHead::from_http2(&parts, ends) else {
+        let websocket = http2::is_websocket(&parts);
+        let mut client = Http2::new(body, respond, websocket);
+        let request = match websocket {
+            true => RequestHead::from_extended_connect(&parts, &websocket_key()),
+            false => RequestHead::from_http2(&parts, ends),
+        };
+        let Some(request) = request else {
             return client.refuse();
         };
         drop(parts);
-        if request.framing.is_empty() && client.expect_end().await.is_err() {
+        let has_end = !websocket && request.framing.is_empty();
+        if has_end && client.expect_end().await.is_err() {
             return client.refuse();
         }
         let exchange = Exchange {
@@ -228,6 +235,12 @@ impl Proxy {
         };
         decision::decide(request, &surroundings)
     }
+}
+
+/// RFC 6455 section 4.1: 16 bytes of chance.
+fn websocket_key() -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>())
 }
 
 fn status_of(error: HeadError) -> StatusCode {

@@ -2,7 +2,7 @@
 //! configuration is a new one.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +10,10 @@ use http::{Method, StatusCode};
 
 use super::access::Guard;
 use super::changes::Changes;
+use super::dns::Dns;
 use super::host::RequestHost;
-use super::upstream::Pool;
 use super::upstream::check::HealthChecks;
+use super::upstream::{Pool, Services};
 use super::upstream_tls::UpstreamTrusts;
 use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
@@ -34,6 +35,7 @@ pub struct Routing {
     /// For every other name.
     any: Option<Arc<Site>>,
     sites: Vec<Arc<Site>>,
+    dns: Dns,
 }
 
 /// A site's routes with the state of their upstreams.
@@ -64,6 +66,7 @@ pub struct Settings {
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets.
     pub request_id: Option<Box<str>>,
+    resolvers: Vec<SocketAddr>,
 }
 
 impl Settings {
@@ -73,6 +76,7 @@ impl Settings {
             trusted_proxies: server.trusted_proxies.clone(),
             forwarded: server.forwarded,
             request_id: server.request_id.clone(),
+            resolvers: server.resolvers.clone(),
         }
     }
 }
@@ -105,10 +109,17 @@ impl Routing {
     /// Looks nothing up and connects to nothing: names are resolved when first needed. Health checks
     /// begin; they need a runtime.
     pub fn new(config: &Config, trusts: &UpstreamTrusts, checks: &HealthChecks) -> Routing {
+        let services = Services {
+            checks: checks.clone(),
+            dns: Dns::new(&config.server.resolvers),
+        };
         let settings = Arc::new(Settings::of(config));
-        let mut routing = Routing::default();
+        let mut routing = Routing {
+            dns: services.dns.clone(),
+            ..Routing::default()
+        };
         for site in &config.sites {
-            routing.add(site, trusts, checks, &settings);
+            routing.add(site, trusts, &services, &settings);
         }
         routing
     }
@@ -132,13 +143,20 @@ impl Routing {
         let known: HashMap<Option<&Name>, (&config::Site, &Arc<Site>)> = known
             .map(|(site, shared)| (site.hosts.first(), (site, shared)))
             .collect();
-        let mut routing = Routing::default();
+        let services = Services {
+            checks: checks.clone(),
+            dns: old.dns.clone(),
+        };
+        let mut routing = Routing {
+            dns: old.dns.clone(),
+            ..Routing::default()
+        };
         for site in &config.sites {
             let same = known.get(&site.hosts.first());
             let same = same.filter(|(old, _)| *old == site);
             match same {
                 Some((_, shared)) => routing.share(site, Arc::clone(shared)),
-                None => routing.add(site, trusts, checks, &settings),
+                None => routing.add(site, trusts, &services, &settings),
             }
         }
         routing
@@ -153,6 +171,9 @@ impl Routing {
                     metrics.upstream_healthy(&site.label, upstream.label(), upstream.is_healthy());
                 }
             }
+            let pools = site.routes.iter().map(|route| &route.pool);
+            let waiting: usize = pools.map(Pool::waiting).sum();
+            metrics.upstream_pending(&site.label, waiting);
         }
     }
 
@@ -181,10 +202,10 @@ impl Routing {
         &mut self,
         site: &config::Site,
         trusts: &UpstreamTrusts,
-        checks: &HealthChecks,
+        services: &Services,
         settings: &Arc<Settings>,
     ) {
-        let shared = Site::new(site, trusts, checks, settings.clone());
+        let shared = Site::new(site, trusts, services, settings.clone());
         self.share(site, Arc::new(shared));
     }
 
@@ -208,13 +229,13 @@ impl Site {
     fn new(
         site: &config::Site,
         trusts: &UpstreamTrusts,
-        checks: &HealthChecks,
+        services: &Services,
         settings: Arc<Settings>,
     ) -> Site {
         let label = site.hosts.first().map(Name::to_string);
         let label = label.unwrap_or_else(|| "*".to_owned());
         let routes = site.routes.iter();
-        let routes = routes.map(|route| Route::new(route, trusts, checks));
+        let routes = routes.map(|route| Route::new(route, trusts, services));
         Site {
             label: label.into(),
             tls: site.tls != TlsMode::Off,
@@ -245,7 +266,7 @@ impl Site {
 }
 
 impl Route {
-    fn new(route: &config::Route, trusts: &UpstreamTrusts, checks: &HealthChecks) -> Route {
+    fn new(route: &config::Route, trusts: &UpstreamTrusts, services: &Services) -> Route {
         let trust = route.upstream_tls().and_then(|tls| trusts.get(tls));
         let answer = match &route.action {
             Action::Forward(_) => None,
@@ -263,7 +284,7 @@ impl Route {
             methods: route.methods.clone(),
             conditions: route.conditions.clone(),
             pool: match route.forward() {
-                Some(forward) => Pool::new(forward, trust.as_ref(), checks),
+                Some(forward) => Pool::new(forward, trust.as_ref(), services),
                 None => Pool::none(),
             },
             answer,
@@ -334,7 +355,7 @@ pub(super) mod tests {
             routing.add(
                 site,
                 &UpstreamTrusts::default(),
-                &HealthChecks::default(),
+                &Services::default(),
                 &Arc::default(),
             );
         }
@@ -412,7 +433,7 @@ pub(super) mod tests {
         let site = Site::new(
             &site,
             &UpstreamTrusts::default(),
-            &HealthChecks::default(),
+            &Services::default(),
             Arc::default(),
         );
         for (path, route) in [
@@ -436,7 +457,7 @@ pub(super) mod tests {
         let site = Site::new(
             &site,
             &UpstreamTrusts::default(),
-            &HealthChecks::default(),
+            &Services::default(),
             Arc::default(),
         );
         assert_eq!(site.route(&RequestHead::default(), b"/"), None);

@@ -84,6 +84,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             trusted_proxies: Vec::new(),
             forwarded: crate::config::Forwarded::default(),
             request_id: None,
+            resolvers: Vec::new(),
         },
         certificates: Certificates {
             directories: Vec::new(),

@@ -7,7 +7,8 @@ use std::time::Duration;
 use super::providers::{self, ACME_DNS_KEYS, EXEC_KEYS, Form, Key, PROVIDERS};
 use super::{ACME_DNS, AcmeDns, Dns, DnsProvider, DnsWriter, EXEC, Setting, Settings};
 use crate::config::diagnostic::{Located, Problem};
-use crate::config::reader::{DNS, Kind, Table, Value, nearest};
+use crate::config::keys::DNS;
+use crate::config::reader::{Kind, Table, Value, nearest};
 use crate::config::toml_file::Reader;
 use crate::config::value::{duration_between, file_path};
 
@@ -49,13 +50,18 @@ fn keys_for(provider: Option<&str>) -> Vec<&'static str> {
     match provider.and_then(keys_of) {
         Some(keys) => names(keys),
         // The provider is reported; its keys are not wrong before it is known.
-        None => PROVIDERS
-            .iter()
-            .map(|provider| provider.keys)
-            .chain([EXEC_KEYS, ACME_DNS_KEYS])
-            .flat_map(names)
-            .collect(),
+        None => provider_keys().map(|(name, _)| name).collect(),
     }
+}
+
+/// The keys that some provider has, and whether each is a flag and no text.
+pub(in crate::config) fn provider_keys() -> impl Iterator<Item = (&'static str, bool)> {
+    PROVIDERS
+        .iter()
+        .map(|provider| provider.keys)
+        .chain([EXEC_KEYS, ACME_DNS_KEYS])
+        .flatten()
+        .flat_map(|key| names_of(key).map(|name| (name, matches!(key.form, Form::Flag))))
 }
 
 fn names_of(key: &Key) -> impl Iterator<Item = &'static str> {
@@ -131,7 +137,8 @@ pub(in crate::config) fn dns(reader: &Reader<'_>, value: Value<'_>) -> Option<Dn
     })
 }
 
-fn addresses(table: &Table<'_>, key: &'static str) -> Vec<SocketAddr> {
+/// DNS servers.
+pub(in crate::config) fn addresses(table: &Table<'_>, key: &'static str) -> Vec<SocketAddr> {
     let list = table.get(key).and_then(|v| v.list(ADDRESSES, dns_address));
     let values = list.map(|list| list.values).unwrap_or_default();
     values.into_iter().map(|one| one.value).collect()

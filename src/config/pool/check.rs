@@ -1,8 +1,8 @@
 //! What is said of upstreams and cannot be honoured.
 
+use super::super::TlsMode;
 use super::super::diagnostic::{Problem, Report};
 use super::super::draft::{ActionDraft, SiteDraft};
-use super::super::{TlsMode, Upstream};
 use super::{Member, Policy, PoolDraft, SameSite};
 
 /// Reports keys of a site and its routes that would have no effect.
@@ -21,10 +21,8 @@ pub(in super::super) fn check(site: &SiteDraft, report: &Report<'_>) {
 }
 
 fn check_one(pool: &PoolDraft, members: &[&Member], site: &SiteDraft, report: &Report<'_>) {
-    let dialled = |member: &&&Member| !matches!(member.upstream, Upstream::Respond(_));
-    let is_dialled = members.iter().any(|member| dialled(&member));
     if let Some((key, at)) = pool.first()
-        && !is_dialled
+        && members.is_empty()
     {
         let problem = Problem::new(format!("`{key}` has no effect: no upstream is here"));
         report.add(

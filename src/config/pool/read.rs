@@ -4,10 +4,10 @@ use std::time::Duration;
 
 use super::super::diagnostic::{Located, Problem};
 use super::super::fields::field_name;
-use super::super::reader::{
-    EJECTION, HEALTH_CHECK, Kind, LOAD_BALANCING, PENDING, RETRIES, Section, TIMEOUTS, Table,
-    UPSTREAM, Value,
+use super::super::keys::{
+    EJECTION, HEALTH_CHECK, LOAD_BALANCING, PENDING, RETRIES, Section, TIMEOUTS, UPSTREAM,
 };
+use super::super::reader::{Kind, Table, Value};
 use super::super::toml_file::{Reader, UPSTREAMS};
 use super::super::upstream::upstream;
 use super::super::value::{choice, duration_between};

@@ -11,6 +11,7 @@ use tokio_util::sync::CancellationToken;
 use super::health::{Tick, note_change};
 use super::{Target, label};
 use crate::config::{HealthCheck, Member, Upstream, UpstreamTls};
+use crate::proxy::dns::Dns;
 use crate::proxy::upstream_tls::UpstreamTrust;
 
 mod probe;
@@ -42,6 +43,7 @@ impl HealthChecks {
         member: &Member,
         trust: Option<&Arc<UpstreamTrust>>,
         check: &HealthCheck,
+        dns: &Dns,
     ) -> Option<Arc<Checked>> {
         if matches!(member.upstream, Upstream::Respond(_)) {
             return None;
@@ -57,7 +59,7 @@ impl HealthChecks {
         let checked = Arc::new(Checked::new(&label(&member.upstream)));
         running.insert(key, Arc::downgrade(&checked));
         let round = Round {
-            target: Target::new(&member.upstream, trust),
+            target: Target::new(&member.upstream, trust, dns),
             name: checked.label.clone(),
             check: check.clone(),
             streak: Streak::default(),
@@ -221,10 +223,18 @@ mod tests {
                 http2: false,
             })
         };
-        let one = checks.get(&member(1), None, &check(1)).unwrap();
-        let same = checks.get(&member(1), None, &check(1)).unwrap();
-        let other = checks.get(&member(2), None, &check(1)).unwrap();
-        let slower = checks.get(&member(1), None, &check(2)).unwrap();
+        let one = checks
+            .get(&member(1), None, &check(1), &Dns::default())
+            .unwrap();
+        let same = checks
+            .get(&member(1), None, &check(1), &Dns::default())
+            .unwrap();
+        let other = checks
+            .get(&member(2), None, &check(1), &Dns::default())
+            .unwrap();
+        let slower = checks
+            .get(&member(1), None, &check(2), &Dns::default())
+            .unwrap();
         assert!(Arc::ptr_eq(&one, &same));
         assert!(!Arc::ptr_eq(&one, &other) && !Arc::ptr_eq(&one, &slower));
         let stop = one.stop.clone();

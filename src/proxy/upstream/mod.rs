@@ -18,6 +18,7 @@ use bytes::Bytes;
 use http::StatusCode;
 
 use super::address::{Address, Addresses, Transport};
+use super::dns::Dns;
 use super::resolver::Resolver;
 use super::upstream_tls::{TlsTransport, UpstreamTrust};
 use crate::certificate::name::Name;
@@ -44,6 +45,13 @@ pub struct Pool {
     /// Whether it matters how many requests are under way.
     counts: bool,
     cookies: Option<Cookies>,
+}
+
+/// What all pools share.
+#[derive(Clone, Default)]
+pub struct Services {
+    pub checks: HealthChecks,
+    pub dns: Dns,
 }
 
 /// One upstream as configured.
@@ -117,33 +125,25 @@ pub enum Unchosen {
 impl Pool {
     /// No upstreams, and none is needed.
     pub fn none() -> Pool {
-        Pool::with(
-            &[],
-            &PoolSettings::default(),
-            None,
-            &HealthChecks::default(),
-        )
+        Pool::with(&[], &PoolSettings::default(), None, &Services::default())
     }
 
     /// `trust` is for those upstreams that have TLS.
-    pub fn new(
-        forward: &Forward,
-        trust: Option<&Arc<UpstreamTrust>>,
-        checks: &HealthChecks,
-    ) -> Pool {
-        Pool::with(&forward.members, &forward.settings, trust, checks)
+    pub fn new(forward: &Forward, trust: Option<&Arc<UpstreamTrust>>, services: &Services) -> Pool {
+        Pool::with(&forward.members, &forward.settings, trust, services)
     }
 
     fn with(
         members: &[Member],
         settings: &PoolSettings,
         trust: Option<&Arc<UpstreamTrust>>,
-        checks: &HealthChecks,
+        services: &Services,
     ) -> Pool {
         let check = settings.health_check.as_ref();
         let upstream = |member| {
-            let checked = check.and_then(|check| checks.get(member, trust, check));
-            Upstream::new(member, trust, Health::checked_by(checked))
+            let checked =
+                check.and_then(|check| services.checks.get(member, trust, check, &services.dns));
+            Upstream::new(member, trust, Health::checked_by(checked), &services.dns)
         };
         let upstreams: Box<[Upstream]> = members.iter().map(upstream).collect();
         let policy = &settings.balancing.policy;
@@ -453,10 +453,15 @@ impl Attempt {
 }
 
 impl Upstream {
-    fn new(member: &Member, trust: Option<&Arc<UpstreamTrust>>, health: Health) -> Upstream {
+    fn new(
+        member: &Member,
+        trust: Option<&Arc<UpstreamTrust>>,
+        health: Health,
+        dns: &Dns,
+    ) -> Upstream {
         let label = label(&member.upstream);
         Upstream {
-            target: Target::new(&member.upstream, trust),
+            target: Target::new(&member.upstream, trust, dns),
             weight: member.weight,
             identity: balance::hash(label.as_bytes()),
             label,
@@ -516,19 +521,25 @@ impl Upstream {
 }
 
 impl Target {
-    pub fn new(upstream: &config::Upstream, trust: Option<&Arc<UpstreamTrust>>) -> Target {
+    pub fn new(
+        upstream: &config::Upstream,
+        trust: Option<&Arc<UpstreamTrust>>,
+        dns: &Dns,
+    ) -> Target {
         match upstream {
             config::Upstream::Tcp {
                 host,
                 port,
                 tls,
                 http2,
-            } => tcp(host, *port, (*tls, *http2), trust),
+            } => tcp(host, *port, (*tls, *http2), trust, dns),
             config::Upstream::Unix(path) => match Address::unix(path) {
                 Ok(address) => Target::Fixed(Arc::new(Addresses::from(vec![address]))),
                 Err(error) => Target::Unusable(error.into()),
             },
-            config::Upstream::Srv(name) => Target::Named(Resolver::srv(name.clone())),
+            config::Upstream::Srv(name) => {
+                Target::Named(Resolver::service(name.clone(), dns.clone()))
+            }
             config::Upstream::Respond(text) => Target::Respond(Bytes::from(text.clone())),
         }
     }
@@ -549,6 +560,7 @@ fn tcp(
     port: u16,
     (tls, http2): (bool, bool),
     trust: Option<&Arc<UpstreamTrust>>,
+    dns: &Dns,
 ) -> Target {
     let host = host
         .strip_prefix('[')
@@ -571,7 +583,7 @@ fn tcp(
             let address = Address::tcp((ip, port).into(), &transport);
             Target::Fixed(Arc::new(Addresses::from(vec![address])))
         }
-        Err(_) => Target::Named(Resolver::new(host.to_owned(), port, transport)),
+        Err(_) => Target::Named(Resolver::new(host.to_owned(), port, transport, dns.clone())),
     }
 }
 

@@ -16,7 +16,7 @@ fn pool(upstreams: Vec<config::Upstream>, settings: PoolSettings) -> Pool {
         upstream_tls: None,
         settings,
     };
-    Pool::new(&forward, None, &HealthChecks::default())
+    Pool::new(&forward, None, &Services::default())
 }
 
 fn three() -> Pool {
@@ -155,7 +155,7 @@ async fn places_are_counted() {
         upstream_tls: None,
         settings,
     };
-    let pool = Pool::new(&forward, None, &HealthChecks::default());
+    let pool = Pool::new(&forward, None, &Services::default());
     let mut attempt = pool.choose(&mut select(&pool)).await.unwrap();
     let other = pool.choose(&mut select(&pool)).await.unwrap();
     assert_ne!(attempt.address().label(), other.address().label());

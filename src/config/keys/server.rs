@@ -1,0 +1,171 @@
+//! `[server]`, `[certificates]` and `[tls]`.
+
+use super::Shape::{Duration, Flag, List, Path, Tables, Text, Whole, Words};
+use super::{NETWORKS, Section, Shape, TAKEOVERS, key};
+
+const LISTEN: Shape = List(&Text("a listen address"));
+
+pub(in crate::config) const SERVER: Section = Section {
+    header: "[server]",
+    id: "server",
+    doc: "The server itself: addresses, directories, logs.",
+    keys: &[
+        key(
+            "http_listen",
+            LISTEN,
+            r#"["[::]:80"]"#,
+            "Plain HTTP: ACME challenges, redirects to HTTPS, and sites with `tls = \"off\"`.",
+        ),
+        key("https_listen", LISTEN, r#"["[::]:443"]"#, "HTTPS."),
+        key(
+            "admin_listen",
+            Text("a loopback address, `unix:PATH` or `off`"),
+            r#""127.0.0.1:2019""#,
+            "The admin API. It has no authentication, so it is a loopback address, a Unix socket, or `\"off\"`.",
+        ),
+        key(
+            "state_dir",
+            Path,
+            "",
+            "Accounts, certificates and keys that Perennial gets itself. Default: `/var/lib/perennial`; for a user who cannot write there `$XDG_STATE_HOME/perennial`. Read at the start only.",
+        ),
+        key(
+            "threads",
+            Whole(0, 1024),
+            "0",
+            "Worker threads; 0 is one per core. Read at the start only.",
+        ),
+        key(
+            "grace_period",
+            Duration,
+            r#""30s""#,
+            "How long requests may take to finish when the server stops, or drops the address that they came in on.",
+        ),
+        key(
+            "trusted_proxies",
+            NETWORKS,
+            "[]",
+            "Proxies in front of this server, whose word about the client is believed.",
+        ),
+        key(
+            "forwarded",
+            Words(&["x-forwarded", "rfc7239", "both", "off"]),
+            r#""x-forwarded""#,
+            "How upstreams are told who asked.",
+        ),
+        key(
+            "request_id",
+            Text("the name of a field"),
+            "",
+            "A field with an identifier for each request: to the upstream, to the client, and in the access log.",
+        ),
+        key(
+            "resolvers",
+            List(&Text("the address of a DNS server")),
+            "",
+            "DNS servers that upstreams' names are asked of, instead of the system's. The file of hosts comes first.",
+        ),
+        key(
+            "log_level",
+            Words(&["error", "warn", "info", "debug", "trace"]),
+            r#""info""#,
+            "The least important events to log. `--log-level` and `RUST_LOG` win.",
+        ),
+    ],
+};
+
+pub(in crate::config) const CERTIFICATES: Section = Section {
+    header: "[certificates]",
+    id: "certificates",
+    doc: "Certificates that somebody else renews: certbot, lego, acme.sh, cert-manager, Vault, you.",
+    keys: &[
+        key(
+            "directories",
+            List(&Path),
+            "[]",
+            "Drop folders, searched to a depth of 3. A certificate and its key are found by what is in the files.",
+        ),
+        key(
+            "poll_interval",
+            Duration,
+            r#""5s""#,
+            "How often files are looked at; from 100ms to 1d.",
+        ),
+        key(
+            "watch",
+            Flag,
+            "true",
+            "Whether file events make that quicker.",
+        ),
+        key(
+            "default",
+            Text("a host name"),
+            "",
+            "The name whose certificate clients get that send no name, or one that is not served here. Without it their handshake is refused.",
+        ),
+        key(
+            "takeover",
+            TAKEOVERS,
+            r#""off""#,
+            "Who issues where a certificate of these is overdue: past two thirds of its lifetime, and not replaced.",
+        ),
+        key(
+            "files",
+            Tables(&CERTIFICATE_FILES),
+            "",
+            "Pairs by their paths.",
+        ),
+    ],
+};
+
+pub(in crate::config) const CERTIFICATE_FILES: Section = Section {
+    header: "[[certificates.files]]",
+    id: "certificate_files",
+    doc: "One pair by its paths: PEM in any order, DER, or PKCS#12.",
+    keys: &[
+        key(
+            "certificate",
+            Path,
+            "",
+            "The certificate, with its chain. Required.",
+        ),
+        key(
+            "private_key",
+            Path,
+            "",
+            "The key, where it is not in the certificate's file.",
+        ),
+        key(
+            "password_file",
+            Path,
+            "",
+            "A file whose first line opens an encrypted key or a PKCS#12 file.",
+        ),
+    ],
+};
+
+pub(in crate::config) const TLS: Section = Section {
+    header: "[tls]",
+    id: "tls",
+    doc: "How TLS sessions are resumed, which spares returning clients half of the handshake.",
+    keys: &[
+        key(
+            "session_ticket_key_files",
+            List(&Path),
+            "",
+            "Keys that several servers share, 80 or 48 random bytes each. The first encrypts, all decrypt, and they are read again when they change.",
+        ),
+        key(
+            "session_ticket_rotation",
+            Duration,
+            r#""12h""#,
+            "How often the key in memory is replaced, from 1m to 7d. The two keys before it still decrypt.",
+        ),
+        key(
+            "resume_after_swap",
+            Flag,
+            "true",
+            "Whether a session may be resumed although the certificate it was made under has been replaced.",
+        ),
+    ],
+};
