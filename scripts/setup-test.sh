@@ -1,8 +1,8 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
-# not ours), certbot, lego and rsync (they renew what is served), BIND (a DNS server), certutil
-# (the trust of browsers), and Pebble,
-# the ACME server that Let's Encrypt's authors test with; Caddy (another ACME server), and step-ca
+# not ours) and python3 (another), certbot, lego and rsync (they renew what is served), BIND (a DNS
+# server), certutil (the trust of browsers), h2spec (a conformance suite for HTTP/2), and Pebble, the
+# ACME server that Let's Encrypt's authors test with; Caddy (another ACME server), and step-ca
 # (a third one) where PERENNIAL_WITH_STEP_CA=1 asks for it. Safe to run again.
 set -eu
 cd "$(dirname "$0")/.."
@@ -10,6 +10,7 @@ cd "$(dirname "$0")/.."
 
 PEBBLE_VERSION=v2.10.1
 STEP_CA_VERSION=v0.30.2
+H2SPEC_VERSION=v2.2.1+incompatible
 
 install_programs() {
     command -v curl >/dev/null 2>&1 || need curl "the client with which the tests speak HTTP/1.1 and HTTP/2"
@@ -18,6 +19,7 @@ install_programs() {
     if ! command -v nginx >/dev/null 2>&1 && [ ! -x /usr/sbin/nginx ]; then
         need_without_unit nginx-light nginx.service "an upstream for the tests; it is not started as a service"
     fi
+    command -v python3 >/dev/null 2>&1 || need python3 "another upstream for the tests"
     command -v certbot >/dev/null 2>&1 ||
         need_without_unit certbot certbot.timer "renews a certificate in the tests; its timer stays off"
     command -v lego >/dev/null 2>&1 || need lego "renews a certificate in the tests"
@@ -68,6 +70,12 @@ without_pebble() {
 EOF
 }
 
+install_h2spec() {
+    has_go || return 1
+    echo "installing h2spec $H2SPEC_VERSION by go install"
+    go install "github.com/summerwind/h2spec/cmd/h2spec@$H2SPEC_VERSION"
+}
+
 # Its build takes two to ten minutes, which is too much for every run of the tests.
 install_step_ca() {
     has_go || return 1
@@ -97,6 +105,8 @@ elif ! has_go && ! install_go; then
 elif ! install_pebble || ! scripts/has-pebble.sh; then
     without_pebble "building it with go install failed, see above"
 fi
+command -v h2spec >/dev/null 2>&1 || install_h2spec ||
+    echo "no h2spec, as there is no Go that can build it: its test is left out" >&2
 if command -v step-ca >/dev/null 2>&1; then
     :
 elif [ -z "${PERENNIAL_WITH_STEP_CA:-}" ]; then

@@ -29,7 +29,7 @@ use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
 use crate::on_demand::{self, OnDemand, Permissions};
-use crate::proxy::{HealthChecks, Proxy, Routing};
+use crate::proxy::{HealthChecks, Proxy, Routing, access_log};
 use crate::store::{StateDir, StoreError};
 use listeners::{Listeners, Parts, Socket};
 use live::{AdminServer, DEFAULT_HTTPS_PORT, Live};
@@ -70,6 +70,7 @@ struct Bound {
 /// where that is a file: its changes are taken over.
 pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(), AppError> {
     raise_file_limit();
+    log.access_log.configure(&config.access_log);
     let config = Arc::new(config);
     let bound = Bound::bind(&config)?;
     let state = StateDir::open(&config.server.state_dir)?;
@@ -333,6 +334,7 @@ impl Rescan {
             None => (Outcome::Unchanged, Vec::new()),
         };
         self.tls_files.rescan().await;
+        access_log::reopen();
         changes.extend(self.reloader.rescan().await.unwrap_or_default());
         let configuration = match outcome {
             Outcome::Unchanged => "unchanged",

@@ -135,6 +135,55 @@ async fn a_stop_in_the_middle_is_resumed_by_the_next_start() {
     assert_eq!(ca.count(Kind::NewOrder), 1);
 }
 
+/// Nobody would serve what it gets, and nobody has to answer the CA for it any more.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_a_site_that_is_taken_out_is_given_up() {
+    const OTHER: &str = "other.example.test";
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.challenges = vec!["http-01"];
+        script.validation = Validation::PendingForEver;
+    });
+    let site = |host: &str| format!("[[sites]]\nhosts = [{host:?}]\nupstreams = [\"1\"]\n");
+    let config = |sites: &[&str]| {
+        let sites: String = sites.iter().map(|host| site(host)).collect();
+        ca.acme_table() + &sites
+    };
+    let perennial = Perennial::run(place, &config(&[NAME, OTHER])).await;
+    let http = perennial.place.http;
+    let pending = wait_until(SOON, "two challenges", async || {
+        let pending = ca.pending();
+        for (_, token) in &pending {
+            answer(http, token).await?;
+        }
+        (pending.len() == 2).then_some(pending)
+    })
+    .await;
+    perennial.rewrite_config(&config(&[NAME]));
+    for (name, token) in &pending {
+        let is_answered = name == NAME;
+        wait_until(SOON, "the answer of one alone", async || {
+            (answer(http, token).await.is_some() == is_answered).then_some(())
+        })
+        .await;
+    }
+    let file = format!("ledger/subjects/{OTHER}.p256.json");
+    let ledger = perennial.place.state().join(file);
+    wait_until(SOON, "the record of it", async || {
+        let text = std::fs::read_to_string(&ledger).ok()?;
+        text.contains("cancelled").then_some(())
+    })
+    .await;
+    // Taken in again, it goes on where it was.
+    perennial.rewrite_config(&config(&[NAME, OTHER]));
+    ca.script(|script| script.validation = Validation::Real);
+    ca.pass_pending();
+    let mut perennial = perennial;
+    perennial.wait_ready().await;
+    assert_eq!(ca.count(Kind::NewOrder), 2);
+}
+
 /// Whether a name's challenge is answered: at the plain listener, or in a handshake.
 async fn is_answered(perennial: &Perennial, challenge: &str, name: &str, token: &str) -> bool {
     if challenge == "http-01" {

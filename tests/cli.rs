@@ -1,8 +1,10 @@
 //! The commands that ask a running server.
 
+use std::process::Command;
+
 use crate::support::client::serial;
-use crate::support::command::Finished;
-use crate::support::perennial::Perennial;
+use crate::support::command::{self, Finished};
+use crate::support::perennial::{Perennial, program};
 use crate::support::place::Place;
 use crate::support::sites::{FileTls, site};
 use crate::support::wait::{SOON, wait_until};
@@ -115,4 +117,27 @@ async fn a_stopped_server_is_a_clear_error() {
         assert!(done.stderr.contains(&admin), "{done:?}");
         assert!(!done.stderr.contains("panicked"), "{done:?}");
     }
+}
+
+/// Who has only ever used `perennial proxy` has no file to name.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_doctor_needs_no_configuration() {
+    let place = Place::new();
+    let doctor = async |arguments: &[&str]| {
+        let mut command = Command::new(program());
+        command.arg("doctor").args(arguments);
+        command.current_dir(place.path(""));
+        command::run(command).await
+    };
+    let done = doctor(&["localhost"]).await;
+    assert_eq!(done.code, Some(1), "{}", done.stderr);
+    let expected = "no site of the configuration orders localhost from an ACME CA";
+    assert!(done.stderr.contains(expected), "{}", done.stderr);
+    let done = doctor(&[]).await;
+    assert_eq!(done.code, Some(64), "{}", done.stderr);
+    assert!(
+        done.stderr.contains("or name a host to look at"),
+        "{}",
+        done.stderr
+    );
 }

@@ -32,7 +32,7 @@ async fn scene() -> (Perennial, Upstream) {
 }
 
 /// One request on a connection of its own, which lives as long as the second value.
-async fn send(
+pub async fn send(
     perennial: &Perennial,
     version: Version,
     mut request: Request<Body>,

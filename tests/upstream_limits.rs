@@ -109,7 +109,7 @@ async fn nobody_waits_longer_than_is_said() {
 async fn retries_have_a_budget() {
     // Nothing is ejected, so that every other request meets the dead one first.
     let rest = "upstreams = [\"{dead}\", \"{}\"]\nejection = \"off\"\n\
-                retries = { budget = 0, min_per_second = 1 }";
+                retries = { budget = 10, min_per_second = 0 }";
     let scene = Scene::start(rest).await;
     let mut seen = std::collections::HashMap::new();
     for _ in 0..80 {
@@ -117,11 +117,12 @@ async fn retries_have_a_budget() {
             .entry(scene.status(Version::Http1, "/").await)
             .or_insert(0) += 1;
     }
-    assert!(seen[&502] > 0 && seen[&200] >= 50, "{seen:?}");
-    let lines = scene
-        .perennial
-        .log_lines_with("the budget for retries is spent");
-    assert_eq!(lines.len(), seen[&502], "{lines:?}");
+    // Half of them meet the dead one, and a tenth of all at most is sent to the other then.
+    assert!((32..=40).contains(&seen[&502]), "{seen:?}");
+    let log = &scene.perennial;
+    let lines = log.log_lines_with("the budget for retries is spent");
+    let lines = lines.iter().filter(|line| line.contains("request failed"));
+    assert_eq!(lines.count(), seen[&502]);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -139,7 +140,7 @@ async fn without_retries_a_failed_dial_is_the_answer() {
 async fn an_upstream_has_so_much_time() {
     let rest = "upstreams = [\"{}\"]\ntimeouts = { response_header = \"300ms\" }\n\
                 [[sites.routes]]\npath = \"/stream\"\nupstreams = [\"{}\"]\n\
-                timeouts = { total = \"1s\", idle = \"off\", response_header = \"off\" }";
+                timeouts = { total = \"5s\", idle = \"off\", response_header = \"off\" }";
     let scene = Scene::start(rest).await;
     for version in [Version::Http1, Version::Http2] {
         let begun = Instant::now();
@@ -153,5 +154,8 @@ async fn an_upstream_has_so_much_time() {
     let overdue = scene
         .perennial
         .log_lines_with("no whole answer in the time");
-    assert_eq!(overdue.len(), 2, "{overdue:?}");
+    let told = overdue
+        .iter()
+        .filter(|line| line.contains("request failed"));
+    assert_eq!(told.count(), 2, "{overdue:?}");
 }

@@ -5,6 +5,7 @@
 //! It records and counts; [`renewal`](super::renewal) decides what the counts mean.
 
 use std::collections::HashSet;
+use std::fmt;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
@@ -13,7 +14,6 @@ use std::sync::Mutex;
 use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
-use super::account::revocation::RevocationReason;
 use super::error::{AcmeError, Class, ErrorReport};
 use super::order::{challenge_from_name, challenge_name};
 use super::renewal::{Attempts, RenewalInfo, Window};
@@ -114,16 +114,6 @@ pub struct StoredRenewalInfo {
     pub failures: u32,
 }
 
-/// A certificate that a CA has revoked because we said so.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct RevokedCertificate {
-    /// As [`Leaf`](crate::store::leaf::Leaf) writes it.
-    pub serial: String,
-    pub reason: RevocationReason,
-    #[serde(with = "time::serde::rfc3339")]
-    pub at: OffsetDateTime,
-}
-
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredWindow {
     #[serde(with = "time::serde::rfc3339")]
@@ -196,24 +186,43 @@ impl StoredRenewalInfo {
     }
 }
 
-/// That one certificate was found to be revoked.
+/// That one certificate is revoked.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredRevocation {
     /// As [`Leaf::serial`](crate::store::leaf::Leaf::serial).
     pub serial: String,
+    /// When it was found out, or when the CA revoked it at our word.
     #[serde(with = "time::serde::rfc3339")]
     pub found_at: OffsetDateTime,
-    /// The list or responder that says so.
-    pub source: String,
+    /// The list or responder that says so; `None` where we had it revoked.
+    #[serde(default)]
+    pub source: Option<String>,
     /// As RFC 5280 section 5.3.1 names it, where one is given.
     #[serde(default)]
     pub reason: Option<String>,
 }
 
 impl StoredRevocation {
-    /// Whether somebody else may have the key.
-    pub fn compromises_key(&self) -> bool {
-        self.reason.as_deref() == Some(KEY_COMPROMISE)
+    /// Whether we had it revoked ourselves.
+    pub fn is_ours(&self) -> bool {
+        self.source.is_none()
+    }
+
+    /// Whether the key must not be used again: somebody else may have it, or whoever had it
+    /// revoked wants to be rid of it.
+    pub fn ends_key(&self) -> bool {
+        self.is_ours() || self.reason.as_deref() == Some(KEY_COMPROMISE)
+    }
+}
+
+/// In words.
+impl fmt::Display for StoredRevocation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let reason = self.reason.as_deref().unwrap_or("no reason given");
+        match &self.source {
+            Some(source) => write!(f, "{reason}, says {source}"),
+            None => write!(f, "{reason}, as was asked for"),
+        }
     }
 }
 
@@ -225,8 +234,6 @@ struct Content {
     renewal_info: Option<StoredRenewalInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revocation: Option<StoredRevocation>,
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    revoked: Option<RevokedCertificate>,
 }
 
 /// A running attempt.
@@ -401,18 +408,6 @@ impl Ledger {
         self.change(|memory| memory.content.renewal_info = info.clone())
     }
 
-    /// Notes that a certificate is revoked, so that a restart replaces it as well.
-    pub fn set_revoked(&self, revoked: RevokedCertificate) -> Result<(), StoreError> {
-        self.change(|memory| memory.content.revoked = Some(revoked))
-    }
-
-    /// Whether, and why, the certificate with this serial number was revoked.
-    pub fn revoked(&self, serial: &str) -> Option<RevokedCertificate> {
-        let memory = self.read();
-        let revoked = memory.content.revoked.as_ref();
-        revoked.filter(|it| it.serial == serial).cloned()
-    }
-
     /// What was last received about this certificate.
     pub fn renewal_info(&self, certificate_id: &str) -> Option<StoredRenewalInfo> {
         let memory = self.read();
@@ -421,12 +416,12 @@ impl Ledger {
             .cloned()
     }
 
-    /// Notes that a certificate is revoked.
+    /// Notes that a certificate is revoked, so that a restart replaces it as well.
     pub fn set_revocation(&self, revocation: StoredRevocation) -> Result<(), StoreError> {
         self.change(|memory| memory.content.revocation = Some(revocation))
     }
 
-    /// Whether the certificate with this serial number was found to be revoked.
+    /// Whether the certificate with this serial number is revoked, and who says so.
     pub fn revocation(&self, serial: &str) -> Option<StoredRevocation> {
         let memory = self.read();
         let revocation = memory.content.revocation.as_ref();
@@ -541,7 +536,6 @@ fn replace_corrupt(
         }],
         renewal_info: None,
         revocation: None,
-        revoked: None,
     };
     let bytes =
         serde_json::to_vec_pretty(&content).map_err(|error| StoreError::broken(path, error))?;
@@ -623,6 +617,37 @@ mod tests {
         ledger
             .finish(attempt, outcome, &[ChallengeType::Http01], end)
             .unwrap();
+    }
+
+    #[test]
+    fn a_revocation_says_who_says_so_and_what_becomes_of_the_key() {
+        let revocation = |source: Option<&str>, reason: Option<&str>| StoredRevocation {
+            serial: "01".to_owned(),
+            found_at: OffsetDateTime::UNIX_EPOCH,
+            source: source.map(str::to_owned),
+            reason: reason.map(str::to_owned),
+        };
+        let list = Some("http://crl.test/");
+        for (revocation, text, ends_key) in [
+            (
+                revocation(list, None),
+                "no reason given, says http://crl.test/",
+                false,
+            ),
+            (
+                revocation(list, Some("keyCompromise")),
+                "keyCompromise, says http://crl.test/",
+                true,
+            ),
+            (
+                revocation(None, Some("superseded")),
+                "superseded, as was asked for",
+                true,
+            ),
+        ] {
+            assert_eq!(revocation.to_string(), text);
+            assert_eq!(revocation.ends_key(), ends_key, "{text}");
+        }
     }
 
     #[test]

@@ -182,6 +182,7 @@ mod tests {
             takeover: None,
             routes: Vec::new(),
             hsts: None,
+            access_log: true,
             error_pages: crate::config::ErrorPages::default(),
         }
     }

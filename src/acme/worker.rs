@@ -29,7 +29,7 @@ use std::time::Duration as StdDuration;
 use time::{Duration, OffsetDateTime};
 use tokio::sync::broadcast::error::RecvError;
 use tokio::sync::{broadcast, mpsc};
-use tokio::task::JoinSet;
+use tokio::task::{AbortHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::account::{Authority, blocking, slug};
@@ -73,6 +73,17 @@ impl From<Source> for IssuerKind {
     }
 }
 
+/// A job that runs.
+struct Running {
+    /// What it writes to: numbers change with the configuration.
+    dir: PathBuf,
+    /// `None`: it took no turn.
+    lane: Option<Lane>,
+    task: AbortHandle,
+    /// Whether it is told to end at once.
+    given_up: bool,
+}
+
 /// The task. See [`Worker::run`].
 pub struct Worker {
     assignment: Assignment,
@@ -90,8 +101,7 @@ pub struct Worker {
     internal_names: Arc<Vec<Name>>,
     jobs: JoinSet<Done>,
     looks: JoinSet<Checked>,
-    /// By the directory they write to: numbers change with the configuration.
-    running: HashMap<tokio::task::Id, (PathBuf, Option<Lane>)>,
+    running: HashMap<tokio::task::Id, Running>,
 }
 
 impl Worker {
@@ -176,15 +186,7 @@ impl Worker {
         let of_subjects = self.desk.entries().filter_map(|(_, it)| it.ledger.clone());
         let authorities = self.desk.authorities.iter();
         let of_authorities = authorities.map(|authority| Arc::clone(&authority.ledger));
-        let ledgers: Vec<Arc<Ledger>> = of_subjects.chain(of_authorities).collect();
-        blocking(move || {
-            for ledger in ledgers {
-                if let Err(error) = ledger.cancel_running(clock::now()) {
-                    tracing::warn!(%error, "cannot record a cancelled attempt");
-                }
-            }
-        })
-        .await;
+        record_cancelled(of_subjects.chain(of_authorities).collect()).await;
     }
 
     /// Tries for the writer lock, once a minute. With it, everything is read again: whoever had
@@ -246,7 +248,28 @@ impl Worker {
                 })),
             }
         }
+        self.give_up(old).await;
         self.load(&new).await;
+    }
+
+    /// Ends the orders for what is not configured any more: nobody would serve what they got, and
+    /// their answers to the CA would stay up. What somebody has asked for goes on.
+    async fn give_up(&mut self, dropped: HashMap<PathBuf, Entry>) {
+        for running in self.running.values_mut() {
+            running.given_up = running.lane.is_some() && dropped.contains_key(&running.dir);
+            if running.given_up {
+                tracing::info!(dir = %running.dir.display(), "no longer configured: its order is given up");
+                running.task.abort();
+            }
+        }
+        // They end where they wait next, which is now.
+        while self.running.values().any(|running| running.given_up) {
+            let Some(ended) = self.jobs.join_next_with_id().await else {
+                break;
+            };
+            self.job_ended(ended);
+        }
+        record_cancelled(dropped.into_values().filter_map(|it| it.ledger).collect()).await;
     }
 
     async fn open_authorities(&mut self) {
@@ -336,6 +359,18 @@ impl Worker {
             self.desk.check_at(id, OffsetDateTime::UNIX_EPOCH);
         }
     }
+}
+
+/// What runs there has been given up.
+async fn record_cancelled(ledgers: Vec<Arc<Ledger>>) {
+    blocking(move || {
+        for ledger in ledgers {
+            if let Err(error) = ledger.cancel_running(clock::now()) {
+                tracing::warn!(%error, "cannot record a cancelled attempt");
+            }
+        }
+    })
+    .await;
 }
 
 /// The names that changed in the live table; `None` where some were missed. Without anybody who

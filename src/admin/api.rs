@@ -30,7 +30,7 @@ use crate::clock;
 use crate::config::Config;
 use crate::config::watch::{ConfigReport, ConfigWatch, Outcome};
 use crate::on_demand::OnDemand;
-use crate::proxy::Routing;
+use crate::proxy::{Routing, access_log};
 
 /// What the admin API shows, and what it can set off.
 pub struct Api {
@@ -188,6 +188,7 @@ impl Api {
         self.metrics.set_queue(&self.worker.queue());
         self.metrics.set_config(&self.config_report());
         self.routing.load().register(&self.metrics);
+        self.metrics.set_lost_lines(access_log::lost_lines());
         let gate = self.on_demand.report();
         self.metrics.set_on_demand(gate.as_ref(), report.on_demand);
         self.metrics.set_proof(&self.proof.lock());

@@ -4,8 +4,8 @@
 use std::time::Duration;
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounterVec, IntGauge, IntGaugeVec, Opts,
-    Registry, TextEncoder,
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, IntCounter, IntCounterVec, IntGauge,
+    IntGaugeVec, Opts, Registry, TextEncoder,
 };
 use time::OffsetDateTime;
 
@@ -29,8 +29,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     request_duration: Histogram,
-    upstream_healthy: IntGaugeVec,
-    upstream_pending: IntGaugeVec,
+    upstreams: UpstreamMetrics,
     tls_handshakes: IntCounterVec,
     connections: IntGauge,
     certificate_not_after: GaugeVec,
@@ -41,8 +40,34 @@ pub struct Metrics {
     acme_next_attempt: GaugeVec,
     queue: QueueMetrics,
     config_reloads: IntCounterVec,
+    lost_lines: IntCounter,
     config_reload_failing: IntGauge,
     on_demand: OnDemandMetrics,
+}
+
+/// How upstreams are, and what waits for them.
+struct UpstreamMetrics {
+    healthy: IntGaugeVec,
+    pending: IntGaugeVec,
+}
+
+impl UpstreamMetrics {
+    fn new(registry: &Registry) -> UpstreamMetrics {
+        UpstreamMetrics {
+            healthy: gauges(
+                registry,
+                "perennial_upstream_healthy",
+                "Whether nothing that requests and health checks have met speaks against the upstream (1, also before the first).",
+                &["site", "upstream"],
+            ),
+            pending: gauges(
+                registry,
+                "perennial_upstream_pending_requests",
+                "Requests that wait for an upstream because each has as many as it may have.",
+                &["site"],
+            ),
+        }
+    }
 }
 
 /// What is wrong with certificates and TLS files that are used all the same.
@@ -202,18 +227,7 @@ impl Metrics {
                 "perennial_request_duration_seconds",
                 "From the request's header to the end of the answer, upgraded connections excepted.",
             ),
-            upstream_healthy: gauges(
-                &registry,
-                "perennial_upstream_healthy",
-                "Whether nothing that requests and health checks have met speaks against the upstream (1, also before the first).",
-                &["site", "upstream"],
-            ),
-            upstream_pending: gauges(
-                &registry,
-                "perennial_upstream_pending_requests",
-                "Requests that wait for an upstream because each has as many as it may have.",
-                &["site"],
-            ),
+            upstreams: UpstreamMetrics::new(&registry),
             tls_handshakes: counters(
                 &registry,
                 "perennial_tls_handshakes_total",
@@ -259,10 +273,17 @@ impl Metrics {
             config_reloads: config_reloads(&registry),
             config_reload_failing: config_reload_failing(&registry),
             on_demand: OnDemandMetrics::new(&registry),
+            lost_lines: lost_lines(&registry),
             registry,
         };
         metrics.set_build_info();
         metrics
+    }
+
+    /// How many lines of the access log were lost.
+    pub fn set_lost_lines(&self, lines: u64) {
+        let known = self.lost_lines.get();
+        self.lost_lines.inc_by(lines.saturating_sub(known));
     }
 
     /// All metrics in Prometheus' text exposition format, version 0.0.4.
@@ -286,7 +307,8 @@ impl Metrics {
     }
 
     pub fn upstream_healthy(&self, site: &str, upstream: &str, healthy: bool) {
-        self.upstream_healthy
+        self.upstreams
+            .healthy
             .with_label_values(&[site, upstream])
             .set(i64::from(healthy));
     }
@@ -294,15 +316,16 @@ impl Metrics {
     /// How many requests of a site wait for an upstream.
     pub fn upstream_pending(&self, site: &str, waiting: usize) {
         let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
-        self.upstream_pending
+        self.upstreams
+            .pending
             .with_label_values(&[site])
             .set(waiting);
     }
 
     /// Drops all upstreams: a new configuration names its own.
     pub fn forget_upstreams(&self) {
-        self.upstream_healthy.reset();
-        self.upstream_pending.reset();
+        self.upstreams.healthy.reset();
+        self.upstreams.pending.reset();
     }
 
     /// `result` is one of a fixed few words, `version` the protocol's name or `-`.
@@ -494,6 +517,12 @@ fn config_reloads(registry: &Registry) -> IntCounterVec {
         "Changes of the configuration while running, by result.",
         &["result"],
     )
+}
+
+fn lost_lines(registry: &Registry) -> IntCounter {
+    let name = "perennial_access_log_lost_lines_total";
+    let help = "Lines of the access log that nobody took in time.";
+    register(registry, IntCounter::new(name, help))
 }
 
 fn config_reload_failing(registry: &Registry) -> IntGauge {

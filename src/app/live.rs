@@ -34,8 +34,8 @@ pub struct LogControl {
     pub set: Box<dyn Fn(LogLevel) + Send + Sync>,
     /// What was said when the process was started, and so wins over the configuration.
     pub fixed_by: Option<&'static str>,
-    /// Writes what is left of the access log when this is dropped.
-    pub access_log: Option<access_log::Writing>,
+    /// Writes what is left of it when this is dropped.
+    pub access_log: access_log::Control,
 }
 
 /// Everything that a configuration changes.
@@ -104,6 +104,7 @@ impl Live {
         self.on_demand.reconfigure(&new);
         self.config.store(new.clone());
         self.set_log_level(&old, &new);
+        self.log.access_log.configure(&new.access_log);
         let grace_period = new.server.grace_period;
         if let Err(error) = self.listeners.change(bound, &plan, grace_period).await {
             tracing::error!(%error, "a listener cannot be served");

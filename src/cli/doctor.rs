@@ -19,7 +19,7 @@ use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::subjects;
 use crate::certificate::name::Name;
 use crate::clock;
-use crate::config::{CertificateAuthority, ChallengeType, Config};
+use crate::config::{CertificateAuthority, ChallengeType, CommandLine, Config};
 use crate::store::StateDir;
 
 /// Names that are looked at side by side.
@@ -27,7 +27,8 @@ const AT_ONCE: usize = 16;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct DoctorArgs {
-    /// One name of the configuration [default: all]
+    /// One name of the configuration [default: all]; without a configuration any name, as
+    /// `perennial proxy` would order it
     #[arg(value_parser = parse_name)]
     name: Option<Name>,
     /// Print JSON
@@ -51,11 +52,7 @@ struct Finding {
 }
 
 pub(super) fn main(args: DoctorArgs) -> ExitCode {
-    let config = args
-        .config
-        .file()
-        .and_then(|file| Config::load(&file).map_err(|error| error.to_string()));
-    let config = match config {
+    let config = match configuration(args.config, args.name.as_ref()) {
         Ok(config) => config,
         Err(message) => {
             eprintln!("{message}");
@@ -68,6 +65,19 @@ pub(super) fn main(args: DoctorArgs) -> ExitCode {
             eprintln!("perennial: {message}");
             ExitCode::FAILURE
         }
+    }
+}
+
+/// That of the file; where none is there and none is named, what `perennial proxy NAME=...` has.
+fn configuration(file: ConfigArgs, name: Option<&Name>) -> Result<Config, String> {
+    match (file.file(), name) {
+        (Ok(file), _) => Config::load(&file).map_err(|error| error.to_string()),
+        (Err(_), Some(name)) => Config::from_command_line(CommandLine {
+            sites: vec![format!("{name}=respond:doctor")],
+            ..CommandLine::default()
+        })
+        .map_err(|error| error.to_string()),
+        (Err(message), None) => Err(format!("{message}, or name a host to look at")),
     }
 }
 

@@ -66,16 +66,13 @@ pub(super) fn start(args: &LogArgs, configured: LogLevel) -> LogControl {
 }
 
 /// The access log is written past the subscriber, which is made for a few events and not for one a
-/// request; but colours, for a terminal, are its own. Where it cannot be, it is not.
-fn access_log(format: LogFormat) -> Option<access_log::Writing> {
+/// request; but colours, for a terminal, are its own.
+fn access_log(format: LogFormat) -> access_log::Control {
     let format = match format {
-        LogFormat::Human if std::io::stderr().is_terminal() => return None,
         LogFormat::Human => access_log::Format::Human,
         LogFormat::Json => access_log::Format::Json,
     };
-    access_log::to_stderr(format)
-        .inspect_err(|error| tracing::warn!(%error, "the access log has no thread of its own"))
-        .ok()
+    access_log::Control::new(format, std::io::stderr().is_terminal())
 }
 
 fn filter(level: LogLevel) -> EnvFilter {

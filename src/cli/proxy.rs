@@ -9,7 +9,8 @@ use crate::config::{CommandLine, Config};
 #[derive(Debug, clap::Args)]
 pub(super) struct ProxyArgs {
     /// A host and where its requests go: host:port, a port of this host, https://host:port,
-    /// unix:/path or respond:TEXT. The same host again adds an upstream, HOST/path/* a route
+    /// unix:/path, respond:TEXT, or a folder of files, as /path or ./path. The same host again adds
+    /// an upstream, HOST/path/* a route
     #[arg(value_name = "SITE=UPSTREAM", required = true)]
     sites: Vec<String>,
     /// Listen here for HTTP [default: [::]:80]

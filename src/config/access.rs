@@ -1,9 +1,10 @@
-//! Who may ask, how much and how often: `allow`, `deny`, `max_body`, `rate_limit` and `basic_auth`
-//! of a site or a route.
+//! Who may ask, how much and how often: `allow`, `deny`, `max_body`, `rate_limit`, `basic_auth` and
+//! `forward_auth` of a site or a route.
 
 use std::path::Path;
 
 use super::diagnostic::{Located, Problem};
+use super::forward_auth::{ForwardAuth, forward_auth};
 use super::ip_prefix::IpPrefix;
 use super::keys::{BASIC_AUTH, RATE_LIMIT};
 use super::limits::{Limit, limit};
@@ -19,6 +20,7 @@ pub struct Access {
     pub allow: Vec<IpPrefix>,
     pub rate_limit: Option<RateLimit>,
     pub basic_auth: Option<BasicAuth>,
+    pub forward_auth: Option<ForwardAuth>,
     /// In bytes.
     pub max_body: Option<u64>,
 }
@@ -72,6 +74,7 @@ pub(super) struct AccessDraft {
     allow: Option<Vec<IpPrefix>>,
     rate_limit: Option<Option<RateLimit>>,
     basic_auth: Option<Option<BasicAuth>>,
+    forward_auth: Option<Option<ForwardAuth>>,
     max_body: Option<Option<u64>>,
 }
 
@@ -83,6 +86,9 @@ impl AccessDraft {
             allow: self.allow.unwrap_or_else(|| site.allow.clone()),
             rate_limit: self.rate_limit.unwrap_or_else(|| site.rate_limit.clone()),
             basic_auth: self.basic_auth.unwrap_or_else(|| site.basic_auth.clone()),
+            forward_auth: self
+                .forward_auth
+                .unwrap_or_else(|| site.forward_auth.clone()),
             max_body: self.max_body.unwrap_or(site.max_body),
         }
     }
@@ -121,6 +127,7 @@ impl<'a> Reader<'a> {
             allow: prefixes("allow"),
             rate_limit: table.get("rate_limit").and_then(rate_limit),
             basic_auth: table.get("basic_auth").and_then(|v| self.basic_auth(v)),
+            forward_auth: table.get("forward_auth").and_then(forward_auth),
             max_body: max_body.map(|size| size.value),
         }
     }

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access_log::{AccessLogDraft, access_log};
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     ActionDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft,
@@ -16,8 +17,9 @@ use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
 use super::value::overlap;
 use super::{
-    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Config, FieldRules,
-    Forward, PathPattern, PoolSettings, Route, Server, Site, Takeover, TlsMode, UpstreamTls,
+    Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Coding, Config,
+    FieldRules, Forward, PathPattern, PoolSettings, Route, Server, Site, Takeover, TlsMode,
+    UpstreamTls,
 };
 use super::{acme_options, fields, on_demand, pool, tls_options};
 use crate::certificate::name::Name;
@@ -58,6 +60,7 @@ pub(super) fn assemble(
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
         acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns, draft.on_demand),
+        access_log: access_log(draft.access_log),
         sites: draft
             .sites
             .into_iter()
@@ -133,6 +136,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         response_fields,
         access: draft.access.over(&Access::default()),
         pool: draft.pool.over(&PoolSettings::default()),
+        compress: draft.compress.unwrap_or_default(),
     };
     let own = draft.action.map(|action| {
         let path = Located {
@@ -156,6 +160,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         takeover,
         routes,
         hsts: draft.hsts.map(|hsts| hsts.value),
+        access_log: draft.access_log.unwrap_or(true),
         error_pages: draft.error_pages,
     }
 }
@@ -167,6 +172,7 @@ struct SiteWide {
     response_fields: FieldRules,
     access: Access,
     pool: PoolSettings,
+    compress: Vec<Coding>,
 }
 
 impl SiteWide {
@@ -183,6 +189,7 @@ impl SiteWide {
             })),
             ActionDraft::Redirect { status, location } => Action::Redirect { status, location },
             ActionDraft::Respond { status, body } => Action::Respond { status, body },
+            ActionDraft::Files { files, .. } => Action::Files(files),
         };
         Some(Route {
             path: draft.path.value,
@@ -193,6 +200,7 @@ impl SiteWide {
             request_fields: self.request_fields.then(draft.request_fields),
             response_fields: self.response_fields.then(draft.response_fields),
             access: draft.access.over(&self.access),
+            compress: draft.compress.unwrap_or_else(|| self.compress.clone()),
             action,
         })
     }
@@ -562,6 +570,26 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
                 .and_then(|dns| dns.program.as_ref())
                 .map(|path| reference(FilePurpose::DnsProgram, path)),
         )
+        .chain(
+            AccessLogDraft::file(draft)
+                .iter()
+                .map(|path| reference(FilePurpose::AccessLog, path)),
+        )
+        .chain(
+            roots(draft)
+                .iter()
+                .map(|path| reference(FilePurpose::Root, path)),
+        )
         .chain(tls_options::files(draft).map(|(purpose, path)| reference(purpose, path)))
         .collect()
+}
+
+/// The folders that are served.
+fn roots(draft: &Draft) -> Vec<Located<PathBuf>> {
+    let sites = draft.sites.iter();
+    let actions = sites.flat_map(|site| {
+        let routes = site.routes.iter().filter_map(|route| route.action.as_ref());
+        site.action.iter().chain(routes)
+    });
+    actions.filter_map(ActionDraft::root).collect()
 }

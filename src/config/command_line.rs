@@ -10,14 +10,17 @@ use super::draft::{
 };
 use super::environment::Environment;
 use super::upstream::upstream;
-use super::value::{admin_listen, directory_url, email, host, listen_address, path_pattern};
-use super::{Config, PathPattern, TlsMode, Upstream};
+use super::value::{
+    admin_listen, directory_url, email, file_path, host, listen_address, path_pattern,
+};
+use super::{Config, Files, PathPattern, TlsMode, Upstream};
 use crate::certificate::name::Name;
 
 /// What `perennial proxy` was given, not yet looked at.
 #[derive(Clone, Debug, Default)]
 pub struct CommandLine {
-    /// `HOST=UPSTREAM` or `HOST/PATH=UPSTREAM`. One that is repeated adds an upstream.
+    /// `HOST=UPSTREAM` or `HOST/PATH=UPSTREAM`. One that is repeated adds an upstream. A path in
+    /// place of an upstream is a folder to serve: it begins with `/`, `./` or `../`.
     pub sites: Vec<String>,
     pub http_listen: Vec<String>,
     pub https_listen: Vec<String>,
@@ -55,7 +58,13 @@ struct Reader<'a> {
 struct SiteArgument {
     host: Name,
     path: PathPattern,
-    upstream: Upstream,
+    target: Target,
+}
+
+/// What may stand behind the `=`.
+enum Target {
+    Upstream(Upstream),
+    Folder(PathBuf),
 }
 
 impl Reader<'_> {
@@ -160,8 +169,16 @@ fn site_argument(text: &str) -> Result<SiteArgument, Problem> {
     Ok(SiteArgument {
         host: host(host_text)?,
         path: path_pattern(path_text)?,
-        upstream: upstream(target, Path::new(""))?,
+        target: match is_folder(target) {
+            true => Target::Folder(file_path(target, Path::new(""))?),
+            false => Target::Upstream(upstream(target, Path::new(""))?),
+        },
     })
+}
+
+fn is_folder(target: &str) -> bool {
+    let begins = ["/", "./", "../"];
+    begins.iter().any(|begin| target.starts_with(begin)) || matches!(target, "." | "..")
 }
 
 fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, at: usize) {
@@ -176,18 +193,21 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
         sites.push(SiteDraft::new(vec![host], Some(tls)));
     }
     let routes = &mut sites[index].routes;
-    match routes.iter_mut().find(|r| r.path.value == argument.path) {
-        Some(RouteDraft {
-            action: Some(ActionDraft::Forward(upstreams)),
-            ..
-        }) => upstreams.push(argument.upstream.into()),
-        _ => {
-            let path = Located {
-                value: argument.path,
-                at,
-            };
-            let action = ActionDraft::Forward(vec![argument.upstream.into()]);
-            routes.push(RouteDraft::new(path, action));
+    let known = routes.iter_mut().find(|r| r.path.value == argument.path);
+    let known = known.and_then(|route| route.action.as_mut());
+    let action = match (argument.target, known) {
+        (Target::Upstream(upstream), Some(ActionDraft::Forward(upstreams))) => {
+            return upstreams.push(upstream.into());
         }
-    }
+        (Target::Upstream(upstream), _) => ActionDraft::Forward(vec![upstream.into()]),
+        (Target::Folder(root), _) => {
+            let files = Files::below(root);
+            ActionDraft::Files { files, at }
+        }
+    };
+    let path = Located {
+        value: argument.path,
+        at,
+    };
+    routes.push(RouteDraft::new(path, action));
 }

@@ -8,15 +8,16 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::access::AccessDraft;
+use super::access_log::AccessLogDraft;
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
 use super::pool::PoolDraft;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, ErrorPages, ExternalAccount,
-    FieldCondition, FieldRules, Forwarded, Hsts, IpPrefix, KeyType, Limit, LogLevel, Member,
-    PathPattern, Takeover, Template, TlsMode,
+    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding, ErrorPages,
+    ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix, KeyType, Limit,
+    LogLevel, Member, PathPattern, Takeover, Template, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -31,6 +32,7 @@ pub(super) struct Draft {
     pub(super) dns: Option<DnsDraft>,
     pub(super) on_demand: Option<OnDemandDraft>,
     pub(super) fallbacks: Vec<AuthorityDraft>,
+    pub(super) access_log: AccessLogDraft,
     pub(super) sites: Vec<SiteDraft>,
 }
 
@@ -112,7 +114,9 @@ pub(super) struct SiteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) error_pages: ErrorPages,
+    pub(super) access_log: Option<bool>,
     pub(super) access: AccessDraft,
+    pub(super) compress: Option<Vec<Coding>>,
     /// What happens to requests that no route is for.
     pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
@@ -135,7 +139,9 @@ impl SiteDraft {
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
             error_pages: ErrorPages::default(),
+            access_log: None,
             access: AccessDraft::default(),
+            compress: None,
             action: None,
             upstream_tls: None,
             pool: PoolDraft::default(),
@@ -159,6 +165,8 @@ pub(super) struct RouteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) access: AccessDraft,
+    /// Nothing where the site says it.
+    pub(super) compress: Option<Vec<Coding>>,
     /// Nothing where it could not be read.
     pub(super) action: Option<ActionDraft>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
@@ -177,6 +185,7 @@ impl RouteDraft {
             request_fields: FieldRules::default(),
             response_fields: FieldRules::default(),
             access: AccessDraft::default(),
+            compress: None,
             action: Some(action),
             upstream_tls: None,
             pool: PoolDraft::default(),
@@ -194,13 +203,29 @@ pub(super) enum ActionDraft {
         status: StatusCode,
         body: Box<str>,
     },
+    Files {
+        files: Files,
+        /// Where the root is named.
+        at: usize,
+    },
 }
 
 impl ActionDraft {
     pub(super) fn members(&self) -> &[Member] {
         match self {
             ActionDraft::Forward(members) => members,
-            ActionDraft::Redirect { .. } | ActionDraft::Respond { .. } => &[],
+            _ => &[],
+        }
+    }
+
+    /// The folder that is served, and where it is named.
+    pub(super) fn root(&self) -> Option<Located<PathBuf>> {
+        match self {
+            ActionDraft::Files { files, at } => Some(Located {
+                value: files.root.clone(),
+                at: *at,
+            }),
+            _ => None,
         }
     }
 }

@@ -153,7 +153,7 @@ fn changed_name(text: &str) -> Result<Box<str>, Problem> {
 }
 
 /// A name of a field that may be without, or several times.
-fn spare_name(text: &str) -> Result<Box<str>, Problem> {
+pub(super) fn spare_name(text: &str) -> Result<Box<str>, Problem> {
     let name = changed_name(text)?;
     match name.eq_ignore_ascii_case("host") {
         true => Err(Problem::new("a request has one Host, no more and no less")

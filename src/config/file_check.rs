@@ -23,6 +23,10 @@ pub struct FileReference {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FilePurpose {
     DropFolder,
+    /// `root` of a site or a route.
+    Root,
+    /// `output` of `[access_log]`.
+    AccessLog,
     /// `certificate` of `[[certificates.files]]`.
     Certificate,
     /// `private_key` of `[[certificates.files]]`, or `certificate` where both are in one file.
@@ -58,11 +62,14 @@ impl FileReference {
     }
 
     fn check(&self) -> Result<(), Problem> {
+        if self.purpose == FilePurpose::AccessLog {
+            return self.check_log();
+        }
         let metadata = self
             .path
             .metadata()
             .map_err(|error| self.unreadable(&error))?;
-        if self.purpose == FilePurpose::DropFolder {
+        if matches!(self.purpose, FilePurpose::DropFolder | FilePurpose::Root) {
             return match self.path.read_dir() {
                 _ if !metadata.is_dir() => Err(self.wrong("is not a directory")),
                 Ok(_) => Ok(()),
@@ -81,6 +88,24 @@ impl FileReference {
             .and_then(|file| file.take(MAX_BYTES).read_to_end(&mut content))
             .map_err(|error| self.unreadable(&error))?;
         self.check_content(&String::from_utf8_lossy(&content))
+    }
+
+    /// It is made where it is not there; its folder is not.
+    fn check_log(&self) -> Result<(), Problem> {
+        let folder = self
+            .path
+            .parent()
+            .filter(|path| !path.as_os_str().is_empty());
+        let folder = folder.unwrap_or(std::path::Path::new("."));
+        if self.path.is_dir() {
+            return Err(self.wrong("is a directory"));
+        }
+        match folder.is_dir() {
+            true => Ok(()),
+            false => Err(self
+                .wrong(&format!("has no folder {}", folder.display()))
+                .help("make it, and let the server's user write there")),
+        }
     }
 
     fn check_executable(&self) -> Result<(), Problem> {
@@ -114,6 +139,8 @@ impl FileReference {
     fn wrong(&self, what: &str) -> Problem {
         let purpose = match self.purpose {
             FilePurpose::DropFolder => "drop folder",
+            FilePurpose::Root => "root",
+            FilePurpose::AccessLog => "access log",
             FilePurpose::Certificate => "certificate file",
             FilePurpose::PrivateKey => "private key file",
             FilePurpose::Password => "password file",

@@ -12,10 +12,10 @@ pub(super) use acme::{
 pub(super) use pools::{
     EJECTION, HEALTH_CHECK, LOAD_BALANCING, PENDING, RETRIES, TIMEOUTS, UPSTREAM,
 };
-pub(super) use server::{CERTIFICATE_FILES, CERTIFICATES, SERVER, TLS};
+pub(super) use server::{ACCESS_LOG, CERTIFICATE_FILES, CERTIFICATES, SERVER, TLS};
 pub(super) use sites::{
-    BASIC_AUTH, CLIENT_AUTH, FIELD_RULES, HSTS, RATE_LIMIT, ROUTE, ROUTE_UPSTREAM_TLS, SITE,
-    UPSTREAM_TLS,
+    BASIC_AUTH, CLIENT_AUTH, FIELD_RULES, FORWARD_AUTH, HSTS, RATE_LIMIT, ROUTE,
+    ROUTE_UPSTREAM_TLS, SITE, UPSTREAM_TLS,
 };
 
 /// The keys that one kind of table can have.
@@ -108,6 +108,12 @@ pub(super) const TOP: Section = Section {
             "Where certificates are ordered that no file has.",
         ),
         key(
+            "access_log",
+            Table(&ACCESS_LOG),
+            "",
+            "Where the line of each request goes, and what is in it.",
+        ),
+        key(
             "sites",
             Tables(&SITE),
             "",
@@ -117,7 +123,7 @@ pub(super) const TOP: Section = Section {
 };
 
 /// Every section, in the order in which a misplaced key is looked for.
-pub(super) const SECTIONS: [&Section; 28] = [
+pub(super) const SECTIONS: [&Section; 30] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -130,6 +136,7 @@ pub(super) const SECTIONS: [&Section; 28] = [
     &DNS,
     &ON_DEMAND,
     &ON_DEMAND_BUDGETS,
+    &ACCESS_LOG,
     &SITE,
     &ROUTE,
     &UPSTREAM,
@@ -141,6 +148,7 @@ pub(super) const SECTIONS: [&Section; 28] = [
     &TIMEOUTS,
     &RATE_LIMIT,
     &BASIC_AUTH,
+    &FORWARD_AUTH,
     &FIELD_RULES,
     &HSTS,
     &CLIENT_AUTH,

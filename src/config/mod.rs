@@ -7,15 +7,19 @@
 //! [`Diagnostics`]; none of them touches the disk, but through the [`Environment`] they are given.
 
 mod access;
+mod access_log;
 mod acme_options;
 mod assemble;
 mod command_line;
+mod compress;
 mod diagnostic;
 mod dns;
 mod draft;
 mod environment;
 mod fields;
 mod file_check;
+mod files;
+mod forward_auth;
 mod ip_prefix;
 mod keys;
 mod limits;
@@ -42,13 +46,17 @@ use std::time::Duration;
 use http::StatusCode;
 
 pub use access::{Access, BasicAuth, PasswordHash, RateKey, RateLimit};
+pub use access_log::{AccessLog, LogFormat, LogOutput, SECRET_PARAMETERS};
 pub use command_line::CommandLine;
+pub use compress::Coding;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub(crate) use dns::without;
 pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
 pub use environment::{DefaultStateDir, Environment};
 pub use fields::{FieldCondition, FieldRules, Hsts, Wild};
 pub use file_check::{FilePurpose, FileReference, check_files};
+pub use files::Files;
+pub use forward_auth::ForwardAuth;
 pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
 pub use load::{ConfigError, Footprint, Reading, default_path};
@@ -74,6 +82,7 @@ pub struct Config {
     pub certificates: Certificates,
     pub tls: Tls,
     pub acme: Acme,
+    pub access_log: AccessLog,
     pub sites: Vec<Site>,
     /// The files and folders that the configuration names, and where it names them.
     pub file_references: Vec<FileReference>,
@@ -379,6 +388,8 @@ pub struct Site {
     /// with requests, if it says so, is the last route, `/*`.
     pub routes: Vec<Route>,
     pub hsts: Option<Hsts>,
+    /// Whether its requests are in the access log.
+    pub access_log: bool,
     /// What is shown instead of our own error texts.
     pub error_pages: ErrorPages,
 }

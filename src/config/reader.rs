@@ -103,6 +103,14 @@ pub(super) struct Value<'a> {
 }
 
 impl<'a> Value<'a> {
+    /// The value, where it is true or false.
+    pub(super) fn as_boolean(self) -> Option<bool> {
+        match self.inner {
+            DeValue::Boolean(value) => Some(*value),
+            _ => None,
+        }
+    }
+
     pub(super) fn boolean(self) -> Option<bool> {
         const BOOLEAN: Kind = Kind {
             what: "true or false",

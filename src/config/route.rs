@@ -10,7 +10,7 @@ use super::keys::ROUTE_UPSTREAM_TLS;
 use super::reader::{Kind, List, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Access, Forward, Upstream, UpstreamTls};
+use super::{Access, Coding, Files, Forward, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Route {
     pub request_fields: FieldRules,
     pub response_fields: FieldRules,
     pub access: Access,
+    /// In which codings bodies are sent that are in none, the best first.
+    pub compress: Vec<Coding>,
     pub action: Action,
 }
 
@@ -43,7 +45,7 @@ impl Route {
     pub fn forward(&self) -> Option<&Forward> {
         match &self.action {
             Action::Forward(forward) => Some(forward),
-            Action::Redirect { .. } | Action::Respond { .. } => None,
+            Action::Redirect { .. } | Action::Respond { .. } | Action::Files(_) => None,
         }
     }
 
@@ -73,6 +75,8 @@ pub enum Action {
         status: StatusCode,
         body: Box<str>,
     },
+    /// The files below a folder are the answers.
+    Files(Files),
 }
 
 /// A path to match. `/api/v1` matches that path alone, `/api/*` everything below `/api/` and
@@ -200,6 +204,7 @@ impl<'a> Reader<'a> {
             request_fields: fields::rules(table, "request_headers"),
             response_fields: fields::rules(table, "response_headers"),
             access: self.access(table),
+            compress: self.compress(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             pool: self.pool(table),
@@ -215,6 +220,7 @@ impl<'a> Reader<'a> {
         let respond = table
             .get("respond")
             .and_then(|v| v.parse(TEXT, |text| Ok(text.to_owned())));
+        let files = self.files(table);
         self.check_one_action(table);
         let status = self.status(table);
         if let Some(location) = redirect {
@@ -226,6 +232,9 @@ impl<'a> Reader<'a> {
             let status = status.unwrap_or(StatusCode::OK);
             let body = body.value.into();
             return Some(ActionDraft::Respond { status, body });
+        }
+        if let Some((files, at)) = files {
+            return Some(ActionDraft::Files { files, at });
         }
         (!upstreams.is_empty()).then_some(ActionDraft::Forward(upstreams))
     }
@@ -270,7 +279,7 @@ impl<'a> Reader<'a> {
 }
 
 /// The keys that say what happens to a request.
-const ACTIONS: [&str; 3] = ["upstreams", "redirect", "respond"];
+const ACTIONS: [&str; 4] = ["upstreams", "redirect", "respond", "root"];
 
 /// Whether it is said what happens, be it rightly or not.
 pub(super) fn has_action(table: &Table<'_>) -> bool {

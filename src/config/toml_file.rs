@@ -143,6 +143,10 @@ impl<'a> Reader<'a> {
                 .and_then(|value| value.tables(&FALLBACK))
                 .map(|tables| self.fallbacks(&tables))
                 .unwrap_or_default(),
+            access_log: top
+                .get("access_log")
+                .map(|value| self.access_log(value))
+                .unwrap_or_default(),
             sites: self.sites(top.get("sites")),
         }
     }
@@ -516,7 +520,9 @@ impl<'a> Reader<'a> {
                 .get("error_pages")
                 .map(|v| self.error_pages(v))
                 .unwrap_or_default(),
+            access_log: table.get("access_log").and_then(Value::boolean),
             access: self.access(table),
+            compress: self.compress(table),
             action,
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             pool: self.pool(table),

@@ -42,6 +42,11 @@ impl Guard {
         })
     }
 
+    /// Who else is asked.
+    pub fn forward_auth(&self) -> Option<&config::ForwardAuth> {
+        self.access.forward_auth.as_ref()
+    }
+
     /// In bytes.
     pub fn max_body(&self) -> Option<u64> {
         self.access.max_body

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use super::context::Context;
 use super::decision::{origin_form, path_of};
+use super::forward_auth::Granted;
 use super::origin::Origin;
 use super::path;
 use super::routing::Site;
@@ -20,6 +21,7 @@ pub struct Subject<'s> {
     pub origin: &'s Origin<'s>,
     pub request_id: Option<&'s str>,
     pub user: Option<&'s str>,
+    pub granted: Option<&'s Granted>,
     pub tls: Option<&'s TlsInfo>,
 }
 
@@ -104,8 +106,10 @@ impl Subject<'_> {
             }
             Placeholder::User => add(self.user.unwrap_or_default().as_bytes()),
             Placeholder::Field(name) => {
-                let mut values = self.request.fields.named(name);
-                add(values.next().unwrap_or_default());
+                // What was granted is true, whatever the client says.
+                let granted = self.granted.filter(|it| it.replaces(name.as_bytes()));
+                let fields = granted.map_or(&self.request.fields, |it| &it.fields);
+                add(fields.named(name).next().unwrap_or_default());
             }
         }
     }
@@ -186,6 +190,7 @@ pub struct Adjustment<'a> {
     user: Option<Box<str>>,
     /// A cookie that keeps the client at its upstream.
     cookie: Option<String>,
+    granted: Option<Arc<Granted>>,
     request: &'a RequestHead,
     tls: Option<&'a TlsInfo>,
     origin: &'a Origin<'a>,
@@ -212,6 +217,7 @@ impl<'a> Adjustment<'a> {
             request_id: context.request_id.clone(),
             user: context.user.clone(),
             cookie,
+            granted: context.granted.clone(),
             request,
             tls,
             origin,
@@ -239,6 +245,7 @@ impl<'a> Adjustment<'a> {
             origin: self.origin,
             request_id: self.request_id.as_deref(),
             user: self.user.as_deref(),
+            granted: self.granted.as_deref(),
             tls: self.tls,
         };
         apply(fields, &changes.response, &subject);

@@ -78,3 +78,28 @@ pub trait Client {
 
 /// What came behind a body; mostly nothing.
 pub type Trailers = Option<Box<Fields>>;
+
+/// Sends what is left of a piece; ready when the client has it, if it is the `last` one when it is
+/// written. How much of it was sent is added to `sent`.
+pub fn poll_send<C: Client>(
+    client: &mut C,
+    cx: &mut Context<'_>,
+    piece: &mut BytesMut,
+    sent: &mut u64,
+    last: bool,
+) -> Poll<Result<(), ClientError>> {
+    while !piece.is_empty() {
+        let Poll::Ready(room) = client.poll_room(cx, piece.len())? else {
+            // What there is leaves, and so makes room.
+            let _ = client.poll_flush(cx)?;
+            return Poll::Pending;
+        };
+        let length = room.min(piece.len());
+        client.send_data(piece, length, last && length == piece.len())?;
+        *sent += length as u64;
+    }
+    match client.poll_flush(cx)? {
+        Poll::Pending if last => Poll::Pending,
+        _ => Poll::Ready(Ok(())),
+    }
+}

@@ -8,6 +8,7 @@ use http::StatusCode;
 use super::address::Address;
 use super::dial::DialError;
 use super::failure::{Failure, Fault};
+use super::forward_auth::Granted;
 use super::routing::{Route, Site};
 use super::upstream::{Attempt, Pool, Selection, Turned, Unchosen, Upstream};
 use crate::config::FieldRules;
@@ -24,6 +25,8 @@ pub struct Context {
     pub request_id: Option<Box<str>>,
     /// Who the client is, where it had to say so.
     pub user: Option<Box<str>>,
+    /// What somebody who was asked about the request says of it.
+    pub granted: Option<Arc<Granted>>,
     /// What the client was sent; `None` until it was, or if it left before.
     pub status: Option<StatusCode>,
     /// Bytes of body that it was sent.
@@ -58,6 +61,7 @@ impl Default for Context {
             client: None,
             request_id: None,
             user: None,
+            granted: None,
             status: None,
             bytes: 0,
             switched: false,
@@ -150,6 +154,7 @@ impl Context {
         match fault {
             Fault::Client => format!("client: {reason}"),
             Fault::Upstream => format!("{}: {reason}", self.upstream_label()),
+            Fault::Server => reason.to_owned(),
         }
     }
 }

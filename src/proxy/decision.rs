@@ -51,6 +51,8 @@ pub enum Action {
     KeyAuthorization(Arc<str>),
     /// Send the client to this URL, with the same method.
     Redirect(HeaderValue),
+    /// There are routes for this path, but not for this method; those that would do.
+    NotAllowed(Box<str>),
     Refuse(Refusal),
 }
 
@@ -157,8 +159,13 @@ fn action_for(
         _ => {}
     }
     let path = path::normal(path_of(target));
-    let route = site.route(request, &path).ok_or(Refusal::NoRoute)?;
-    Ok(Action::Proxy { route })
+    match site.route(request, &path) {
+        Some(route) => Ok(Action::Proxy { route }),
+        None => match site.allowed(request, &path) {
+            Some(methods) => Ok(Action::NotAllowed(methods)),
+            None => Err(Refusal::NoRoute),
+        },
+    }
 }
 
 impl Handshake<'_> {
@@ -293,6 +300,7 @@ mod tests {
             Action::Proxy { route } => format!("{} {route}", decision.site.unwrap().label),
             Action::KeyAuthorization(text) => text.to_string(),
             Action::Redirect(url) => url.to_str().unwrap().to_owned(),
+            Action::NotAllowed(methods) => format!("405 {methods}"),
             Action::Refuse(refusal) => refusal.status().as_str().to_owned(),
         }
     }

@@ -2,21 +2,25 @@
 //! where that does no harm, and accounted for.
 
 use std::future::poll_fn;
-use std::task::{Poll, ready};
+use std::task::Poll;
 use std::time::Duration;
 
-use bytes::BytesMut;
-use h2::Reason;
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::{Reason, SendStream};
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::access::{Denial, Guard};
+use super::answering::dressed;
 use super::changes::{self, Adjustment, Subject};
 use super::client::Client;
+use super::compress::Compressing;
 use super::connection::Connection;
 use super::context::{Context, Forwarding};
 use super::decision::{Action, Decision};
-use super::failure::{ClientError, Failure, UpstreamError};
+use super::failure::{Failure, UpstreamError};
+use super::forward_auth::{self, Verdict};
 use super::forwarded::{self, Outgoing};
 use super::multiplexed::Place;
 use super::origin::Origin;
@@ -25,12 +29,12 @@ use super::progress::Limits;
 use super::relay::{Relay, Replay, Request};
 use super::relay_http2::StreamRelay;
 use super::respond::Answer;
-use super::routing::FixedAnswer;
 use super::tunnel::Tunnel;
 use super::upstream::Turned;
-use super::{CLIENT_WRITE_TIMEOUT, Proxy, access_log, dial, forwarded_http2};
+use super::{Proxy, access_log, dial, forwarded_http2};
+use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
-use crate::message::{Framing, RequestHead, ResponseHead};
+use crate::message::{RequestHead, ResponseHead};
 
 /// How often one request may be sent on its way: dials that failed, and kept connections that
 /// turned out to be closed.
@@ -91,6 +95,10 @@ impl<C: Client> Exchange<'_, C> {
                 let answer = Answer::redirect(&location);
                 self.answer(answer, &origin, &mut context).await;
             }
+            Action::NotAllowed(methods) => {
+                let answer = dressed(Answer::not_allowed(methods.as_bytes()), &context);
+                self.answer(answer, &origin, &mut context).await;
+            }
             Action::Refuse(refusal) => {
                 let answer = dressed(Answer::refusal(refusal), &context);
                 self.answer(answer, &origin, &mut context).await;
@@ -108,23 +116,6 @@ impl<C: Client> Exchange<'_, C> {
         given.map_or_else(new_request_id, Box::from)
     }
 
-    /// Sends an answer of ours.
-    async fn answer(&mut self, mut answer: Answer, origin: &Origin<'_>, context: &mut Context) {
-        self.client.forgo_body();
-        let tls = self.connection.tls.as_ref();
-        if let Some(adjustment) = Adjustment::of(context, self.request, tls, origin) {
-            adjustment.apply(&mut answer.head);
-        }
-        let sent = Box::pin(send_answer(self.client, answer, &self.request.method)).await;
-        match sent {
-            Ok((status, bytes)) => {
-                context.status = Some(status);
-                context.bytes = bytes;
-            }
-            Err(error) => self.fail(error.into(), context),
-        }
-    }
-
     async fn forward(&mut self, route: usize, origin: &Origin<'_>, context: &mut Context) {
         context.route = Some(route);
         let Some(site) = context.site.clone() else {
@@ -136,9 +127,18 @@ impl<C: Client> Exchange<'_, C> {
             let answer = dressed(Answer::denial(&denial), context);
             return self.answer(answer, origin, context).await;
         }
+        let guard = site.routes[route].guard.as_ref();
+        if let Some(auth) = guard.and_then(|guard| guard.forward_auth())
+            && !Box::pin(self.is_granted(auth, origin, context)).await
+        {
+            return;
+        }
         if let Some(answer) = &site.routes[route].answer {
             let answer = self.fixed_answer(answer, origin, context);
             return self.answer(answer, origin, context).await;
+        }
+        if site.routes[route].files.is_some() {
+            return Box::pin(self.serve_file(origin, context)).await;
         }
         let selection = site.routes[route].pool.select(self.request, &origin.client);
         let forwarding = Forwarding::new(site, route, selection);
@@ -163,19 +163,26 @@ impl<C: Client> Exchange<'_, C> {
         Ok(())
     }
 
-    fn fixed_answer(&self, answer: &FixedAnswer, origin: &Origin<'_>, context: &Context) -> Answer {
-        match answer {
-            FixedAnswer::Respond { status, body } => Answer::respond(*status, body.clone()),
-            FixedAnswer::Redirect { status, location } => {
-                let target = changes::stripped(self.request, context.strip_prefix());
-                let subject = self.subject(&target, origin, context);
-                Answer::elsewhere(*status, &changes::location(location, &subject))
+    /// Whether somebody else lets the request in. If not, the client has been told.
+    async fn is_granted(
+        &mut self,
+        auth: &ForwardAuth,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) -> bool {
+        match forward_auth::ask(auth, self.request, origin, context.named_request()).await {
+            Ok(Verdict::Granted(granted)) => {
+                context.granted = granted;
+                return true;
             }
+            Ok(Verdict::Refused(answer)) => self.answer(answer, origin, context).await,
+            Err(error) => self.give_up(error.into(), origin, context).await,
         }
+        false
     }
 
     /// What the route's templates speak of on the way to the upstream.
-    fn subject<'s>(
+    pub(super) fn subject<'s>(
         &'s self,
         target: &'s [u8],
         origin: &'s Origin<'s>,
@@ -187,6 +194,7 @@ impl<C: Client> Exchange<'_, C> {
             origin,
             request_id: context.request_id.as_deref(),
             user: context.user.as_deref(),
+            granted: context.granted.as_deref(),
             tls: self.connection.tls.as_ref(),
         }
     }
@@ -314,11 +322,24 @@ impl<C: Client> Exchange<'_, C> {
             upgrade,
             ..to_relay(self.request, upgrade, context)
         };
-        let mut relay = Relay::new(request, self.client, &mut upstream, replay);
-        let result = poll_fn(|cx| relay.poll(cx)).await;
-        (context.status, context.bytes) = relay.sent();
-        let (reusable, ignored) = (relay.is_reusable(), relay.was_ignored());
-        let replay = relay.take_replay();
+        let relayed = match self.codings(context) {
+            None => relay(request, self.client, &mut upstream, replay).await,
+            Some(codings) => {
+                let mut client = Compressing::new(self.client, &self.request.method, codings);
+                let relayed = relay(request, &mut client, &mut upstream, replay);
+                let mut relayed = Box::pin(relayed).await;
+                relayed.sent.1 = client.sent();
+                relayed
+            }
+        };
+        (context.status, context.bytes) = relayed.sent;
+        let Relayed {
+            result,
+            reusable,
+            ignored,
+            replay,
+            ..
+        } = relayed;
         match result {
             Ok(()) if context.status == Some(StatusCode::SWITCHING_PROTOCOLS) => {
                 Box::pin(self.tunnel(&mut upstream, context)).await?;
@@ -374,15 +395,21 @@ impl<C: Client> Exchange<'_, C> {
             adjust: adjustment.is_some().then_some(&adjust),
             ..to_relay(self.request, false, context)
         };
-        let mut relay = StreamRelay::new(request, self.client, stream, replay);
-        let result = poll_fn(|cx| relay.poll(cx)).await;
-        (context.status, context.bytes) = relay.sent();
-        let ignored = relay.was_ignored();
-        let replay = relay.take_replay();
-        match result {
+        let relayed = match self.codings(context) {
+            None => relay_stream(request, self.client, stream, replay).await,
+            Some(codings) => {
+                let mut client = Compressing::new(self.client, &self.request.method, codings);
+                let mut relayed = relay_stream(request, &mut client, stream, replay).await;
+                relayed.sent.1 = client.sent();
+                relayed
+            }
+        };
+        (context.status, context.bytes) = relayed.sent;
+        let replay = relayed.replay;
+        match relayed.result {
             Ok(()) => Ok(Attempt::Over),
             Err(Failure::Upstream(error)) => {
-                let again = self.may_repeat_stream(&error, place.reused, ignored);
+                let again = self.may_repeat_stream(&error, place.reused, relayed.ignored);
                 if !is_about_stream(&error) {
                     place.retire();
                 }
@@ -433,6 +460,7 @@ impl<C: Client> Exchange<'_, C> {
             origin,
             form: form.unwrap_or_default(),
             request_id: context.named_request(),
+            granted: context.granted.as_deref(),
             changes: None,
         };
         let Some(changes) = changes else {
@@ -454,7 +482,12 @@ impl<C: Client> Exchange<'_, C> {
     }
 
     /// Tells the client that it comes to nothing, if it can be told.
-    async fn give_up(&mut self, failure: Failure, origin: &Origin<'_>, context: &mut Context) {
+    pub(super) async fn give_up(
+        &mut self,
+        failure: Failure,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) {
         let status = failure.status().filter(|_| context.status.is_none());
         context.note(&failure);
         match status {
@@ -482,7 +515,7 @@ impl<C: Client> Exchange<'_, C> {
         .await;
     }
 
-    fn fail(&mut self, failure: Failure, context: &mut Context) {
+    pub(super) fn fail(&mut self, failure: Failure, context: &mut Context) {
         context.note(&failure);
         self.client.cut_off();
     }
@@ -574,15 +607,48 @@ fn is_about_stream(error: &UpstreamError) -> bool {
     }
 }
 
-/// An error of ours as the site shows it.
-fn dressed(answer: Answer, context: &Context) -> Answer {
-    let page = context
-        .site
-        .as_ref()
-        .and_then(|site| site.error_pages.get(answer.head.status));
-    match page {
-        Some(page) => answer.with_page(page),
-        None => answer,
+/// What came of a relay.
+struct Relayed {
+    result: Result<(), Failure>,
+    /// The status that the client was sent, and how many bytes of body.
+    sent: (Option<StatusCode>, u64),
+    reusable: bool,
+    ignored: bool,
+    replay: Replay,
+}
+
+async fn relay<C: Client>(
+    request: Request<'_>,
+    client: &mut C,
+    upstream: &mut Connection,
+    replay: Replay,
+) -> Relayed {
+    let mut relay = Relay::new(request, client, upstream, replay);
+    let result = poll_fn(|cx| relay.poll(cx)).await;
+    Relayed {
+        result,
+        sent: relay.sent(),
+        reusable: relay.is_reusable(),
+        ignored: relay.was_ignored(),
+        replay: relay.take_replay(),
+    }
+}
+
+/// The same on a stream.
+async fn relay_stream<C: Client>(
+    request: Request<'_>,
+    client: &mut C,
+    stream: (ResponseFuture, SendStream<Bytes>),
+    replay: Replay,
+) -> Relayed {
+    let mut relay = StreamRelay::new(request, client, stream, replay);
+    let result = poll_fn(|cx| relay.poll(cx)).await;
+    Relayed {
+        result,
+        sent: relay.sent(),
+        reusable: false,
+        ignored: relay.was_ignored(),
+        replay: relay.take_replay(),
     }
 }
 
@@ -606,48 +672,4 @@ fn is_idempotent(method: &Method) -> bool {
         *method,
         Method::GET | Method::HEAD | Method::OPTIONS | Method::PUT | Method::DELETE
     )
-}
-
-/// Sends it, to HEAD without its body. The status, and how many bytes of body.
-pub async fn send_answer<C: Client>(
-    client: &mut C,
-    answer: Answer,
-    method: &Method,
-) -> Result<(StatusCode, u64), ClientError> {
-    let Answer { head, body } = answer;
-    let bytes = match *method {
-        Method::HEAD => 0,
-        _ => body.len(),
-    };
-    let framing = match bytes {
-        0 => Framing::None,
-        bytes => Framing::Length(bytes as u64),
-    };
-    client.send_head(&head, framing)?;
-    let mut body = BytesMut::from(&body[..bytes]);
-    let deadline = Instant::now() + CLIENT_WRITE_TIMEOUT;
-    poll_fn(|cx| {
-        let sent = poll_answer(client, cx, &mut body);
-        match sent.is_pending() {
-            true => client
-                .poll_deadline(cx, deadline)
-                .map(|()| Err(ClientError::WriteTimeout)),
-            false => sent,
-        }
-    })
-    .await?;
-    Ok((head.status, bytes as u64))
-}
-
-fn poll_answer<C: Client>(
-    client: &mut C,
-    cx: &mut std::task::Context<'_>,
-    body: &mut BytesMut,
-) -> Poll<Result<(), ClientError>> {
-    while !body.is_empty() {
-        let room = ready!(client.poll_room(cx, body.len()))?;
-        let length = room.min(body.len());
-        client.send_data(body, length, length == body.len())?;
-    }
-    client.poll_flush(cx)
 }

@@ -6,6 +6,8 @@ use std::io;
 use http::StatusCode;
 use pingora::{Error, ErrorType};
 
+use super::files::FileError;
+use super::forward_auth::AuthError;
 use super::upstream::Busy;
 use crate::message::{BodyError, HeadError};
 
@@ -14,6 +16,8 @@ use crate::message::{BodyError, HeadError};
 pub enum Fault {
     Client,
     Upstream,
+    /// Neither: this server, or its disk.
+    Server,
 }
 
 /// What ended a request.
@@ -29,6 +33,11 @@ pub enum Failure {
     /// Each has as many requests as it may have.
     #[error(transparent)]
     Busy(#[from] Busy),
+    #[error(transparent)]
+    File(#[from] FileError),
+    /// Nobody says whether the request is let in.
+    #[error(transparent)]
+    Auth(#[from] AuthError),
 }
 
 /// What is wrong with the client's side of an exchange.
@@ -101,6 +110,8 @@ impl Failure {
             Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
             Failure::NoUpstream { status, .. } => Some(*status),
             Failure::Busy(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
+            Failure::File(error) => Some(error.status()),
+            Failure::Auth(error) => Some(error.status()),
         }
     }
 
@@ -108,6 +119,7 @@ impl Failure {
         match self {
             Failure::Client(_) => Fault::Client,
             Failure::Upstream(_) | Failure::NoUpstream { .. } | Failure::Busy(_) => Fault::Upstream,
+            Failure::File(_) | Failure::Auth(_) => Fault::Server,
         }
     }
 }

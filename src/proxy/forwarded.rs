@@ -6,6 +6,7 @@ use http::{Method, Version};
 use super::answered::nominates;
 use super::changes::{self, Changes, Subject};
 use super::decision::origin_form;
+use super::forward_auth::Granted;
 use super::origin::Origin;
 use crate::config::Forwarded;
 use crate::message::{Field, Framing, Known, RequestHead, write_field};
@@ -16,6 +17,8 @@ pub struct Outgoing<'o> {
     pub form: Forwarded,
     /// The name of the field, and the identifier.
     pub request_id: Option<(&'o str, &'o str)>,
+    /// What somebody else says of the request, in place of what the client says.
+    pub granted: Option<&'o Granted>,
     /// What the route changes, and what its templates speak of.
     pub changes: Option<(&'o Changes, &'o Subject<'o>)>,
 }
@@ -49,7 +52,8 @@ pub fn write(output: &mut Vec<u8>, request: &RequestHead, outgoing: &Outgoing<'_
     let id = outgoing.request_id;
     write_passed(output, request, |field| {
         let replaced = id.is_some_and(|(name, _)| name.as_bytes().eq_ignore_ascii_case(field.name));
-        !replaced && keeps(field.name)
+        let forged = outgoing.granted.is_some_and(|it| it.replaces(field.name));
+        !replaced && !forged && keeps(field.name)
     });
     if request.framing == Framing::Chunked {
         output.extend_from_slice(b"Transfer-Encoding: chunked\r\n");
@@ -61,6 +65,10 @@ pub fn write(output: &mut Vec<u8>, request: &RequestHead, outgoing: &Outgoing<'_
     outgoing.origin.write(output, outgoing.form, wanted);
     if let Some((name, id)) = id.filter(|(name, _)| wanted(name)) {
         write_field(output, name.as_bytes(), id.as_bytes());
+    }
+    if let Some(granted) = outgoing.granted {
+        let unchanged = |field: &Field<'_>| keeps(field.name);
+        granted.fields.write(output, unchanged);
     }
     if let Some((changes, subject)) = outgoing.changes {
         changes::write_added(output, &changes.request, subject, &request.fields);
@@ -166,6 +174,7 @@ mod tests {
             origin: &Origin::of(&request, &connection, &[]),
             form: Forwarded::XForwarded,
             request_id: None,
+            granted: None,
             changes: None,
         };
         let mut output = Vec::new();

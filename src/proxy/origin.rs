@@ -81,6 +81,16 @@ impl<'o> Origin<'o> {
         }
     }
 
+    /// The client and the trusted proxies between it and us, as `X-Forwarded-For` lists them.
+    pub fn way(&self) -> String {
+        let mut way = self.client.to_string();
+        for hop in &self.hops {
+            way.push_str(", ");
+            way.push_str(hop);
+        }
+        way
+    }
+
     /// Adds the fields that tell an upstream, those that are `wanted`.
     pub fn write(&self, out: &mut Vec<u8>, form: Forwarded, wanted: impl Fn(&str) -> bool) {
         if matches!(form, Forwarded::XForwarded | Forwarded::Both) {

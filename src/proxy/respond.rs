@@ -114,6 +114,13 @@ impl Answer {
         answer
     }
 
+    /// RFC 9110 section 15.5.6: what would be allowed is said.
+    pub fn not_allowed(methods: &[u8]) -> Answer {
+        let mut answer = Answer::failure(StatusCode::METHOD_NOT_ALLOWED);
+        answer.head.fields.push(b"Allow", methods);
+        answer
+    }
+
     /// The body says no more than the status does.
     pub fn failure(status: StatusCode) -> Answer {
         let reason = status.canonical_reason().unwrap_or("error");

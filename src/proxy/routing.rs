@@ -11,6 +11,7 @@ use http::{Method, StatusCode};
 use super::access::Guard;
 use super::changes::Changes;
 use super::dns::Dns;
+use super::files::Folder;
 use super::host::RequestHost;
 use super::upstream::check::HealthChecks;
 use super::upstream::{Pool, Services};
@@ -19,8 +20,8 @@ use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
-    self, Action, ClientAuth, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix, PathPattern,
-    Template, TlsMode,
+    self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
+    PathPattern, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
@@ -48,6 +49,8 @@ pub struct Site {
     pub client_auth: Option<ClientAuth>,
     pub routes: Vec<Route>,
     pub error_pages: ErrorPages,
+    /// Whether its requests are in the access log.
+    pub access_log: bool,
     hsts: Option<Hsts>,
     pub settings: Arc<Settings>,
 }
@@ -86,9 +89,13 @@ pub struct Route {
     path: PathPattern,
     methods: Vec<Method>,
     conditions: Vec<FieldCondition>,
-    /// Empty where there is an `answer`.
+    /// Empty where there is an `answer`, or files are.
     pub pool: Pool,
     pub answer: Option<FixedAnswer>,
+    /// Whose files are the answers.
+    pub files: Option<Folder>,
+    /// In which codings bodies are sent that are in none, the best first.
+    pub compress: Box<[Coding]>,
     pub changes: Option<Box<Changes>>,
     pub guard: Option<Box<Guard>>,
 }
@@ -242,6 +249,7 @@ impl Site {
             client_auth: site.client_auth.clone(),
             routes: routes.collect(),
             error_pages: site.error_pages.clone(),
+            access_log: site.access_log,
             hsts: site.hsts.as_ref().map(|hsts| Hsts {
                 value: hsts.value.clone(),
                 internal: site.tls != TlsMode::Auto,
@@ -254,6 +262,24 @@ impl Site {
     pub fn route(&self, request: &RequestHead, path: &[u8]) -> Option<usize> {
         let mut routes = self.routes.iter();
         routes.position(|route| route.is_for(request, path))
+    }
+
+    /// The methods of the routes that a request would be for with another method, as `Allow` lists
+    /// them. `None`: there is no such route.
+    pub fn allowed(&self, request: &RequestHead, path: &[u8]) -> Option<Box<str>> {
+        let mut methods: Vec<&str> = Vec::new();
+        for route in &self.routes {
+            for method in &route.methods {
+                let known = methods.contains(&method.as_str());
+                if !known && route.is_for_any_method(request, path) {
+                    methods.push(method.as_str());
+                }
+            }
+        }
+        if methods.contains(&"GET") && !methods.contains(&"HEAD") {
+            methods.push("HEAD");
+        }
+        (!methods.is_empty()).then(|| methods.join(", ").into())
     }
 
     /// What to tell the client about TLS, on a connection with this certificate.
@@ -269,7 +295,7 @@ impl Route {
     fn new(route: &config::Route, trusts: &UpstreamTrusts, services: &Services) -> Route {
         let trust = route.upstream_tls().and_then(|tls| trusts.get(tls));
         let answer = match &route.action {
-            Action::Forward(_) => None,
+            Action::Forward(_) | Action::Files(_) => None,
             Action::Redirect { status, location } => Some(FixedAnswer::Redirect {
                 status: *status,
                 location: location.clone(),
@@ -278,6 +304,10 @@ impl Route {
                 status: *status,
                 body: Bytes::copy_from_slice(body.as_bytes()),
             }),
+        };
+        let files = match &route.action {
+            Action::Files(files) => Some(Folder::new(files)),
+            _ => None,
         };
         Route {
             path: route.path.clone(),
@@ -288,6 +318,8 @@ impl Route {
                 None => Pool::none(),
             },
             answer,
+            files,
+            compress: route.compress.clone().into(),
             changes: Changes::of(route),
             guard: Guard::of(&route.access),
         }
@@ -297,13 +329,16 @@ impl Route {
         let allowed = |method: &Method| {
             *method == request.method || (*method == Method::GET && request.method == Method::HEAD)
         };
+        (self.methods.is_empty() || self.methods.iter().any(allowed))
+            && self.is_for_any_method(request, path)
+    }
+
+    fn is_for_any_method(&self, request: &RequestHead, path: &[u8]) -> bool {
         let holds = |condition: &FieldCondition| {
             let mut values = request.fields.named(&condition.name);
             values.any(|value| condition.value.matches(value))
         };
-        self.path.matches(path)
-            && (self.methods.is_empty() || self.methods.iter().any(allowed))
-            && self.conditions.iter().all(holds)
+        self.path.matches(path) && self.conditions.iter().all(holds)
     }
 }
 
@@ -325,6 +360,7 @@ pub(super) mod tests {
             request_fields: config::FieldRules::default(),
             response_fields: config::FieldRules::default(),
             access: config::Access::default(),
+            compress: Vec::new(),
             action: Action::Forward(Box::new(config::Forward {
                 members: upstreams
                     .iter()
@@ -346,6 +382,7 @@ pub(super) mod tests {
             routes: routes.collect(),
             hsts: None,
             error_pages: ErrorPages::default(),
+            access_log: true,
         }
     }
 
@@ -449,6 +486,31 @@ pub(super) mod tests {
             let request = RequestHead::default();
             assert_eq!(site.route(&request, path.as_bytes()), Some(route), "{path}");
         }
+    }
+
+    #[test]
+    fn where_the_method_alone_does_not_fit_the_others_are_named() {
+        let mut site = site(
+            &["a.test"],
+            TlsMode::Auto,
+            &[("/a", &respond()), ("/a", &respond()), ("/b", &respond())],
+        );
+        site.routes[0].methods = vec![Method::GET];
+        site.routes[1].methods = vec![Method::POST, Method::GET];
+        site.routes[2].methods = vec![Method::PUT];
+        let site = Site::new(
+            &site,
+            &UpstreamTrusts::default(),
+            &Services::default(),
+            Arc::default(),
+        );
+        let mut request = RequestHead::default();
+        request.method = Method::DELETE;
+        assert_eq!(site.route(&request, b"/a"), None);
+        let allowed = |path: &[u8]| site.allowed(&request, path);
+        assert_eq!(allowed(b"/a").as_deref(), Some("GET, POST, HEAD"));
+        assert_eq!(allowed(b"/b").as_deref(), Some("PUT"));
+        assert_eq!(allowed(b"/c"), None);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! What is not needed any more: generations before the last two, certificates that no site has had
-//! for a month, and archived ones that have expired. It looks at each file once, knows its own
+//! for a month, those on demand that nobody has asked for since they expired a month ago, and
+//! archived ones that have expired. It looks at each file once, knows its own
 //! files by their form, and touches no others.
 
 use std::collections::{BTreeMap, HashSet};
@@ -76,8 +77,39 @@ pub fn sweep(
             serde_json::to_vec_pretty(&after).map_err(|error| StoreError::broken(&path, error))?;
         write_file(&path, &bytes, SECRET_FILE)?;
     }
+    sweep_on_demand(state, now, &mut swept)?;
     swept.removed = remove_expired(state, now);
     Ok(swept)
+}
+
+/// What is had on demand is renewed as long as somebody asks for it.
+fn sweep_on_demand(
+    state: &StateDir,
+    now: OffsetDateTime,
+    swept: &mut Swept,
+) -> Result<(), StoreError> {
+    for name in directories(&state.on_demand_dir()) {
+        for dir in directories(&name) {
+            swept.generations += generation::remove_old(&dir);
+            if is_forgotten(&dir, now) && is_ours(&dir) {
+                swept.archived.push(archive(state, &dir, now)?);
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Whether it expired a month ago. What cannot be read is not judged, and stays.
+fn is_forgotten(dir: &Path, now: OffsetDateTime) -> bool {
+    // Of many, few are so old: the link alone tells that of the others.
+    let link = fs::read_link(dir.join(generation::CURRENT)).ok();
+    let id = link.as_deref().and_then(Path::to_str);
+    let written_at = id.and_then(generation::time_of_id);
+    if written_at.is_none_or(|at| now - at < UNUSED_KEPT) {
+        return false;
+    }
+    let stored = generation::read_current(dir).ok().flatten();
+    stored.is_some_and(|stored| now - stored.leaf.not_after >= UNUSED_KEPT)
 }
 
 /// What cannot be read counts as if there were nothing: then everything stays a month longer.
@@ -184,12 +216,20 @@ mod tests {
     const NOW: OffsetDateTime = datetime!(2026-11-26 0:00 UTC);
 
     fn put(state: &StateDir, name: &str, not_after: OffsetDateTime) -> PathBuf {
+        let parsed = name.parse().unwrap();
+        put_into(
+            state.certificate_dir(&parsed, KeyType::P256),
+            name,
+            not_after,
+        )
+    }
+
+    fn put_into(dir: PathBuf, name: &str, not_after: OffsetDateTime) -> PathBuf {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = not_after - Duration::days(90);
         params.not_after = not_after;
         let name = name.parse().unwrap();
-        let dir = state.certificate_dir(&name, KeyType::P256);
         let meta = Meta::new(Source::Acme, &[name], KeyType::P256, params.not_before);
         let generation = Generation {
             fullchain_pem: &params.self_signed(&key).unwrap().pem(),
@@ -228,6 +268,28 @@ mod tests {
         assert!(used.exists() && of_others.exists());
         // And nothing happens twice.
         assert!(sweep(NOW + Duration::days(31)).is_nothing());
+    }
+
+    #[test]
+    fn what_nobody_asks_for_any_more_is_archived_a_month_after_it_has_expired() {
+        let (_directory, state) = state();
+        let put = |name: &str, not_after| {
+            let parsed = name.parse().unwrap();
+            let dir = state.on_demand_certificate_dir(&parsed, KeyType::P256);
+            put_into(dir, name, not_after)
+        };
+        // Generations are called after the clock.
+        let now = crate::clock::now();
+        let forgotten = put("forgotten.test", now);
+        let renewed = put("renewed.test", now);
+        put("renewed.test", now + Duration::days(80));
+        let later = |days| now + Duration::days(days) + Duration::minutes(1);
+        let sweep = |day| sweep(&state, &HashSet::new(), later(day)).unwrap();
+        assert!(sweep(29).is_nothing());
+        let swept = sweep(30);
+        assert_eq!(swept.archived.len(), 1);
+        assert!(!forgotten.exists() && renewed.exists());
+        assert_eq!(sweep(60).removed, swept.archived);
     }
 
     #[test]

@@ -16,7 +16,8 @@ pub struct Nginx {
 }
 
 impl Nginx {
-    /// Answers every path with the text `nginx PATH`.
+    /// Answers every path with the text `nginx PATH`, but `/www/` with the files in `nginx/www` of
+    /// the place. Bodies may be of any size.
     pub async fn start(place: &Place) -> Nginx {
         let program = command::find("nginx").expect(
             "this test needs nginx: install it with `apt-get install nginx-light` (make test does)",
@@ -53,10 +54,11 @@ fn configuration(addr: SocketAddr) -> String {
         "daemon off; master_process off; pid nginx.pid; error_log stderr;
 events {{}}
 http {{
-  access_log off;
+  access_log off; client_max_body_size 0;
   client_body_temp_path body; proxy_temp_path proxy; fastcgi_temp_path fastcgi;
   uwsgi_temp_path uwsgi; scgi_temp_path scgi;
-  server {{ listen {addr}; location / {{ return 200 \"nginx $request_uri\"; }} }}
+  server {{ listen {addr}; location / {{ return 200 \"nginx $request_uri\"; }}
+    location /www/ {{ root .; }} }}
 }}
 "
     )

@@ -134,10 +134,33 @@ impl Perennial {
         }
     }
 
+    pub fn process_id(&self) -> u32 {
+        self.child.as_ref().expect("it was started").id()
+    }
+
     pub fn signal(&self, signal: Signal) {
-        let child = self.child.as_ref().expect("it was started");
-        let pid = i32::try_from(child.id()).expect("a process id");
+        let pid = i32::try_from(self.process_id()).expect("a process id");
         kill_process(Pid::from_raw(pid).expect("a process id"), signal).expect("it runs");
+    }
+
+    fn proc(&self, file: &str) -> std::path::PathBuf {
+        let child = self.child.as_ref().expect("it was started");
+        format!("/proc/{}/{file}", child.id()).into()
+    }
+
+    /// What it holds in memory.
+    pub fn resident_bytes(&self) -> u64 {
+        let status = std::fs::read_to_string(self.proc("status")).expect("its status");
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:"));
+        let kib = line.and_then(|line| line.trim().strip_suffix(" kB"));
+        kib.and_then(|kib| kib.parse::<u64>().ok()).expect("kB") * 1024
+    }
+
+    /// Whether it has this file open.
+    pub fn has_open(&self, file: &std::path::Path) -> bool {
+        let open = std::fs::read_dir(self.proc("fd")).expect("its files");
+        let mut targets = open.flatten().map(|entry| std::fs::read_link(entry.path()));
+        targets.any(|target| target.is_ok_and(|target| target == file))
     }
 
     pub fn exited(&mut self) -> Option<ExitStatus> {

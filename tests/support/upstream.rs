@@ -119,6 +119,7 @@ fn router(seen: &Arc<Seen>) -> Router {
         .route("/bytes", get(bytes))
         .route("/count", post(count_body))
         .route("/echo", post(echo_body))
+        .route("/whole", any(count_body))
         .fallback(any(tell))
         .layer(axum::extract::DefaultBodyLimit::disable())
         .with_state(Arc::clone(seen))

@@ -199,7 +199,7 @@ impl CheckJob {
                 let revocation = StoredRevocation {
                     serial: serial.clone(),
                     found_at: now,
-                    source: self.source.url().to_owned(),
+                    source: Some(self.source.url().to_owned()),
                     reason: reason.map(str::to_owned),
                 };
                 let (ledger, kept) = (Arc::clone(&target.ledger), revocation.clone());

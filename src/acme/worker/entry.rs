@@ -11,7 +11,7 @@ use super::handle::{Decision, RenewError, Unserved};
 use super::revoke::PendingRevocation;
 use crate::acme::error::LastError;
 use crate::acme::job::SharedLook;
-use crate::acme::ledger::{Kind, Ledger, Outcome};
+use crate::acme::ledger::{Kind, Ledger, Outcome, StoredRevocation};
 use crate::acme::order;
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
 use crate::acme::renewal_info::certificate_id;
@@ -143,18 +143,9 @@ impl Entry {
         known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
     }
 
-    /// Whether the CA has revoked what is stored, at our word.
-    pub(super) fn is_revoked(&self) -> bool {
-        let known = self.ledger.as_ref().zip(self.serial());
-        known.is_some_and(|(ledger, serial)| {
-            ledger.revocation(serial).is_some() || ledger.revoked(serial).is_some()
-        })
-    }
-
-    /// Whether it was us who had it revoked.
-    pub(super) fn is_revoked_by_hand(&self) -> bool {
-        let known = self.ledger.as_ref().zip(self.serial());
-        known.is_some_and(|(ledger, serial)| ledger.revoked(serial).is_some())
+    /// That what is stored is revoked, as far as we know.
+    pub(super) fn known_revocation(&self) -> Option<StoredRevocation> {
+        self.ledger.as_ref()?.revocation(self.serial()?)
     }
 
     /// What is planned, or the order that somebody asked for.

@@ -12,7 +12,7 @@ use super::turn::{Covered, covered, whose_turn};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
 use crate::acme::job::lock_look;
-use crate::acme::ledger::{Kind, Outcome, Record};
+use crate::acme::ledger::{Kind, Outcome, Record, StoredRevocation};
 use crate::acme::limits::Broken;
 use crate::acme::renewal::{
     self, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored, Wanted, fraction,
@@ -80,6 +80,7 @@ impl Desk {
             let reason = record.reason.as_deref();
             record.outcome == Some(Outcome::Ok) && reason.is_some_and(|it| early.contains(&it))
         });
+        let revocation = entry.known_revocation();
         Stored {
             not_before: stored.leaf.not_before,
             not_after: stored.leaf.not_after,
@@ -89,8 +90,9 @@ impl Desk {
             issuer_configured: ca.is_none_or(configured),
             issued_at: stored.meta.issued_at,
             // What people revoke is replaced at once, however often they do.
-            ordered_early: ordered_early && !entry.is_revoked_by_hand(),
-            revoked: entry.is_revoked(),
+            ordered_early: ordered_early
+                && !revocation.as_ref().is_some_and(StoredRevocation::is_ours),
+            revoked: revocation.is_some(),
         }
     }
 
@@ -227,19 +229,12 @@ impl Desk {
             covered_by_files_until,
             running: entry.running,
             queued: None,
-            revoked: self.revoked(entry),
+            revoked: entry.known_revocation().map(|it| it.to_string()),
             revocation_error: self.revocation_error(entry),
             error,
             preflight: lock_look(&entry.look).checks.clone(),
             on_demand: entry.on_demand,
         }
-    }
-
-    fn revoked(&self, entry: &Entry) -> Option<String> {
-        let ledger = entry.ledger.as_ref()?;
-        let revocation = ledger.revocation(entry.serial()?)?;
-        let reason = revocation.reason.as_deref().unwrap_or("no reason given");
-        Some(format!("{reason}, says {}", revocation.source))
     }
 
     /// The CA that is next in turn, and when an order there may start if something holds it up.

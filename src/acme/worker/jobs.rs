@@ -1,15 +1,17 @@
 //! Jobs: what the desk says is started, and what follows when it ends. What a job does is in
 //! [`job`](crate::acme::job).
 
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration as StdDuration;
 
 use time::{Duration, OffsetDateTime};
+use tokio::task::AbortHandle;
 
 use super::desk::{Desk, Start, Work};
 use super::entry::Entry;
 use super::handle::SubjectStatus;
-use super::{MAX_SLEEP, Worker};
+use super::{MAX_SLEEP, Running, Worker};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
 use crate::acme::history::Reservation;
@@ -118,7 +120,7 @@ impl Worker {
     ) -> Option<()> {
         let dir = self.desk.entry(id)?.dir.clone();
         let task = self.jobs.spawn(job);
-        self.running.insert(task.id(), (dir, Some(lane.clone())));
+        self.note_running(task, dir, Some(lane.clone()));
         Some(())
     }
 
@@ -131,9 +133,19 @@ impl Worker {
         if let Some(entry) = self.desk.entry(id) {
             let dir = entry.dir.clone();
             let task = self.jobs.spawn(job);
-            self.running.insert(task.id(), (dir, None));
+            self.note_running(task, dir, None);
             self.desk.busy(id);
         }
+    }
+
+    fn note_running(&mut self, task: AbortHandle, dir: PathBuf, lane: Option<Lane>) {
+        let running = Running {
+            dir,
+            lane,
+            task: task.clone(),
+            given_up: false,
+        };
+        self.running.insert(task.id(), running);
     }
 
     /// Lists and responders that are due are asked beside everything else.
@@ -165,6 +177,11 @@ impl Worker {
         let now = clock::now();
         let (task, done) = match ended {
             Ok((task, done)) => (task, done),
+            Err(error) if error.is_cancelled() => {
+                let running = self.running.remove(&error.id());
+                self.desk.left(running.and_then(|it| it.lane).as_ref());
+                return;
+            }
             Err(error) => {
                 tracing::error!(%error, "a job of the certificate worker died");
                 let done = Done::Failed {
@@ -175,11 +192,11 @@ impl Worker {
                 (error.id(), done)
             }
         };
-        let Some((dir, lane)) = self.running.remove(&task) else {
+        let Some(running) = self.running.remove(&task) else {
             return;
         };
-        let id = self.desk.by_dir(&dir);
-        self.desk.left(lane.as_ref());
+        let id = self.desk.by_dir(&running.dir);
+        self.desk.left(running.lane.as_ref());
         let Some(id) = id else { return };
         self.desk.idle(id);
         match done {
@@ -196,12 +213,8 @@ impl Worker {
 
 /// A key that somebody else may have is not used again, whatever the configuration says.
 fn may_reuse_key(entry: &Entry) -> bool {
-    let (Some(ledger), Some(serial)) = (&entry.ledger, entry.serial()) else {
-        return false;
-    };
-    let revocation = ledger.revocation(serial);
-    // Who revokes by hand wants to be rid of the key, too.
-    !entry.is_revoked_by_hand() && !revocation.is_some_and(|it| it.compromises_key())
+    let is_known = entry.ledger.is_some() && entry.serial().is_some();
+    is_known && !entry.known_revocation().is_some_and(|it| it.ends_key())
 }
 
 impl Desk {

@@ -10,7 +10,7 @@ use super::handle::{Decision, RenewError};
 use crate::acme::account::revocation::{Revocation, RevocationReason, revoke_stored};
 use crate::acme::account::{Authority, blocking};
 use crate::acme::job::Done;
-use crate::acme::ledger::{Ledger, RevokedCertificate};
+use crate::acme::ledger::{Ledger, StoredRevocation};
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::store::generation::{self, Source, StoredCertificate};
@@ -48,13 +48,14 @@ impl RevocationJob {
     async fn run(self) -> Result<Revocation, RenewError> {
         let revoked = revoke_stored(&self.authority, &self.stored, self.reason).await;
         let revocation = revoked.map_err(|error| RenewError::Refused(error.to_string()))?;
-        let note = RevokedCertificate {
+        let note = StoredRevocation {
             serial: revocation.serial.clone(),
-            reason: self.reason,
-            at: clock::now(),
+            found_at: clock::now(),
+            source: None,
+            reason: Some(self.reason.as_str().to_owned()),
         };
         let ledger = self.ledger;
-        let noted = blocking(move || ledger.set_revoked(note)).await;
+        let noted = blocking(move || ledger.set_revocation(note)).await;
         if let Err(error) = noted {
             // This process knows it; after a restart the CA's renewal information tells.
             tracing::error!(%error, "cannot record a revocation");

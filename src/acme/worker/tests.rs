@@ -65,6 +65,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
         takeover: None,
         routes: Vec::new(),
         hsts: None,
+        access_log: true,
         error_pages: crate::config::ErrorPages::default(),
     }
 }
@@ -115,6 +116,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             }],
             dns: crate::config::Dns::default(),
         },
+        access_log: crate::config::AccessLog::default(),
         sites,
         file_references: Vec::new(),
     })

@@ -169,3 +169,41 @@ pub(in crate::config) const TLS: Section = Section {
         ),
     ],
 };
+
+pub(in crate::config) const ACCESS_LOG: Section = Section {
+    header: "[access_log]",
+    id: "access_log",
+    doc: "Where the line of each request goes, and what is in it. More in [sites.md](sites.md#the-access-log).",
+    keys: &[
+        key(
+            "output",
+            Text("`stderr`, `stdout`, `off` or a path"),
+            r#""stderr""#,
+            "Where it goes. A file is opened anew when it was moved or removed, and at SIGHUP.",
+        ),
+        key(
+            "format",
+            Words(&["human", "json", "combined"]),
+            "",
+            "How a line looks. Default: like the rest of the log, by `--log-format`",
+        ),
+        key(
+            "sample",
+            Text("a share such as `1/10`"),
+            r#""1/1""#,
+            "Which share of the requests is logged. What fails always is.",
+        ),
+        key(
+            "query",
+            Flag,
+            "false",
+            "Whether queries are logged, without the values of parameters that are secret by their name.",
+        ),
+        key(
+            "redact",
+            List(&Text("a name")),
+            "[]",
+            "Further names of such parameters.",
+        ),
+    ],
+};

@@ -5,7 +5,7 @@ use super::Shape::{
 };
 use super::{
     EJECTION, HEALTH_CHECK, Key, LOAD_BALANCING, NETWORKS, PENDING, RETRIES, Section, Shape,
-    TAKEOVERS, TIMEOUTS, UPSTREAM, key,
+    TAKEOVERS, TIMEOUTS, UPSTREAM, URL, key,
 };
 
 const TLS_MODES: Shape = Words(&["auto", "acme", "internal", "files", "off"]);
@@ -22,11 +22,19 @@ macro_rules! request_keys {
             key("deny", NETWORKS, "", "Who is not."),
             key("rate_limit", Either(&[Limit, Table(&RATE_LIMIT)]), r#""off""#, "How many requests a client may send: so many at once, then evenly."),
             key("basic_auth", Either(&[Path, Table(&BASIC_AUTH)]), r#""off""#, "A file with a line `NAME:HASH` for each user who is let in."),
+            key("forward_auth", Either(&[URL, Words(&["off"]), Table(&FORWARD_AUTH)]), r#""off""#, "A URL that says with 2xx who is let in; any other answer is the client's."),
             key("max_body", Size, r#""off""#, "How large a request's body may be."),
             key("upstreams", UPSTREAMS, "", "Where requests go: `host:port`, `3000`, `https://host:port`, `h2://host:port`, `h2c://host:port`, `unix:PATH`, `srv://NAME`, or `respond:TEXT`."),
             key("redirect", Text("a URL or a path"), "", "Sends clients elsewhere, instead of `upstreams`. Can have placeholders."),
             key("respond", Text("a text"), "", "Answers by itself, instead of `upstreams`."),
             key("status", Whole(200, 599), "", "The status of `redirect` (default 302) or `respond` (default 200)."),
+            key("root", Path, "", "A folder whose files are the answers, instead of `upstreams`."),
+            key("index", List(&Text("a file name")), "", "What is served for a directory of `root`: the first of these that it has. Default: `[\"index.html\"]`"),
+            key("fallback", Text("a path"), "", "The file below `root` that is served where there is none, for applications of one page."),
+            key("follow_symlinks", Flag, "", "Whether symbolic links may lead out of `root`. Default: `false`"),
+            key("dot_files", Flag, "", "Whether names below `root` that begin with a dot are served. `.well-known` always is. Default: `false`"),
+            key("precompressed", Flag, "", "Whether `FILE.br`, `FILE.zst` and `FILE.gz` are served for `FILE`, where they are not older. Default: `true`"),
+            key("compress", Either(&[Flag, List(&Words(&["zstd", "br", "gzip"]))]), "false", "Whether bodies are compressed that are not, or in what, the best first."),
             key("upstream_tls", Table($upstream_tls), "", "TLS towards upstreams with `https://` or `h2://`."),
             key("load_balancing", Either(&[Words(&["round_robin", "least_connections", "random", "sticky"]), Table(&LOAD_BALANCING)]), r#""round_robin""#, "Which upstream gets a request."),
             key("health_check", Either(&[Words(&["tcp", "off"]), Table(&HEALTH_CHECK)]), r#""off""#, "Whether upstreams are asked how they are."),
@@ -92,6 +100,12 @@ pub(in crate::config) const SITE: Section = Section {
             Pairs,
             "",
             "Pages of HTML in place of our own error texts, by `404`, `4xx` or `5xx`."
+        ),
+        key(
+            "access_log",
+            Flag,
+            "true",
+            "Whether its requests are in the access log."
         ),
         key("routes", Tables(&ROUTE), "", "What happens at some paths."),
     ],
@@ -172,6 +186,32 @@ pub(in crate::config) const BASIC_AUTH: Section = Section {
             Text("a text"),
             r#""restricted""#,
             "What the browser shows.",
+        ),
+    ],
+};
+
+pub(in crate::config) const FORWARD_AUTH: Section = Section {
+    header: "[sites.forward_auth]",
+    id: "forward_auth",
+    doc: "Who is let in by somebody else's word.",
+    keys: &[
+        key(
+            "url",
+            URL,
+            "",
+            "Asked with GET for each request, with the client's fields and `X-Forwarded-Method`, `-Uri`, `-Host`, `-Proto`, `-For`. Required.",
+        ),
+        key(
+            "copy_headers",
+            List(&Text("the name of a field")),
+            "[]",
+            "Fields of its answer that the request gets, in place of any that the client has sent.",
+        ),
+        key(
+            "timeout",
+            Duration,
+            r#""5s""#,
+            "How long it may take; then nobody is let in.",
         ),
     ],
 };

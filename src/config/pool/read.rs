@@ -61,6 +61,7 @@ const fn kind(what: &'static str, example: &'static str) -> Kind {
     Kind { what, example }
 }
 
+const ELEMENT: Kind = kind("an upstream in quotes, or a table", "\"127.0.0.1:3000\"");
 const POLICY: Kind = kind("a policy in quotes, or a table", "\"least_connections\"");
 const BY: Kind = kind(
     "\"client\", \"header.NAME\" or \"cookie.NAME\"",
@@ -119,7 +120,7 @@ impl<'a> Reader<'a> {
         members
             .filter_map(|element| match element.is_table() {
                 true => self.member(&element.table(&UPSTREAM)?),
-                false => self.upstream(element, UPSTREAMS).map(Member::from),
+                false => self.upstream(element, ELEMENT).map(Member::from),
             })
             .collect()
     }
@@ -238,7 +239,7 @@ impl<'a> Reader<'a> {
                 )
             };
             let kind = value.parse(CHECK, word)?.value;
-            return Some(kind.map(|kind| usual_check(kind)));
+            return Some(kind.map(usual_check));
         }
         let table = value.table(&HEALTH_CHECK)?;
         let path = table.get("path").map(|v| v.parse(PATH, check_path));

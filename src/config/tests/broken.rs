@@ -94,7 +94,7 @@ fn unknown_keys_get_the_best_help() {
     assert_eq!(
         help("[[sites]]\n[[sites.routes]]\nx = 1"),
         "known here: path, methods, headers, strip_prefix, rewrite, request_headers, \
-         response_headers, allow, deny, rate_limit, basic_auth, max_body, upstreams, redirect, respond, status, upstream_tls, \
+         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, root, index, fallback, follow_symlinks, dot_files, precompressed, compress, upstream_tls, \
          load_balancing, health_check, ejection, retries, pending, timeouts"
     );
 }
@@ -798,4 +798,113 @@ fn sites_that_cannot_be_on_demand() {
                  upstreams = [\"1\"]\non_demand = true\n[[sites]]\nhosts = [\"*\"]\n\
                  upstreams = [\"1\"]\non_demand = true\n";
     check(&[(twice, "8:10: another site already has the host * (line 4)")]);
+}
+
+#[test]
+fn files_and_compression() {
+    for (site, expected) in [
+        ("root = \"\"", "3:8: the path is empty"),
+        (
+            "root = \"a\"\nupstreams = [\"1\"]",
+            "3:8: `upstreams` and `root` are both set",
+        ),
+        (
+            "root = \"a\"\nindex = [\"b/c\"]",
+            "4:10: \"b/c\" is no name of a file",
+        ),
+        (
+            "root = \"a\"\nfallback = \"index.html\"",
+            "4:12: \"index.html\" is no file below the root",
+        ),
+        (
+            "root = \"a\"\nfallback = \"/../x\"",
+            "4:12: \"/../x\" is no file below the root",
+        ),
+        (
+            "upstreams = [\"1\"]\nfallback = \"/x\"",
+            "4:12: `fallback` is about files, and there is no `root`",
+        ),
+        (
+            "root = \"a\"\nstatus = 200",
+            "4:10: status 200 does not fit here",
+        ),
+        (
+            "root = \"a\"\ncompress = [\"deflate\"]",
+            "4:13: \"deflate\" is no coding",
+        ),
+        (
+            "root = \"a\"\ncompress = [\"br\", \"br\"]",
+            "4:19: this coding is already listed",
+        ),
+        ("root = \"a\"\ncompress = []", "4:12: `compress` is empty"),
+        (
+            "root = \"a\"\ncompress = \"gzip\"",
+            "4:12: `compress` must be true, false or an array of codings, not a string",
+        ),
+    ] {
+        let text = format!("[[sites]]\nhosts = [\"a.test\"]\n{site}\n");
+        check(&[(&text, expected)]);
+    }
+}
+
+#[test]
+fn access_logs() {
+    check_before_site(&[
+        (
+            "[access_log]\nfile = \"x\"",
+            "2:1: unknown key `file` in [access_log]",
+        ),
+        ("[access_log]\noutput = \"\"", "2:10: the path is empty"),
+        (
+            "[access_log]\nformat = \"clf\"",
+            "2:10: \"clf\" is no log format",
+        ),
+        (
+            "[access_log]\nsample = \"0.1\"",
+            "2:10: \"0.1\" is no share of the requests",
+        ),
+        (
+            "[access_log]\nsample = \"1/0\"",
+            "2:10: \"1/0\" is no share of the requests",
+        ),
+        (
+            "[access_log]\nredact = [\"a=b\"]",
+            "2:11: \"a=b\" is no name of a parameter",
+        ),
+    ]);
+}
+
+#[test]
+fn forward_auth() {
+    for (auth, expected) in [
+        (
+            "\"auth.test\"",
+            "4:16: \"auth.test\" cannot be asked who is let in: it does not begin with http:// or https://",
+        ),
+        (
+            "\"http://a:b@auth.test/\"",
+            "4:16: \"http://a:b@auth.test/\" cannot be asked who is let in: it needs a host, and can have neither user nor fragment",
+        ),
+        (
+            "{ copy_headers = [\"X-User\"] }",
+            "4:16: [sites.forward_auth] has no `url`",
+        ),
+        (
+            "{ url = \"http://a.test\", copy_headers = [\"Host\"] }",
+            "4:57: a request has one Host, no more and no less",
+        ),
+        (
+            "{ url = \"http://a.test\", copy_headers = [\"X_Real-IP\"] }",
+            "4:57: the field X_Real-IP says who asked, which we know better",
+        ),
+        (
+            "{ url = \"http://a.test\", timeout = \"1h\" }",
+            "4:51: \"1h\" is out of bounds",
+        ),
+    ] {
+        let text = format!(
+            "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\nforward_auth = {auth}\n"
+        );
+        check(&[(&text, expected)]);
+    }
 }

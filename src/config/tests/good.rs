@@ -282,6 +282,7 @@ fn the_command_line_says_what_a_file_says() {
             "Example.com=3001",
             "example.com/api/*=10.0.0.1:80",
             "localhost=respond:a=b",
+            "docs.localhost=./public/",
         ]
         .map(str::to_owned)
         .to_vec(),
@@ -305,9 +306,13 @@ fn the_command_line_says_what_a_file_says() {
         Some("ops@example.com")
     );
     assert_eq!(config.file_references[0].purpose, FilePurpose::TrustAnchors);
-    let [first, second] = &config.sites[..] else {
-        panic!("two sites")
+    let [first, second, third] = &config.sites[..] else {
+        panic!("three sites")
     };
+    let public = Files::below("public".into());
+    assert_eq!(third.routes[0].action, Action::Files(public));
+    let root = config.file_references.last().unwrap();
+    assert_eq!(root.purpose, FilePurpose::Root);
     assert_eq!((first.tls, first.routes.len()), (TlsMode::Internal, 2));
     assert_eq!(first.routes[0].path, PathPattern::Prefix("/api/".into()));
     assert_eq!(first.routes[1].upstreams().count(), 2);
@@ -504,4 +509,70 @@ fn certificates_on_demand() {
     assert_eq!(on_demand.budgets.total, None);
     let per_client = shown(on_demand.budgets.per_client);
     assert_eq!(per_client.as_deref(), Some("1 in 1s"));
+}
+
+#[test]
+fn files_and_compression() {
+    let site = site(
+        "root = \"www\"\nindex = [\"a.html\", \"b.html\"]\nfallback = \"/app/a.html\"\n\
+         follow_symlinks = true\ndot_files = true\nprecompressed = false\ncompress = true\n\
+         [[sites.routes]]\npath = \"/raw/*\"\nroot = \"/srv/raw\"\ncompress = false\n\
+         [[sites.routes]]\npath = \"/api/*\"\nupstreams = [\"1\"]\ncompress = [\"gzip\"]\n",
+    );
+    let [raw, api, own] = &site.routes[..] else {
+        panic!("{site:?}")
+    };
+    let files = Files {
+        root: "dir/www".into(),
+        index: vec!["a.html".into(), "b.html".into()],
+        fallback: Some("app/a.html".into()),
+        follow_symlinks: true,
+        dot_files: true,
+        precompressed: false,
+    };
+    assert_eq!(own.action, Action::Files(files));
+    assert_eq!(own.compress, [Coding::Zstd, Coding::Brotli, Coding::Gzip]);
+    assert_eq!(raw.action, Action::Files(Files::below("/srv/raw".into())));
+    assert!(raw.compress.is_empty());
+    assert_eq!(api.compress, [Coding::Gzip]);
+}
+
+#[test]
+fn the_access_log() {
+    let config = good(
+        "[access_log]\noutput = \"log/access.log\"\nformat = \"combined\"\nsample = \"1/50\"\n\
+         query = true\nredact = [\"Invite\"]\n[[sites]]\nhosts = [\"a.test\"]\n\
+         upstreams = [\"1\"]\naccess_log = false\n",
+    );
+    let log = &config.access_log;
+    assert_eq!(log.output, LogOutput::File("dir/log/access.log".into()));
+    assert_eq!(log.format, Some(LogFormat::Combined));
+    assert_eq!((log.sample, log.query), (50, true));
+    let redacts = |name: &str| log.redact.iter().any(|known| **known == *name);
+    assert!(redacts("invite"));
+    assert!(!config.sites[0].access_log);
+    let config = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\n");
+    assert_eq!(config.access_log, AccessLog::default());
+    assert!(config.sites[0].access_log);
+}
+
+#[test]
+fn forward_auth_is_inherited_and_taken_back() {
+    let site = site(
+        "upstreams = [\"1\"]\nforward_auth = \"http://127.0.0.1:9000/verify\"\n\
+         [[sites.routes]]\npath = \"/open/*\"\nupstreams = [\"1\"]\nforward_auth = \"off\"\n\
+         [[sites.routes]]\npath = \"/own/*\"\nupstreams = [\"1\"]\n\
+         forward_auth = { url = \"https://auth.test/\", copy_headers = [\"X-User\"], timeout = \"1s\" }\n",
+    );
+    let auth = |route: usize| site.routes[route].access.forward_auth.clone();
+    assert_eq!(auth(0), None);
+    let own = ForwardAuth {
+        url: "https://auth.test/".into(),
+        copy_headers: vec!["X-User".into()],
+        timeout: Duration::from_secs(1),
+    };
+    assert_eq!(auth(1), Some(own));
+    let inherited = auth(2).unwrap();
+    assert_eq!(&*inherited.url, "http://127.0.0.1:9000/verify");
+    assert_eq!(inherited.timeout, Duration::from_secs(5));
 }

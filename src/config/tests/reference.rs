@@ -43,7 +43,7 @@ fn setting(section: &Section, line: &str) -> String {
                              [acme.on_demand]\nallow = [\"a.test\"]\n";
     let header = section.header;
     match section.id {
-        "configuration" | "server" | "tls" => format!("{header}\n{line}\n{SITE}"),
+        "configuration" | "server" | "tls" | "access_log" => format!("{header}\n{line}\n{SITE}"),
         "certificates" => {
             let file = "[[certificates.files]]\ncertificate = \"a.pem\"";
             format!("{header}\n{line}\n{file}\n{SITE}")
@@ -74,6 +74,7 @@ fn setting(section: &Section, line: &str) -> String {
         }
         "rate_limit" => format!("{SITE}{header}\nlimit = \"1/1s\"\n{line}\n"),
         "basic_auth" => format!("{SITE}{header}\nusers_file = \"alice.users\"\n{line}\n"),
+        "forward_auth" => format!("{SITE}{header}\nurl = \"http://a.test\"\n{line}\n"),
         "hsts" => format!("{SITE}{header}\nmax_age = \"1d\"\n{line}\n"),
         "client_auth" => format!("{SITE}{header}\nca = \"ca.pem\"\n{line}\n"),
         "upstream_tls" => format!("{SITE}{header}\n{line}\n"),

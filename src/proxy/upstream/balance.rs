@@ -154,7 +154,7 @@ impl View {
     }
 
     fn by_chance(&self, random: u32) -> Option<Share> {
-        let mut point = u64::from(random) * u64::from(self.total) >> 32;
+        let mut point = (u64::from(random) * u64::from(self.total)) >> 32;
         let mut shares = self.shares.iter();
         shares
             .find(|share| match point.checked_sub(u64::from(share.weight)) {

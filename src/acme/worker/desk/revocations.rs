@@ -21,7 +21,7 @@ impl Desk {
     fn sources(&self, entry: &Entry, now: OffsetDateTime) -> Option<Vec<Source>> {
         let leaf = &entry.stored.as_ref()?.leaf;
         let asks = self.is_writer && self.issuing_authority(entry)?.config.check_revocation;
-        (asks && !entry.is_revoked() && now < leaf.not_after).then(|| {
+        (asks && entry.known_revocation().is_none() && now < leaf.not_after).then(|| {
             entry
                 .named
                 .sources(&entry.subject.name.to_string(), &leaf.serial)

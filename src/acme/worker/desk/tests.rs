@@ -166,7 +166,7 @@ fn what_has_nothing_to_serve_is_ordered_first() {
     let revocation = crate::acme::ledger::StoredRevocation {
         serial: "01".to_owned(),
         found_at: NOW,
-        source: "http://crl.test".to_owned(),
+        source: Some("http://crl.test".to_owned()),
         reason: None,
     };
     let ledger = entry.ledger.as_ref().unwrap();
