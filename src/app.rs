@@ -8,22 +8,24 @@ use std::time::Instant;
 
 use arc_swap::ArcSwap;
 use tokio::signal::unix::{Signal, SignalKind, signal};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
 use crate::acme::subject::{Assignment, takeover_hosts};
 use crate::acme::surroundings::Surroundings;
 use crate::acme::worker::{Worker, WorkerHandle};
-use crate::admin::api::Api;
+use crate::admin::api::{Api, UpgradeRequest};
 use crate::admin::metrics::Metrics;
 use crate::admin::server::{AdminError, AdminListener};
 use crate::certificate::on_demand::OnDemandDirectory;
 use crate::certificate::reloader::{PairFiles, Reloader, Sources};
 use crate::certificate::trust::TlsFiles;
 use crate::config::watch::{Candidate, ConfigWatch, Outcome};
-use crate::config::{Config, Footprint};
+use crate::config::{Config, Footprint, ListenAddress};
 use crate::listener::accept::Protocol;
+use crate::listener::admission::Admission;
+use crate::listener::passed::{Passed, PassedError};
 use crate::listener::self_check::OwnConnections;
 use crate::listener::sockets::BindError;
 use crate::listener::tls;
@@ -31,18 +33,25 @@ use crate::listener::workers::Workers;
 use crate::on_demand::{self, OnDemand, Permissions};
 use crate::proxy::{HealthChecks, Proxy, Routing, access_log};
 use crate::store::{StateDir, StoreError};
-use listeners::{Listeners, Parts, Socket};
-use live::{AdminServer, DEFAULT_HTTPS_PORT, Live};
+use admin_server::AdminServer;
+use hand_over::{Program, Turn};
+use listeners::{Bound, Ending, Listeners, Parts};
+use live::{DEFAULT_HTTPS_PORT, Live, Succession};
+use service_manager::ServiceManager;
 use tls_files::Trust;
 use watching::Watching;
 
+mod admin_server;
 mod banner;
+mod hand_over;
 mod listeners;
 mod live;
 mod plan;
+mod service_manager;
 pub mod tls_files;
 mod watching;
 
+pub use hand_over::{HandOverError, Predecessor};
 pub use live::LogControl;
 
 /// What ends a start.
@@ -50,6 +59,10 @@ pub use live::LogControl;
 pub enum AppError {
     #[error(transparent)]
     Bind(#[from] BindError),
+    #[error(transparent)]
+    Passed(#[from] PassedError),
+    #[error("cannot take over from the running process: {0}")]
+    HandOver(#[from] HandOverError),
     #[error(transparent)]
     Admin(#[from] AdminError),
     #[error(transparent)]
@@ -60,19 +73,31 @@ pub enum AppError {
     Io(#[from] std::io::Error),
 }
 
-/// Listeners that are bound, before anything is served.
-struct Bound {
-    sockets: Vec<Socket>,
+/// Sockets that listen, before anything is served.
+struct Sockets {
+    bound: Vec<Bound>,
     admin: Option<AdminListener>,
+    passed: Passed,
 }
 
-/// Serves until SIGTERM or SIGINT, then drains. `file` is what the configuration was read from,
-/// where that is a file: its changes are taken over.
-pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(), AppError> {
-    raise_file_limit();
+/// Serves until SIGTERM or SIGINT, or until another process has taken over, then drains. `file` is
+/// what the configuration was read from, where that is a file: its changes are taken over. With a
+/// predecessor it takes over what that one listens on, as soon as it could serve.
+pub fn run(
+    config: Config,
+    file: Option<Footprint>,
+    log: LogControl,
+    mut predecessor: Option<Predecessor>,
+) -> Result<(), AppError> {
+    let program = Program::current()?;
+    let passed = match &mut predecessor {
+        Some(predecessor) => Passed::from_predecessor(predecessor.take_sockets())?,
+        None => Passed::from_service_manager()?,
+    };
+    let descriptors = raise_file_limit();
     log.access_log.configure(&config.access_log);
     let config = Arc::new(config);
-    let bound = Bound::bind(&config)?;
+    let sockets = Sockets::bind(&config, passed)?;
     let state = StateDir::open(&config.server.state_dir)?;
     // For everything but connections of clients.
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -89,20 +114,24 @@ pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(
         _ => None,
     };
     let (trust, watching) = Trust::start(&config)?;
+    let service_manager = ServiceManager::from_environment();
     let rescan = Rescan {
+        service_manager: service_manager.clone(),
         config: config_watch,
         reloader: reloader.clone(),
         tls_files: trust.files.clone(),
     };
     let start = Start {
         config,
-        bound,
+        sockets,
         state,
         trust,
         rescan: rescan.clone(),
         log,
+        program,
+        descriptors,
     };
-    let result = runtime.block_on(serve(start, candidates));
+    let result = runtime.block_on(serve(start, candidates, predecessor));
     if let Some(watch) = rescan.config {
         watch.stop();
     }
@@ -118,15 +147,23 @@ pub fn run(config: Config, file: Option<Footprint>, log: LogControl) -> Result<(
 /// What a server is started with.
 struct Start {
     config: Arc<Config>,
-    bound: Bound,
+    sockets: Sockets,
     state: StateDir,
     trust: Trust,
     rescan: Rescan,
     log: LogControl,
+    program: Program,
+    /// How many this process may have open.
+    descriptors: u64,
 }
 
-async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<(), AppError> {
-    let mut signals = Signals::new(start.rescan.clone())?;
+async fn serve(
+    start: Start,
+    candidates: mpsc::Receiver<Candidate>,
+    predecessor: Option<Predecessor>,
+) -> Result<(), AppError> {
+    let (upgrade, upgrades) = mpsc::channel(1);
+    let mut signals = Signals::new(start.rescan.clone(), upgrade.clone())?;
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
     let challenges = Challenges::default();
@@ -156,26 +193,42 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
         metrics: metrics.clone(),
         runtime: tokio::runtime::Handle::current(),
     };
+    let Some(turn) = its_turn(predecessor, reloader, &mut signals).await? else {
+        return Ok(());
+    };
+    let service_manager = start.rescan.service_manager.clone();
     let ordering = Ordering {
+        upgrade,
         challenges,
         worker: handle,
         on_demand: OnDemand::new(&start.config, on_demand),
     };
     let live = live(start, ordering, metrics, &stop)?;
-    let config = live.config.clone();
-    let serving = tokio::spawn(live.run(candidates, stop.clone()));
+    if let Some(turn) = turn {
+        turn.serving().await;
+    }
+    tokio::spawn(announce(service_manager.clone(), &live));
+    let (config, handed_over) = (live.config.clone(), live.succession.done.clone());
+    let serving = tokio::spawn(live.run(candidates, upgrades, stop.clone()));
 
-    signals.wait_for_stop().await;
+    let ending = tokio::select! {
+        () = signals.wait_for_stop() => Ending::Closed,
+        () = handed_over.cancelled() => Ending::HandedOver,
+    };
     let grace_period = config.load().server.grace_period;
     tracing::info!(?grace_period, "draining");
+    if ending == Ending::Closed {
+        service_manager.stopping(&format!("Draining, for {grace_period:?} at most"));
+    }
     // With nobody to answer challenges an order comes to nothing: the next start resumes it.
     stop.cancel();
     // It panicked if it cannot be joined, and said so; then there is nothing left to drain.
     if let Ok(mut live) = serving.await {
         tokio::select! {
-            () = live.listeners.drain(grace_period) => {}
+            () = live.listeners.drain(grace_period, ending) => {}
             () = signals.wait_for_stop() => tracing::warn!("told to stop again: not draining any longer"),
         }
+        live.admin.finish().await;
     }
     let _ = tokio::time::timeout(WORKER_STOP, working).await;
     Ok(())
@@ -184,8 +237,46 @@ async fn serve(start: Start, candidates: mpsc::Receiver<Candidate>) -> Result<()
 /// How long the worker may take to write down that it was stopped.
 const WORKER_STOP: std::time::Duration = std::time::Duration::from_secs(3);
 
+/// Waits until the process that this one takes over from has made way. `None`: told to stop before
+/// that. Everything that is on disk is loaded by then, so that nobody waits longer than for a socket
+/// to change hands.
+async fn its_turn(
+    predecessor: Option<Predecessor>,
+    reloader: &Reloader,
+    signals: &mut Signals,
+) -> Result<Option<Option<Turn>>, AppError> {
+    let Some(predecessor) = predecessor else {
+        return Ok(Some(None));
+    };
+    let turn = async {
+        reloader.table().loaded().await;
+        predecessor.turn().await
+    };
+    tokio::select! {
+        turn = turn => Ok(Some(Some(turn?))),
+        () = signals.wait_for_stop() => Ok(None),
+    }
+}
+
+/// Tells the service manager once the first load is served, and that there is life from then on.
+fn announce(service_manager: ServiceManager, live: &Live) -> impl Future<Output = ()> + use<> {
+    let (table, config) = (live.reloader.table().clone(), live.config.clone());
+    let workers = live.listeners.workers();
+    async move {
+        table.loaded().await;
+        service_manager.ready(&status(&config.load()));
+        service_manager.watch(workers).await;
+    }
+}
+
+/// What a service manager shows of us.
+fn status(config: &Config) -> String {
+    format!("Serving {} sites", config.sites.len())
+}
+
 /// What the rest knows of the worker.
 struct Ordering {
+    upgrade: mpsc::Sender<UpgradeRequest>,
     challenges: Challenges,
     worker: WorkerHandle,
     on_demand: OnDemand,
@@ -195,6 +286,7 @@ struct Ordering {
 fn live(
     start: Start,
     Ordering {
+        upgrade,
         challenges,
         worker,
         on_demand,
@@ -204,7 +296,7 @@ fn live(
 ) -> Result<Live, AppError> {
     let Start {
         config,
-        bound,
+        sockets,
         trust,
         ..
     } = start;
@@ -213,7 +305,7 @@ fn live(
     let routing = Routing::new(&config, &trust.upstreams, &checks);
     let routing = Arc::new(ArcSwap::from_pointee(routing));
     let https_port = Arc::new(AtomicU16::new(
-        bound.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
+        sockets.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
     ));
     let own = OwnConnections::default();
     let proxy = Proxy::new(
@@ -222,19 +314,20 @@ fn live(
         metrics.clone(),
         https_port.clone(),
     );
-    let threads = worker_threads(config.server.threads);
-    let certificates = tls::Certificates::new(reloader.table().clone(), challenges);
+    let certificates = tls::Certificates::new(reloader.table().clone(), challenges.clone());
+    banner::print(&config, &sockets);
     let mut listeners = Listeners::new(Parts {
+        passed: sockets.passed,
         own: own.clone(),
-        workers: Workers::start(threads, &proxy)?,
+        admission: Admission::new(&config.server, start.descriptors, metrics.clone()),
+        workers: Workers::start(worker_threads(config.server.threads), &proxy)?,
         tls: tls::acceptor(certificates.or(&on_demand), trust.sessions.clone())?,
         table: reloader.table().clone(),
         on_demand: on_demand.clone(),
         metrics: metrics.clone(),
     });
-    banner::print(&config, &bound);
-    for socket in bound.sockets {
-        listeners.serve(socket)?;
+    for bound in sockets.bound {
+        listeners.serve(bound)?;
     }
     let watching = Watching::start(&config, &reloader, own, listeners.https_addresses(), stop)?;
     let admin_listen = config.server.admin_listen.clone();
@@ -251,8 +344,9 @@ fn live(
         metrics: metrics.clone(),
         routing: routing.clone(),
         started: Instant::now(),
+        upgrade,
     });
-    admin.replace(bound.admin, &admin_listen);
+    admin.replace(sockets.admin, &admin_listen);
     Ok(Live {
         config,
         listeners,
@@ -268,6 +362,7 @@ fn live(
         on_demand,
         metrics,
         log: start.log,
+        succession: Succession::new(start.program, start.rescan.service_manager, challenges),
     })
 }
 
@@ -295,33 +390,53 @@ fn sources(config: &Config, state: &StateDir) -> Sources {
     }
 }
 
-impl Bound {
-    fn bind(config: &Config) -> Result<Bound, AppError> {
-        let sockets: Result<Vec<Socket>, BindError> = plan::endpoints(config)
+impl Sockets {
+    fn bind(config: &Config, mut passed: Passed) -> Result<Sockets, AppError> {
+        let (server, endpoints) = (&config.server, plan::endpoints(config));
+        let addresses = endpoints.iter().map(|endpoint| endpoint.address.clone());
+        let wanted: Vec<_> = addresses.chain(server.admin_listen.address()).collect();
+        let bound: Result<Vec<Bound>, BindError> = endpoints
             .into_iter()
-            .map(Socket::bind)
+            .map(|endpoint| Bound::bind(endpoint, &server.socket_file, &mut passed))
             .collect();
-        Ok(Bound {
-            sockets: sockets?,
-            admin: AdminListener::bind(&config.server.admin_listen)?,
+        let bound = bound?;
+        let admin = AdminListener::bind(&server.admin_listen, &mut passed)?;
+        passed.settle(&wanted)?;
+        Ok(Sockets {
+            bound,
+            admin,
+            passed,
         })
     }
 
-    /// Where the first listener of a protocol really is.
-    fn first(&self, protocol: Protocol) -> Option<SocketAddr> {
-        let mut sockets = self.sockets.iter();
-        let socket = sockets.find(|socket| socket.endpoint.protocol == protocol)?;
-        socket.listener.local_addr().ok()
+    /// Where the first listener of a protocol really is, of the server or of a site with addresses of
+    /// its own.
+    fn first(&self, protocol: Protocol, own: &[ListenAddress]) -> Option<SocketAddr> {
+        let bound = self.bound.iter();
+        let mut spoken = bound
+            .map(|bound| (&bound.endpoint, bound))
+            .filter(|(it, _)| {
+                let is_meant = match own.is_empty() {
+                    true => !it.own,
+                    false => own.contains(&it.address),
+                };
+                is_meant && it.protocol == protocol
+            });
+        spoken.find_map(|(_, bound)| match bound.socket.address() {
+            Ok(ListenAddress::Tcp(address)) => Some(address),
+            _ => None,
+        })
     }
 
     fn https_port(&self) -> Option<u16> {
-        Some(self.first(Protocol::Https)?.port())
+        Some(self.first(Protocol::Https, &[])?.port())
     }
 }
 
 /// Everything that is looked at again when somebody asks.
 #[derive(Clone)]
 struct Rescan {
+    service_manager: ServiceManager,
     config: Option<ConfigWatch>,
     reloader: Reloader,
     tls_files: TlsFiles,
@@ -329,6 +444,7 @@ struct Rescan {
 
 impl Rescan {
     async fn run(self) {
+        self.service_manager.reloading();
         let (outcome, mut changes) = match &self.config {
             Some(watch) => watch.reload().await,
             None => (Outcome::Unchanged, Vec::new()),
@@ -336,7 +452,7 @@ impl Rescan {
         self.tls_files.rescan().await;
         access_log::reopen();
         changes.extend(self.reloader.rescan().await.unwrap_or_default());
-        let configuration = match outcome {
+        let configuration = match &outcome {
             Outcome::Unchanged => "unchanged",
             Outcome::Reloaded => "reloaded",
             Outcome::Failed(_) => "failed",
@@ -346,6 +462,11 @@ impl Rescan {
             changes = changes.len(),
             "rescanned on SIGHUP"
         );
+        if let Outcome::Failed(_) = outcome {
+            let status = "Serving; the configuration on disk cannot run, the one before it does";
+            self.service_manager.status(status);
+        }
+        self.service_manager.reloaded();
     }
 }
 
@@ -354,26 +475,36 @@ struct Signals {
     terminate: Signal,
     interrupt: Signal,
     hangup: Signal,
+    quit: Signal,
     rescan: Rescan,
+    upgrade: mpsc::Sender<UpgradeRequest>,
 }
 
 impl Signals {
-    fn new(rescan: Rescan) -> std::io::Result<Signals> {
+    fn new(rescan: Rescan, upgrade: mpsc::Sender<UpgradeRequest>) -> std::io::Result<Signals> {
         Ok(Signals {
             terminate: signal(SignalKind::terminate())?,
             interrupt: signal(SignalKind::interrupt())?,
             hangup: signal(SignalKind::hangup())?,
+            quit: signal(SignalKind::quit())?,
             rescan,
+            upgrade,
         })
     }
 
-    /// Waits for SIGTERM or SIGINT; each SIGHUP until then rescans.
+    /// Waits for SIGTERM or SIGINT; each SIGHUP until then rescans, each SIGQUIT starts a new process
+    /// that takes over.
     async fn wait_for_stop(&mut self) {
         loop {
             tokio::select! {
                 _ = self.terminate.recv() => return,
                 _ = self.interrupt.recv() => return,
                 _ = self.hangup.recv() => drop(tokio::spawn(self.rescan.clone().run())),
+                _ = self.quit.recv() => {
+                    // What comes of it is in the log. One that waits already is enough.
+                    let (answer, _) = oneshot::channel();
+                    let _ = self.upgrade.try_send(UpgradeRequest { answer });
+                }
             }
         }
     }
@@ -390,14 +521,21 @@ fn worker_threads(configured: usize) -> usize {
 }
 
 /// Every connection takes a descriptor or two; the soft limit is 1,024 for no good reason.
-fn raise_file_limit() {
+/// How many there may be then.
+fn raise_file_limit() -> u64 {
     use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
     let limit = getrlimit(Resource::Nofile);
     let raised = Rlimit {
         current: limit.maximum,
         maximum: limit.maximum,
     };
-    if let Err(error) = setrlimit(Resource::Nofile, raised) {
-        tracing::warn!(%error, "cannot raise the limit of open files");
-    }
+    let limit = match setrlimit(Resource::Nofile, raised) {
+        Ok(()) => limit.maximum,
+        Err(error) => {
+            tracing::warn!(%error, "cannot raise the limit of open files");
+            limit.current
+        }
+    };
+    // Without a limit there is none.
+    limit.unwrap_or(u64::MAX)
 }

@@ -26,8 +26,10 @@ fn sites(path: &Path, log: &str) -> String {
         "[access_log]\noutput = {:?}\n{log}\n\
          [[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\nrespond = \"hello\"\n\
          [[sites.routes]]\npath = \"/down\"\nupstreams = [\"unix:/nowhere/at/all\"]\n\
+         [[sites.routes]]\npath = \"/gone\"\nrespond = \"gone\"\nstatus = 410\n\
          [[sites]]\nhosts = [\"quiet.wild.example.test\"]\ntls = \"files\"\nrespond = \"quiet\"\n\
-         access_log = false\n",
+         access_log = false\n\
+         [[sites.routes]]\npath = \"/broken\"\nupstreams = [\"unix:/nowhere/at/all\"]\n",
         path.display().to_string()
     )
 }
@@ -117,18 +119,19 @@ async fn sites_may_be_left_out_and_requests_are_sampled() {
     let mut connection = crate::support::http1::KeepAlive::open(https, quiet, None)
         .await
         .expect("a connection");
-    for path in ["/", "/q"] {
-        assert_eq!(connection.get(path).await.expect("an answer").1, "quiet");
-    }
+    // It would be logged, since it fails, if the site were.
+    assert_eq!(connection.get("/broken").await.expect("an answer").0, 502);
     for _ in 0..5 {
         assert_eq!(get(&perennial, "/sampled", &[]).await.body, "hello");
     }
     assert_eq!(get(&perennial, "/down", &[]).await.status, 502);
+    assert_eq!(get(&perennial, "/gone", &[]).await.status, 410);
     // What fails is always there, and came last.
     line(&path, "/down").await;
+    line(&path, "/gone").await;
     let text = std::fs::read_to_string(&path).expect("a file");
     assert!(
-        !text.contains("/sampled") && !text.contains("quiet"),
+        !text.contains("/sampled") && !text.contains("/broken"),
         "{text}"
     );
 }
@@ -173,6 +176,16 @@ async fn it_follows_whoever_rotates_it() {
     .await;
 }
 
+async fn lost_lines(perennial: &Perennial) -> u64 {
+    let url = format!("http://{}/metrics", perennial.place.admin);
+    let response = client().get(&url).send().await.expect("metrics");
+    let text = response.text().await.expect("text");
+    let mut lines = text.lines();
+    let line = lines.find(|line| line.starts_with("perennial_access_log_lost_lines_total "));
+    let lost = line.and_then(|line| line.split(' ').nth(1)?.parse().ok());
+    lost.expect("a number")
+}
+
 /// A full disk, and one that takes nothing at all.
 #[tokio::test(flavor = "multi_thread")]
 async fn no_request_waits_for_it() {
@@ -186,14 +199,8 @@ async fn no_request_waits_for_it() {
         .wait_for_log("/dev/full cannot be written", SOON)
         .await;
     assert!(told.contains("lost="), "{told}");
-    let url = format!("http://{}/metrics", perennial.place.admin);
     wait_until(SOON, "the metric", async || {
-        let text = client().get(&url).send().await.ok()?.text().await.ok()?;
-        let line = text
-            .lines()
-            .find(|line| line.starts_with("perennial_access_log_lost"))?;
-        let lost: u64 = line.split(' ').nth(1)?.parse().ok()?;
-        (lost >= 3).then_some(())
+        (lost_lines(&perennial).await >= 3).then_some(())
     })
     .await;
 
@@ -201,10 +208,15 @@ async fn no_request_waits_for_it() {
     let pipe = place.path("pipe");
     rustix::fs::mkfifoat(rustix::fs::CWD, &pipe, rustix::fs::Mode::RWXU).expect("a pipe");
     let mut perennial = proxy(place, &sites(&pipe, "format = \"json\"")).await;
-    // Nobody has opened its other end.
-    for _ in 0..3 {
-        assert_eq!(get(&perennial, "/", &[]).await.body, "hello");
+    // Nobody has opened its other end, and more comes than may wait.
+    let https = perennial.place.https;
+    let connection = crate::support::http1::KeepAlive::open(https, NAME, None).await;
+    let mut connection = connection.expect("a connection");
+    let long = format!("/{}", "x".repeat(16 * 1024));
+    for _ in 0..350 {
+        assert_eq!(connection.get(&long).await.expect("an answer").0, 200);
     }
+    assert!(lost_lines(&perennial).await > 0);
     perennial.signal(Signal::TERM);
     perennial.wait_exit(SOON).await;
 }

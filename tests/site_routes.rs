@@ -121,6 +121,36 @@ async fn conditions_choose_among_routes_for_the_same_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_method_that_no_route_is_for_is_named_the_others() {
+    let place = Place::new();
+    let route = |methods: &str| {
+        format!("[[sites.routes]]\npath = \"/a\"\nmethods = {methods}\nrespond = \"a\"\n")
+    };
+    let rest = format!(
+        "[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\n{}{}",
+        route("[\"GET\"]"),
+        route("[\"PUT\", \"DELETE\"]")
+    );
+    let recorder = Recorder::start(&place).await;
+    let scene = Scene {
+        perennial: proxy(place, &rest).await,
+        recorder,
+    };
+    for (method, target, status) in [
+        ("GET", "/a", 200),
+        ("PUT", "/a", 200),
+        ("POST", "/a", 405),
+        ("OPTIONS", "/a", 405),
+        ("POST", "/b", 404),
+    ] {
+        let (found, fields, _) = scene.send(method, target, &[]).await;
+        assert_eq!(found, status, "{method} {target}");
+        let allow = (status == 405).then_some("GET, PUT, DELETE, HEAD");
+        assert_eq!(fields.get("allow").map(|allow| &**allow), allow);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn paths_are_rewritten_and_the_query_stays() {
     let scene = Scene::start("", |upstream| {
         let route = |path: &str, more: &str| {

@@ -48,6 +48,12 @@ impl Challenges {
         Challenges::default()
     }
 
+    /// Whether no order waits for a CA to look.
+    pub fn is_empty(&self) -> bool {
+        let answers = self.read();
+        answers.http01.is_empty() && answers.tls_alpn01.is_empty()
+    }
+
     /// The key authorization to answer `/.well-known/acme-challenge/<token>` with
     /// (RFC 8555 section 8.3).
     pub fn http01(&self, token: &str) -> Option<Arc<str>> {

@@ -177,6 +177,7 @@ mod tests {
             tls,
             any_host: false,
             on_demand: false,
+            listen: Vec::new(),
             certificate_per,
             client_auth: None,
             takeover: None,

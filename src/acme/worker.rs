@@ -61,8 +61,10 @@ pub(super) use revoke::RevocationReply;
 
 /// How long a stop waits for TXT records to be removed; the next start removes what is left.
 const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
-/// The longest sleep, and how often another process's writer lock is tried.
+/// The longest sleep.
 const MAX_SLEEP: Duration = Duration::minutes(1);
+/// How often another process's writer lock is tried: one that hands over lets it go within moments.
+const LOCK_INTERVAL: Duration = Duration::seconds(5);
 
 impl From<Source> for IssuerKind {
     fn from(source: Source) -> IssuerKind {
@@ -189,17 +191,17 @@ impl Worker {
         record_cancelled(of_subjects.chain(of_authorities).collect()).await;
     }
 
-    /// Tries for the writer lock, once a minute. With it, everything is read again: whoever had
+    /// Tries for the writer lock, every few seconds. With it, everything is read again: whoever had
     /// it before may have written.
     async fn take_lock(&mut self) {
         let now = clock::now();
-        // A date further away than a minute was made by another clock.
-        let is_early = now < self.try_lock_at && self.try_lock_at - now <= MAX_SLEEP;
+        // A date further away than that was made by another clock.
+        let is_early = now < self.try_lock_at && self.try_lock_at - now <= LOCK_INTERVAL;
         if self.lock.is_some() || is_early {
             return;
         }
         let waited = self.try_lock_at != OffsetDateTime::UNIX_EPOCH;
-        self.try_lock_at = now + MAX_SLEEP;
+        self.try_lock_at = now + LOCK_INTERVAL;
         let state = self.state.clone();
         match blocking(move || state.try_lock_writer()).await {
             Ok(Some(lock)) => {

@@ -11,6 +11,7 @@ use http::{Method, Request, Response, StatusCode};
 use http_body_util::Full;
 use serde::Serialize;
 use serde_json::json;
+use tokio::sync::{mpsc, oneshot};
 
 use super::guard;
 use super::metrics::Metrics;
@@ -47,6 +48,13 @@ pub struct Api {
     pub proof: SharedProof,
     pub attention: SharedAttention,
     pub started: Instant,
+    pub upgrade: mpsc::Sender<UpgradeRequest>,
+}
+
+/// A wish that a new process takes over.
+pub struct UpgradeRequest {
+    /// Its process id, or why nothing came of it.
+    pub answer: oneshot::Sender<Result<u32, String>>,
 }
 
 type Answer = Response<Full<Bytes>>;
@@ -65,6 +73,7 @@ impl Api {
         match (request.method(), path) {
             (&Method::GET | &Method::HEAD, _) => self.get(path),
             (&Method::POST, "/reload") => self.reload().await,
+            (&Method::POST, "/upgrade") => self.upgrade().await,
             (&Method::POST, "/account/rollover") => {
                 self.change_account(AccountChange::RollOver, request.uri().query())
                     .await
@@ -217,6 +226,20 @@ impl Api {
                 )
             }
             None => error(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
+        }
+    }
+
+    /// Answers once the new process serves.
+    async fn upgrade(&self) -> Answer {
+        let (answer, result) = oneshot::channel();
+        if self.upgrade.try_send(UpgradeRequest { answer }).is_err() {
+            let message = "a new process is about to take over already";
+            return error(StatusCode::CONFLICT, message);
+        }
+        match result.await {
+            Ok(Ok(pid)) => json_answer(StatusCode::OK, &json!({ "pid": pid })),
+            Ok(Err(reason)) => error(StatusCode::CONFLICT, &reason),
+            Err(_) => error(StatusCode::SERVICE_UNAVAILABLE, "the process is stopping"),
         }
     }
 

@@ -32,6 +32,7 @@ pub struct Metrics {
     upstreams: UpstreamMetrics,
     tls_handshakes: IntCounterVec,
     connections: IntGauge,
+    refused_connections: IntCounterVec,
     certificate_not_after: GaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
@@ -238,6 +239,7 @@ impl Metrics {
                 &registry,
                 IntGauge::new("perennial_connections", "Open client connections."),
             ),
+            refused_connections: refused_connections(&registry),
             certificate_not_after: float_gauges(
                 &registry,
                 "perennial_certificate_not_after_seconds",
@@ -339,6 +341,11 @@ impl Metrics {
     pub fn connection(&self) -> OpenConnection {
         self.connections.inc();
         OpenConnection(self.connections.clone())
+    }
+
+    /// A connection was closed before anything was said on it; why, one of a fixed few words.
+    pub fn connection_refused(&self, reason: &'static str) {
+        self.refused_connections.with_label_values(&[reason]).inc();
     }
 
     /// Brings everything about certificates up to date with what the reloader and the worker
@@ -508,6 +515,15 @@ where
         .register(Box::new(collector.clone()))
         .expect("metric names are unique");
     collector
+}
+
+fn refused_connections(registry: &Registry) -> IntCounterVec {
+    counters(
+        registry,
+        "perennial_connections_refused_total",
+        "Connections that were closed at once, by reason: a limit, a missing PROXY protocol header, nothing left of what the host has (accept).",
+        &["reason"],
+    )
 }
 
 fn config_reloads(registry: &Registry) -> IntCounterVec {

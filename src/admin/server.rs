@@ -2,8 +2,6 @@
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
-use std::os::unix::fs::{FileTypeExt, PermissionsExt};
-use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -12,10 +10,13 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
+use tokio_util::sync::CancellationToken;
+use tokio_util::task::TaskTracker;
 
 use super::api::Api;
-use crate::config::AdminListen;
-use crate::listener::sockets::{self, BindError};
+use crate::config::{AdminListen, ListenAddress, SocketFile};
+use crate::listener::passed::Passed;
+use crate::listener::sockets::{self, BindError, Socket};
 
 /// A client of the admin API that has not sent its header by then is dropped.
 const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
@@ -24,10 +25,10 @@ const HEADER_TIMEOUT: Duration = Duration::from_secs(10);
 #[derive(Debug, thiserror::Error)]
 pub enum AdminError {
     #[error("admin API: {0}")]
-    Tcp(#[from] BindError),
-    #[error("admin API: cannot listen on unix:{path}: {source}")]
-    Unix {
-        path: PathBuf,
+    Bind(#[from] BindError),
+    #[error("admin API: the socket for {address} cannot be used: {source}")]
+    Socket {
+        address: ListenAddress,
         source: std::io::Error,
     },
 }
@@ -39,51 +40,80 @@ pub enum AdminListener {
 }
 
 impl AdminListener {
-    /// Binds; `None` where the admin API is off.
-    pub fn bind(listen: &AdminListen) -> Result<Option<AdminListener>, AdminError> {
-        match listen {
-            AdminListen::Off => Ok(None),
-            AdminListen::Tcp(address) => {
-                let listener = sockets::bind(*address)?;
-                let address = listener.local_addr().unwrap_or(*address);
-                Ok(Some(AdminListener::Tcp(listener, address)))
+    /// Takes the socket that was passed for it, or binds one; `None` where the admin API is off. The
+    /// socket's file is for whoever runs the server alone.
+    pub fn bind(
+        listen: &AdminListen,
+        passed: &mut Passed,
+    ) -> Result<Option<AdminListener>, AdminError> {
+        let Some(address) = listen.address() else {
+            return Ok(None);
+        };
+        let socket = match passed.take(&address) {
+            Some(socket) => socket,
+            None => sockets::bind(&address, &SocketFile::private())?,
+        };
+        let listener = AdminListener::of(socket);
+        Ok(Some(listener.map_err(|source| AdminError::Socket {
+            address,
+            source,
+        })?))
+    }
+
+    pub fn of(socket: Socket) -> std::io::Result<AdminListener> {
+        Ok(match socket {
+            Socket::Tcp(listener) => {
+                let address = listener.local_addr()?;
+                AdminListener::Tcp(listener, address)
             }
-            AdminListen::Unix(path) => match bind_unix(path) {
-                Ok(listener) => Ok(Some(AdminListener::Unix(listener))),
-                Err(source) => Err(AdminError::Unix {
-                    path: path.clone(),
-                    source,
-                }),
-            },
+            Socket::Unix(listener) => AdminListener::Unix(listener),
+        })
+    }
+
+    /// The same socket, for others.
+    pub fn socket(&self) -> std::io::Result<Socket> {
+        match self {
+            AdminListener::Tcp(listener, _) => listener.try_clone().map(Socket::Tcp),
+            AdminListener::Unix(listener) => listener.try_clone().map(Socket::Unix),
         }
     }
 
-    /// Serves until the process ends.
-    pub async fn serve(self, api: Arc<Api>) -> std::io::Result<()> {
-        match self {
-            AdminListener::Tcp(listener, address) => {
-                let listener = TcpListener::from_std(listener)?;
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            drop(tokio::spawn(connection(stream, api.clone(), Some(address))))
+    /// Serves until `stop`. Its connections are among `connections`: requests under way are answered.
+    pub async fn serve(
+        self,
+        api: Arc<Api>,
+        stop: CancellationToken,
+        connections: TaskTracker,
+    ) -> std::io::Result<()> {
+        let serve = async {
+            match self {
+                AdminListener::Tcp(listener, address) => {
+                    let listener = TcpListener::from_std(listener)?;
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => {
+                                let (api, stop) = (api.clone(), stop.clone());
+                                connections.spawn(connection(stream, api, Some(address), stop));
+                            }
+                            Err(error) => pause_after(&error).await,
                         }
-                        Err(error) => pause_after(&error).await,
+                    }
+                }
+                AdminListener::Unix(listener) => {
+                    let listener = UnixListener::from_std(listener)?;
+                    loop {
+                        match listener.accept().await {
+                            Ok((stream, _)) => {
+                                let (api, stop) = (api.clone(), stop.clone());
+                                connections.spawn(connection(stream, api, None, stop));
+                            }
+                            Err(error) => pause_after(&error).await,
+                        }
                     }
                 }
             }
-            AdminListener::Unix(listener) => {
-                let listener = UnixListener::from_std(listener)?;
-                loop {
-                    match listener.accept().await {
-                        Ok((stream, _)) => {
-                            drop(tokio::spawn(connection(stream, api.clone(), None)))
-                        }
-                        Err(error) => pause_after(&error).await,
-                    }
-                }
-            }
-        }
+        };
+        stop.run_until_cancelled(serve).await.unwrap_or(Ok(()))
     }
 }
 
@@ -92,41 +122,31 @@ async fn pause_after(error: &std::io::Error) {
     tokio::time::sleep(Duration::from_millis(100)).await;
 }
 
-async fn connection<S>(stream: S, api: Arc<Api>, listener: Option<SocketAddr>)
-where
+async fn connection<S>(
+    stream: S,
+    api: Arc<Api>,
+    listener: Option<SocketAddr>,
+    stop: CancellationToken,
+) where
     S: AsyncRead + AsyncWrite + Send + Unpin + 'static,
 {
     let service = service_fn(move |request| {
         let api = api.clone();
         async move { Ok::<_, Infallible>(api.answer(&request, listener).await) }
     });
-    let served = http1::Builder::new()
+    let connection = http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEADER_TIMEOUT)
-        .serve_connection(TokioIo::new(stream), service)
-        .await;
+        .serve_connection(TokioIo::new(stream), service);
+    tokio::pin!(connection);
+    let served = tokio::select! {
+        served = connection.as_mut() => served,
+        () = stop.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
     if let Err(error) = served {
         tracing::debug!(%error, "admin API connection");
     }
-}
-
-/// Binds a socket that only its owner may use, in place of a stale one.
-fn bind_unix(path: &Path) -> std::io::Result<std::os::unix::net::UnixListener> {
-    if let Some(parent) = path.parent() {
-        std::fs::create_dir_all(parent)?;
-    }
-    let is_socket = std::fs::symlink_metadata(path).is_ok_and(|meta| meta.file_type().is_socket());
-    if is_socket {
-        if std::os::unix::net::UnixStream::connect(path).is_ok() {
-            return Err(std::io::Error::new(
-                std::io::ErrorKind::AddrInUse,
-                "another process listens there",
-            ));
-        }
-        std::fs::remove_file(path)?;
-    }
-    let listener = std::os::unix::net::UnixListener::bind(path)?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o600))?;
-    listener.set_nonblocking(true)?;
-    Ok(listener)
 }

@@ -3,7 +3,7 @@
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::Path;
 
-use super::Bound;
+use super::Sockets;
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::subjects;
 use crate::admin::server::AdminListener;
@@ -12,13 +12,13 @@ use crate::config::{AdminListen, Config, Site, TlsMode};
 use crate::listener::accept::Protocol;
 
 /// Prints the addresses. They go to stderr, where the log goes.
-pub(super) fn print(config: &Config, bound: &Bound) {
+pub(super) fn print(config: &Config, sockets: &Sockets) {
     if let Some(note) = &config.server.state_dir_note {
         tracing::info!("{note}");
     }
     for site in &config.sites {
         for host in &site.hosts {
-            if let Some(url) = url(site, host, bound) {
+            if let Some(url) = url(site, host, sockets) {
                 tracing::info!(tls = ?site.tls, "serving {url}");
             }
         }
@@ -26,7 +26,7 @@ pub(super) fn print(config: &Config, bound: &Bound) {
             tracing::info!(tls = ?site.tls, "serving every other name, on demand");
         }
     }
-    match (&bound.admin, &config.server.admin_listen) {
+    match (&sockets.admin, &config.server.admin_listen) {
         (Some(AdminListener::Tcp(_, address)), _) => {
             tracing::info!("admin API at http://{address}")
         }
@@ -54,12 +54,12 @@ fn explain_trust(root: &Path) {
     );
 }
 
-fn url(site: &Site, host: &Name, bound: &Bound) -> Option<String> {
+fn url(site: &Site, host: &Name, sockets: &Sockets) -> Option<String> {
     let (scheme, default_port, protocol) = match site.tls {
         TlsMode::Off => ("http", 80, Protocol::Http),
         _ => ("https", 443, Protocol::Https),
     };
-    let address = bound.first(protocol)?;
+    let address = sockets.first(protocol, &site.listen)?;
     let host = match host {
         Name::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
         other => other.to_string(),

@@ -1,33 +1,43 @@
 //! The server that runs, and how another configuration takes over: whole, or not at all.
 
 use std::collections::{HashMap, HashSet};
-use std::path::PathBuf;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU16, Ordering};
+use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
+use super::admin_server::AdminServer;
+use super::hand_over::{HandOverError, Program, Successor};
 use super::listeners::Listeners;
 use super::plan::Plan;
-use super::sources;
+use super::service_manager::ServiceManager;
 use super::tls_files::Trust;
 use super::watching::Watching;
+use super::{sources, status};
+use crate::acme::challenges::Challenges;
 use crate::acme::subject::Assignment;
 use crate::acme::worker::WorkerHandle;
-use crate::admin::api::Api;
+use crate::admin::api::UpgradeRequest;
 use crate::admin::metrics::Metrics;
 use crate::admin::server::AdminListener;
 use crate::certificate::reloader::{Change, Reloader};
 use crate::config::watch::{Candidate, Refusal};
-use crate::config::{AdminListen, Config, LogLevel};
+use crate::config::{Config, LogLevel};
+use crate::listener::passed::Passed;
 use crate::on_demand::OnDemand;
 use crate::proxy::{HealthChecks, Routing, access_log};
 use crate::store::StateDir;
 
 /// The port of redirects where nothing is served over TLS.
 pub(super) const DEFAULT_HTTPS_PORT: u16 = 443;
+
+/// How long a hand-over waits for challenges under way: a CA looks within seconds, and the new
+/// process knows nothing of them.
+const CHALLENGES_TIMEOUT: Duration = Duration::from_secs(10);
+const CHALLENGES_POLL: Duration = Duration::from_millis(50);
 
 /// How the log level of the running process is changed.
 pub struct LogControl {
@@ -55,25 +65,107 @@ pub(super) struct Live {
     pub on_demand: OnDemand,
     pub metrics: Arc<Metrics>,
     pub log: LogControl,
+    pub succession: Succession,
+}
+
+/// What is needed for another process to take over.
+pub(super) struct Succession {
+    pub program: Program,
+    pub service_manager: ServiceManager,
+    pub challenges: Challenges,
+    /// Cancelled once one has.
+    pub done: CancellationToken,
+}
+
+impl Succession {
+    pub fn new(
+        program: Program,
+        service_manager: ServiceManager,
+        challenges: Challenges,
+    ) -> Succession {
+        Succession {
+            program,
+            service_manager,
+            challenges,
+            done: CancellationToken::new(),
+        }
+    }
 }
 
 impl Live {
-    /// Takes over one configuration after another, until `stop`.
+    /// Takes over one configuration after another, until `stop`, or until another process has taken
+    /// over.
     pub async fn run(
         mut self,
         mut candidates: mpsc::Receiver<Candidate>,
+        mut upgrades: mpsc::Receiver<UpgradeRequest>,
         stop: CancellationToken,
     ) -> Live {
+        let done = self.succession.done.clone();
         // What is cut short by the end of the process needs no end of its own.
         stop.run_until_cancelled(async {
-            while let Some(Candidate { config, answer }) = candidates.recv().await {
-                // Whoever offered it may have gone.
-                let _ = answer.send(self.take_over(config).await);
+            // Whoever asked may have gone, so that nobody takes the answers.
+            while !done.is_cancelled() {
+                tokio::select! {
+                    Some(Candidate { config, answer }) = candidates.recv() => {
+                        let _ = answer.send(self.take_over(config).await);
+                    }
+                    Some(UpgradeRequest { answer }) = upgrades.recv() => {
+                        let _ = answer.send(self.upgrade().await);
+                    }
+                    else => break,
+                }
             }
             std::future::pending::<()>().await;
         })
         .await;
         self
+    }
+
+    /// Has a new process of the program take over. Its id, or why it has not, and this one goes on.
+    async fn upgrade(&mut self) -> Result<u32, String> {
+        let result = self.hand_over().await;
+        match &result {
+            Ok(pid) => tracing::info!(pid, "a new process has taken over"),
+            Err(error) => tracing::error!(%error, "no new process takes over: this one goes on"),
+        }
+        result.map_err(|error| error.to_string())
+    }
+
+    async fn hand_over(&mut self) -> Result<u32, HandOverError> {
+        let mut sockets = self.listeners.sockets()?;
+        sockets.extend(self.admin.socket()?);
+        let mut successor = Successor::start(&self.succession.program, &sockets)?;
+        drop(sockets);
+        let pid = successor.pid();
+        tracing::info!(pid, "a new process loads, to take over");
+        successor.ready().await?;
+        self.challenges_are_over().await;
+        self.listeners.pause_all().await;
+        self.admin.pause();
+        if let Err(error) = successor.take_over().await {
+            drop(successor);
+            self.listeners.resume_all();
+            self.admin.resume();
+            return Err(error);
+        }
+        // Before the new one says anything: the service manager listens to the main process alone.
+        self.succession.service_manager.main_process(pid);
+        successor.confirm().await;
+        self.listeners.leave();
+        self.admin.leave();
+        self.succession.done.cancel();
+        Ok(pid)
+    }
+
+    async fn challenges_are_over(&self) {
+        let over = async {
+            while !self.succession.challenges.is_empty() {
+                tokio::time::sleep(CHALLENGES_POLL).await;
+            }
+        };
+        // An order that is cut short is resumed by the new process.
+        let _ = tokio::time::timeout(CHALLENGES_TIMEOUT, over).await;
     }
 
     /// Up to the last bind everything can be undone, and after it nothing can fail.
@@ -88,10 +180,14 @@ impl Live {
         }
         let new = Arc::new(new);
         let admin = match plan.admin {
-            true => Some(AdminListener::bind(&new.server.admin_listen).map_err(refusal)?),
+            true => {
+                let listen = &new.server.admin_listen;
+                Some(AdminListener::bind(listen, &mut Passed::default()).map_err(refusal)?)
+            }
             false => None,
         };
-        let bound = self.listeners.bind(&plan).await.map_err(refusal)?;
+        let bound = self.listeners.bind(&plan, &new.server.socket_file).await;
+        let bound = bound.map_err(refusal)?;
 
         let changes = self.reloader.reconfigure(sources(&new, &self.state)).await;
         let changes = changes.unwrap_or_default();
@@ -102,6 +198,7 @@ impl Live {
         self.watching.reconfigure(&new);
         self.worker.reassign(Assignment::from(&*new)).await;
         self.on_demand.reconfigure(&new);
+        self.listeners.admission().reconfigure(&new.server);
         self.config.store(new.clone());
         self.set_log_level(&old, &new);
         self.log.access_log.configure(&new.access_log);
@@ -115,6 +212,7 @@ impl Live {
             self.admin.replace(listener, &new.server.admin_listen);
         }
         let certificates = changes.len();
+        self.succession.service_manager.status(&status(&new));
         off_the_request_path(move || log_change(&old, &new, &plan, certificates));
         Ok(changes)
     }
@@ -190,44 +288,4 @@ fn sites(
 ) -> impl Iterator<Item = (&crate::certificate::name::Name, &crate::config::Site)> {
     let sites = config.sites.iter();
     sites.filter_map(|site| Some((site.hosts.first()?, site)))
-}
-
-/// The admin API's listener, if there is one.
-pub(super) struct AdminServer {
-    pub api: Arc<Api>,
-    running: Option<CancellationToken>,
-    /// The socket's file, to be removed when another takes its place.
-    path: Option<PathBuf>,
-}
-
-impl AdminServer {
-    pub fn new(api: Api) -> AdminServer {
-        AdminServer {
-            api: Arc::new(api),
-            running: None,
-            path: None,
-        }
-    }
-
-    /// Serves on this listener and no other. Requests under way are answered.
-    pub fn replace(&mut self, listener: Option<AdminListener>, listen: &AdminListen) {
-        if let Some(running) = self.running.take() {
-            running.cancel();
-        }
-        if let Some(path) = self.path.take() {
-            // Whoever connects to it would only find nobody there.
-            let _ = std::fs::remove_file(path);
-        }
-        let Some(listener) = listener else { return };
-        if let AdminListen::Unix(path) = listen {
-            self.path = Some(path.clone());
-        }
-        let (api, stop) = (self.api.clone(), CancellationToken::new());
-        self.running = Some(stop.clone());
-        tokio::spawn(async move {
-            if let Some(Err(error)) = stop.run_until_cancelled(listener.serve(api)).await {
-                tracing::error!(%error, "the admin API cannot be served");
-            }
-        });
-    }
 }

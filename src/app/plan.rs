@@ -1,16 +1,16 @@
 //! What has to be done to get from one configuration to another. Pure: nothing here touches a
 //! socket or a file.
 
-use std::net::SocketAddr;
-
-use crate::config::{Config, TlsMode};
+use crate::config::{Config, ListenAddress, Site, TlsMode};
 use crate::listener::accept::Protocol;
 
 /// An address as configured, and what is spoken there.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Endpoint {
-    pub address: SocketAddr,
+    pub address: ListenAddress,
     pub protocol: Protocol,
+    /// Whether only sites are served there that say so.
+    pub own: bool,
 }
 
 /// What differs between two configurations, as far as it takes more than using the new one.
@@ -25,22 +25,52 @@ pub(super) struct Plan {
 }
 
 /// Where a configuration wants to listen. Without a site that uses TLS, `https_listen` is not used.
+/// One with addresses of its own uses it for the challenges of a CA alone.
 pub(super) fn endpoints(config: &Config) -> Vec<Endpoint> {
     let with = |protocol| {
-        move |address: &SocketAddr| Endpoint {
-            address: *address,
+        move |address: &ListenAddress| Endpoint {
+            address: address.clone(),
             protocol,
+            own: false,
         }
     };
-    let wants_tls = config.sites.iter().any(|site| site.tls != TlsMode::Off);
-    let https: &[SocketAddr] = match wants_tls {
+    let wants_tls = config.sites.iter().any(|site| match site.listen[..] {
+        [] => site.tls != TlsMode::Off,
+        _ => may_be_validated(site),
+    });
+    let https: &[ListenAddress] = match wants_tls {
         true => &config.server.https_listen,
         false => &[],
     };
     let plain = config.server.http_listen.iter().map(with(Protocol::Http));
-    plain
+    let mut endpoints: Vec<Endpoint> = plain
         .chain(https.iter().map(with(Protocol::Https)))
-        .collect()
+        .collect();
+    for own in config.sites.iter().flat_map(own_endpoints) {
+        // Several sites may say the same.
+        if !endpoints.contains(&own) {
+            endpoints.push(own);
+        }
+    }
+    endpoints
+}
+
+fn own_endpoints(site: &Site) -> impl Iterator<Item = Endpoint> {
+    let protocol = match site.tls {
+        TlsMode::Off => Protocol::Http,
+        _ => Protocol::Https,
+    };
+    site.listen.iter().map(move |address| Endpoint {
+        address: address.clone(),
+        protocol,
+        own: true,
+    })
+}
+
+/// Whether a CA may look at it from outside, which it does at the usual ports.
+fn may_be_validated(site: &Site) -> bool {
+    let is_public = || site.any_host || site.hosts.iter().any(|host| !host.is_private());
+    matches!(site.tls, TlsMode::Acme) || (site.tls == TlsMode::Auto && is_public())
 }
 
 impl Plan {
@@ -78,17 +108,19 @@ impl Plan {
 
     /// The dropped endpoints that have to be closed before `new` can be bound.
     pub fn in_the_way_of(&self, new: &Endpoint) -> impl Iterator<Item = &Endpoint> {
-        let new = new.address;
-        self.drop.iter().filter(move |old| clash(old.address, new))
+        let new = new.address.clone();
+        let dropped = self.drop.iter();
+        dropped.filter(move |old| clash(&old.address, &new))
     }
 }
 
 /// Whether the kernel refuses to have both.
-fn clash(one: SocketAddr, other: SocketAddr) -> bool {
-    let all = |address: SocketAddr| address.ip().is_unspecified();
-    one.port() != 0
-        && one.port() == other.port()
-        && (one.ip() == other.ip() || all(one) || all(other))
+fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
+    let (ListenAddress::Tcp(one), ListenAddress::Tcp(other)) = (one, other) else {
+        return one == other;
+    };
+    let all = one.ip().is_unspecified() || other.ip().is_unspecified();
+    one.port() != 0 && one.port() == other.port() && (one.ip() == other.ip() || all)
 }
 
 #[cfg(test)]
@@ -155,7 +187,7 @@ mod tests {
         let in_the_way = |old: &str, new: &str| {
             let plan = plan(old, new);
             let found = plan.bind.iter().flat_map(|new| plan.in_the_way_of(new));
-            shown(&found.copied().collect::<Vec<_>>())
+            shown(&found.cloned().collect::<Vec<_>>())
         };
         let old = "http_listen = [\"127.0.0.1:80\", \"127.0.0.1:81\"]";
         assert_eq!(

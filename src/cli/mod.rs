@@ -15,6 +15,7 @@ mod run;
 mod schema;
 mod status;
 mod trust;
+mod upgrade;
 
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -50,6 +51,8 @@ enum Command {
     Certs(certs::CertsArgs),
     /// Change the ACME account of a running perennial
     Account(account::AccountArgs),
+    /// Have a new process of the program take over from the running one, without a refused connection
+    Upgrade(upgrade::UpgradeArgs),
     /// Look at all that an order depends on (DNS, ports, CAA, clock, disk, limits), and say what to do
     Doctor(doctor::DoctorArgs),
     /// Make this system, and this user's browsers, trust the internal CA
@@ -91,6 +94,7 @@ pub fn main() -> ExitCode {
         Command::Status(args) => status::main(args),
         Command::Certs(args) => certs::main(args),
         Command::Account(args) => account::main(args),
+        Command::Upgrade(args) => upgrade::main(&args),
         Command::Doctor(args) => doctor::main(args),
         Command::Trust(args) => trust::main(args, Change::Install),
         Command::Untrust(args) => trust::main(args, Change::Remove),

@@ -53,10 +53,14 @@ pub(super) fn main(args: ProxyArgs) -> ExitCode {
         email: args.email,
         internal: args.internal,
     };
+    let predecessor = match run::predecessor() {
+        Ok(predecessor) => predecessor,
+        Err(code) => return code,
+    };
     match Config::from_command_line(command_line) {
         Ok(config) => {
             let log = logging::start(&args.log, config.server.log_level);
-            run::serve(config, None, log)
+            run::serve(config, None, log, predecessor)
         }
         Err(diagnostics) => {
             eprintln!("{diagnostics}");

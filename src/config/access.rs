@@ -248,7 +248,7 @@ fn realm(text: &str) -> Result<Box<str>, Problem> {
 }
 
 /// `"64KiB"`, or `"off"`.
-fn size(text: &str) -> Result<Option<u64>, Problem> {
+pub(super) fn size(text: &str) -> Result<Option<u64>, Problem> {
     const UNITS: [(&str, u32); 4] = [("KiB", 10), ("MiB", 20), ("GiB", 30), ("B", 0)];
     if text == "off" {
         return Ok(None);

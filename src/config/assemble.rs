@@ -15,11 +15,11 @@ use super::draft::{
 };
 use super::environment::DefaultStateDir;
 use super::file_check::{FilePurpose, FileReference};
-use super::value::overlap;
+use super::listen::overlap;
 use super::{
     Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Coding, Config,
-    FieldRules, Forward, PathPattern, PoolSettings, Route, Server, Site, Takeover, TlsMode,
-    UpstreamTls,
+    FieldRules, Forward, ListenAddress, PathPattern, PoolSettings, ProxyProtocol, Route, Server,
+    Site, Takeover, TlsMode, UpstreamTls,
 };
 use super::{acme_options, fields, on_demand, pool, tls_options};
 use crate::certificate::name::Name;
@@ -36,7 +36,7 @@ pub(super) fn assemble(
     default_state_dir: DefaultStateDir,
     report: &Report<'_>,
 ) -> Config {
-    check_listen_addresses(&draft.server, report);
+    check_listen_addresses(&draft, report);
     check_listeners_suffice(&draft, report);
     check_certificate_sources(&draft.certificates, report);
     check_hosts_unique(&draft.sites, report);
@@ -49,6 +49,7 @@ pub(super) fn assemble(
         acme_options::check_addresses(site, &draft, report);
         check_routes(site, report);
         pool::check(site, report);
+        check_proxy_protocol(site, report);
     }
     tls_options::check(&draft, report);
     check_takeover(&draft.certificates, report);
@@ -78,6 +79,7 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
     Server {
         http_listen: addresses(draft.http_listen, DEFAULT_HTTP),
         https_listen: addresses(draft.https_listen, DEFAULT_HTTPS),
+        socket_file: draft.socket_file,
         admin_listen: draft
             .admin_listen
             .map_or(AdminListen::Tcp(DEFAULT_ADMIN), |admin| admin.value),
@@ -86,6 +88,10 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         threads: draft.threads.unwrap_or(0),
         grace_period: draft.grace_period.unwrap_or(DEFAULT_GRACE_PERIOD),
         trusted_proxies: draft.trusted_proxies,
+        proxy_protocol_from: draft.proxy_protocol_from,
+        max_connections: draft.max_connections,
+        max_connections_per_client: draft.max_connections_per_client,
+        min_rates: draft.min_rates,
         forwarded: draft.forwarded.unwrap_or_default(),
         request_id: draft.request_id,
         resolvers: draft.resolvers,
@@ -93,9 +99,9 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
     }
 }
 
-fn addresses(listen: Listen, default: SocketAddr) -> Vec<SocketAddr> {
+fn addresses(listen: Listen, default: SocketAddr) -> Vec<ListenAddress> {
     match listen {
-        Listen::Default => vec![default],
+        Listen::Default => vec![ListenAddress::Tcp(default)],
         Listen::Nowhere(_) => Vec::new(),
         Listen::On(addresses) => addresses.into_iter().map(|one| one.value).collect(),
     }
@@ -131,6 +137,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         false => draft.response_fields,
     };
     let site_wide = SiteWide {
+        proxy_protocol: draft.proxy_protocol.and_then(|version| version.value),
         upstream_tls: site_tls,
         request_fields: draft.request_fields,
         response_fields,
@@ -153,6 +160,12 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         any_host: draft.any_host.is_some(),
         hosts: draft.hosts.into_iter().map(|host| host.value).collect(),
         tls: draft.tls.map(|tls| tls.value).unwrap_or_default(),
+        listen: draft
+            .listen
+            .into_iter()
+            .flatten()
+            .map(|one| one.value)
+            .collect(),
         certificate_per: draft.certificate_per,
         client_auth: draft
             .client_auth
@@ -167,6 +180,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
 
 /// What a site says for all its routes.
 struct SiteWide {
+    proxy_protocol: Option<ProxyProtocol>,
     upstream_tls: Option<UpstreamTls>,
     request_fields: FieldRules,
     response_fields: FieldRules,
@@ -200,6 +214,10 @@ impl SiteWide {
             request_fields: self.request_fields.then(draft.request_fields),
             response_fields: self.response_fields.then(draft.response_fields),
             access: draft.access.over(&self.access),
+            proxy_protocol: match draft.proxy_protocol {
+                Some(own) => own.value,
+                None => self.proxy_protocol,
+            },
             compress: draft.compress.unwrap_or_else(|| self.compress.clone()),
             action,
         })
@@ -213,40 +231,64 @@ fn everything() -> PathPattern {
 /// One wish to listen. Without a place it is a default.
 struct Claim {
     key: &'static str,
-    address: SocketAddr,
+    address: ListenAddress,
     at: Option<usize>,
+    /// Of a site that shares it with sites that say the same; whether it has TLS.
+    site: Option<bool>,
+}
+
+fn site_claims(site: &SiteDraft) -> impl Iterator<Item = Claim> {
+    let has_tls = mode(site) != Some(TlsMode::Off);
+    site.listen.iter().flatten().map(move |one| Claim {
+        key: "listen",
+        address: one.value.clone(),
+        at: Some(one.at),
+        site: Some(has_tls),
+    })
+}
+
+/// Sites may share an address if they speak the same there.
+fn may_share(one: &Claim, other: &Claim) -> bool {
+    one.site.is_some() && one.site == other.site && one.address == other.address
 }
 
 fn claims(key: &'static str, listen: &Listen, default: SocketAddr) -> Vec<Claim> {
-    let claim = |address, at| Claim { key, address, at };
+    let claim = |address, at| Claim {
+        key,
+        address,
+        at,
+        site: None,
+    };
     match listen {
-        Listen::Default => vec![claim(default, None)],
+        Listen::Default => vec![claim(ListenAddress::Tcp(default), None)],
         Listen::Nowhere(_) => Vec::new(),
         Listen::On(addresses) => addresses
             .iter()
-            .map(|one| claim(one.value, Some(one.at)))
+            .map(|one| claim(one.value.clone(), Some(one.at)))
             .collect(),
     }
 }
 
-fn check_listen_addresses(server: &ServerDraft, report: &Report<'_>) {
+fn check_listen_addresses(draft: &Draft, report: &Report<'_>) {
+    let server = &draft.server;
     let mut all = claims("http_listen", &server.http_listen, DEFAULT_HTTP);
     all.extend(claims("https_listen", &server.https_listen, DEFAULT_HTTPS));
     let admin = match &server.admin_listen {
-        None => Some((DEFAULT_ADMIN, None)),
-        Some(Located { value, at }) => match value {
-            AdminListen::Tcp(address) => Some((*address, Some(*at))),
-            AdminListen::Unix(_) | AdminListen::Off => None,
-        },
+        None => Some((ListenAddress::Tcp(DEFAULT_ADMIN), None)),
+        Some(Located { value, at }) => value.address().map(|address| (address, Some(*at))),
     };
     all.extend(admin.map(|(address, at)| Claim {
         key: "admin_listen",
         address,
         at,
+        site: None,
     }));
+    all.extend(draft.sites.iter().flat_map(site_claims));
     for (i, claim) in all.iter().enumerate() {
-        let earlier = &all[..i];
-        if let Some(other) = earlier.iter().find(|o| overlap(o.address, claim.address)) {
+        let mut earlier = all[..i].iter();
+        let overlaps =
+            |other: &&Claim| overlap(&other.address, &claim.address) && !may_share(other, claim);
+        if let Some(other) = earlier.find(overlaps) {
             report_overlap(claim, other, report);
         }
     }
@@ -278,7 +320,8 @@ fn report_overlap(claim: &Claim, other: &Claim, report: &Report<'_>) {
 
 /// A key that switches a listener off must not take away what a site lives on.
 fn check_listeners_suffice(draft: &Draft, report: &Report<'_>) {
-    let mut modes = draft.sites.iter().filter_map(mode);
+    let shared = draft.sites.iter().filter(|site| site.listen.is_none());
+    let mut modes = shared.filter_map(mode);
     if let Listen::Nowhere(at) = draft.server.https_listen
         && modes.clone().any(|mode| mode != TlsMode::Off)
     {
@@ -510,6 +553,23 @@ fn check_routes(site: &SiteDraft, report: &Report<'_>) {
             report.add(route.path.at, problem.help("remove one of the two"));
         }
         check_strip_prefix(route, report);
+    }
+}
+
+/// What is answered here is announced to nobody.
+fn check_proxy_protocol(site: &SiteDraft, report: &Report<'_>) {
+    let goes_on = |action: &Option<ActionDraft>| {
+        let action = action.as_ref();
+        action.is_some_and(|action| !action.members().is_empty())
+    };
+    let routes_go_on = || site.routes.iter().any(|route| goes_on(&route.action));
+    let of_site = site.proxy_protocol.iter();
+    let of_site = of_site.filter(|_| !goes_on(&site.action) && !routes_go_on());
+    let of_routes = site.routes.iter().filter(|route| !goes_on(&route.action));
+    let of_routes = of_routes.filter_map(|route| route.proxy_protocol.as_ref());
+    for version in of_site.chain(of_routes).filter(|it| it.value.is_some()) {
+        let problem = Problem::new("`proxy_protocol` is set, but there are no `upstreams` here");
+        report.add(version.at, problem.help("leave the key out"));
     }
 }
 

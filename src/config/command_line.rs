@@ -9,10 +9,9 @@ use super::draft::{
     ActionDraft, AuthorityDraft, Draft, Listen, RouteDraft, ServerDraft, SiteDraft,
 };
 use super::environment::Environment;
+use super::listen::listen;
 use super::upstream::upstream;
-use super::value::{
-    admin_listen, directory_url, email, file_path, host, listen_address, path_pattern,
-};
+use super::value::{admin_listen, directory_url, email, file_path, host, path_pattern};
 use super::{Config, Files, PathPattern, TlsMode, Upstream};
 use crate::certificate::name::Name;
 
@@ -114,7 +113,7 @@ impl Reader<'_> {
     }
 
     fn listen(&self, name: &str, texts: &[String]) -> Listen {
-        let parse = |text| self.option(name, Some(text), listen_address);
+        let parse = |text| self.option(name, Some(text), |text| listen(text, Path::new("")));
         match texts {
             [] => Listen::Default,
             texts => Listen::On(texts.iter().filter_map(parse).collect()),

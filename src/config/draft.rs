@@ -1,7 +1,6 @@
 //! A configuration whose values are each valid, and not yet known to fit together. Both the file
 //! and the command line are read into one, and only `assemble` makes a [`super::Config`] of it.
 
-use std::net::SocketAddr;
 use std::path::PathBuf;
 use std::time::Duration;
 
@@ -17,7 +16,8 @@ use super::pool::PoolDraft;
 use super::{
     AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding, ErrorPages,
     ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix, KeyType, Limit,
-    LogLevel, Member, PathPattern, Takeover, Template, TlsMode,
+    ListenAddress, LogLevel, Member, MinRates, PathPattern, ProxyProtocol, ProxyProtocolFrom,
+    SocketFile, Takeover, Template, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -40,14 +40,19 @@ pub(super) struct Draft {
 pub(super) struct ServerDraft {
     pub(super) http_listen: Listen,
     pub(super) https_listen: Listen,
+    pub(super) socket_file: SocketFile,
     pub(super) admin_listen: Option<Located<AdminListen>>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,
     pub(super) grace_period: Option<Duration>,
     pub(super) trusted_proxies: Vec<IpPrefix>,
+    pub(super) proxy_protocol_from: ProxyProtocolFrom,
+    pub(super) max_connections: Option<usize>,
+    pub(super) max_connections_per_client: Option<usize>,
+    pub(super) min_rates: MinRates,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) request_id: Option<Box<str>>,
-    pub(super) resolvers: Vec<SocketAddr>,
+    pub(super) resolvers: Vec<std::net::SocketAddr>,
     pub(super) log_level: Option<LogLevel>,
 }
 
@@ -57,7 +62,7 @@ pub(super) enum Listen {
     Default,
     /// Written as an empty array, there.
     Nowhere(usize),
-    On(Vec<Located<SocketAddr>>),
+    On(Vec<Located<ListenAddress>>),
 }
 
 #[derive(Default)]
@@ -105,6 +110,8 @@ pub(super) struct SiteDraft {
     pub(super) on_demand: Option<Located<bool>>,
     /// Nothing where it was written and could not be read.
     pub(super) tls: Option<Located<TlsMode>>,
+    /// Where it is served alone, if it was written, be it wrongly.
+    pub(super) listen: Option<Vec<Located<ListenAddress>>>,
     pub(super) certificate_per: CertificatePer,
     pub(super) client_auth: Option<Located<ClientAuthDraft>>,
     /// `None` inside is "off".
@@ -119,6 +126,8 @@ pub(super) struct SiteDraft {
     pub(super) compress: Option<Vec<Coding>>,
     /// What happens to requests that no route is for.
     pub(super) action: Option<ActionDraft>,
+    /// `None` inside is "off".
+    pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) pool: PoolDraft,
     pub(super) routes: Vec<RouteDraft>,
@@ -131,6 +140,7 @@ impl SiteDraft {
             any_host: None,
             on_demand: None,
             tls,
+            listen: None,
             certificate_per: CertificatePer::default(),
             client_auth: None,
             takeover: None,
@@ -143,6 +153,7 @@ impl SiteDraft {
             access: AccessDraft::default(),
             compress: None,
             action: None,
+            proxy_protocol: None,
             upstream_tls: None,
             pool: PoolDraft::default(),
             routes: Vec::new(),
@@ -169,6 +180,7 @@ pub(super) struct RouteDraft {
     pub(super) compress: Option<Vec<Coding>>,
     /// Nothing where it could not be read.
     pub(super) action: Option<ActionDraft>,
+    pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
     pub(super) pool: PoolDraft,
 }
@@ -187,6 +199,7 @@ impl RouteDraft {
             access: AccessDraft::default(),
             compress: None,
             action: Some(action),
+            proxy_protocol: None,
             upstream_tls: None,
             pool: PoolDraft::default(),
         }

@@ -23,9 +23,11 @@ mod forward_auth;
 mod ip_prefix;
 mod keys;
 mod limits;
+mod listen;
 mod load;
 mod on_demand;
 mod pool;
+mod proxy_protocol;
 mod reader;
 pub mod reference;
 mod route;
@@ -59,12 +61,14 @@ pub use files::Files;
 pub use forward_auth::ForwardAuth;
 pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
+pub use listen::{ListenAddress, SocketFile};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 pub use on_demand::{Budgets, OnDemand, Permission};
 pub use pool::{
     Balancing, CheckKind, Ejection, Forward, HashKey, HealthCheck, HttpCheck, Member, Pending,
     Policy, PoolSettings, Retries, SameSite, Statuses, StickyCookie, Timeouts, Wait,
 };
+pub use proxy_protocol::{ProxyProtocol, ProxyProtocolFrom};
 pub use route::{Action, Glob, PathPattern, Route};
 pub use template::{Part, Placeholder, Template};
 
@@ -105,6 +109,23 @@ impl Config {
         }
     }
 
+    /// What a `[server]` table with this text makes of everything.
+    #[cfg(test)]
+    pub fn of_server(server: &str) -> Config {
+        let environment = Environment {
+            variable: &|_| None,
+            read_text: &|_| Err(std::io::ErrorKind::NotFound.into()),
+            default_state_dir: DefaultStateDir {
+                path: "/var/lib/perennial".into(),
+                note: None,
+            },
+        };
+        let site = "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n";
+        let text = format!("[server]\n{server}\n{site}");
+        Config::parse(&text, Path::new("p.toml"), &environment)
+            .unwrap_or_else(|found| panic!("{text}\n{found}"))
+    }
+
     fn from_draft(
         draft: Draft,
         environment: &Environment<'_>,
@@ -120,8 +141,10 @@ impl Config {
 #[derive(Clone, Debug)]
 pub struct Server {
     /// Plain HTTP: ACME challenges, redirects, and sites with `tls = "off"`.
-    pub http_listen: Vec<SocketAddr>,
-    pub https_listen: Vec<SocketAddr>,
+    pub http_listen: Vec<ListenAddress>,
+    pub https_listen: Vec<ListenAddress>,
+    /// Whose the files of Unix sockets among them are.
+    pub socket_file: SocketFile,
     pub admin_listen: AdminListen,
     pub state_dir: PathBuf,
     /// What to tell the user about a default `state_dir` that is not the documented one.
@@ -132,6 +155,13 @@ pub struct Server {
     pub grace_period: Duration,
     /// Proxies in front of this one, whose word for who asked is taken.
     pub trusted_proxies: Vec<IpPrefix>,
+    /// Whose connections begin with a header of the PROXY protocol.
+    pub proxy_protocol_from: ProxyProtocolFrom,
+    /// Connections of clients at a time; 0 is no limit. Made from what there is if `None`.
+    pub max_connections: Option<usize>,
+    /// The same for each client.
+    pub max_connections_per_client: Option<usize>,
+    pub min_rates: MinRates,
     /// How upstreams are told who asked.
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets, if it gets one.
@@ -140,6 +170,27 @@ pub struct Server {
     pub resolvers: Vec<SocketAddr>,
     /// The least important events to log, where neither `--log-level` nor `RUST_LOG` says so.
     pub log_level: LogLevel,
+}
+
+/// How slow a client may be, once the grace is used up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct MinRates {
+    /// Bytes of a request's body in a second; any if `None`.
+    pub request: Option<u64>,
+    /// Bytes of a response in a second; any if `None`.
+    pub response: Option<u64>,
+    pub grace: Duration,
+}
+
+impl Default for MinRates {
+    fn default() -> MinRates {
+        // A tenth of what a telephone line had, for a body that somebody waits for.
+        MinRates {
+            request: Some(240),
+            response: Some(240),
+            grace: Duration::from_secs(20),
+        }
+    }
 }
 
 /// In which fields upstreams are told who asked.
@@ -185,6 +236,17 @@ pub enum AdminListen {
     Tcp(SocketAddr),
     Unix(PathBuf),
     Off,
+}
+
+impl AdminListen {
+    /// `None`: nowhere.
+    pub fn address(&self) -> Option<ListenAddress> {
+        match self {
+            AdminListen::Tcp(address) => Some(ListenAddress::Tcp(*address)),
+            AdminListen::Unix(path) => Some(ListenAddress::Unix(path.clone())),
+            AdminListen::Off => None,
+        }
+    }
 }
 
 /// `[certificates]`: certificates that somebody else writes.
@@ -378,6 +440,8 @@ pub struct Site {
     /// Whether certificates are ordered when a client asks for their name, and not before.
     pub on_demand: bool,
     pub tls: TlsMode,
+    /// Where it is served, and nowhere else; on the server's listeners if there is none.
+    pub listen: Vec<ListenAddress>,
     pub certificate_per: CertificatePer,
     /// Whether clients have to show a certificate.
     pub client_auth: Option<ClientAuth>,

@@ -122,6 +122,11 @@ impl<'a> Value<'a> {
         }
     }
 
+    /// Reports what is wrong with it.
+    pub(super) fn keep<T>(self, result: Result<T, Problem>) -> Option<T> {
+        self.report.keep(self.at, result)
+    }
+
     pub(super) fn integer(self, kind: Kind) -> Option<Located<i128>> {
         let DeValue::Integer(integer) = self.inner else {
             return self.wrong_type(kind);

@@ -10,7 +10,7 @@ use super::keys::ROUTE_UPSTREAM_TLS;
 use super::reader::{Kind, List, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Access, Coding, Files, Forward, Upstream, UpstreamTls};
+use super::{Access, Coding, Files, Forward, ProxyProtocol, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -28,6 +28,8 @@ pub struct Route {
     pub request_fields: FieldRules,
     pub response_fields: FieldRules,
     pub access: Access,
+    /// Whether connections to upstreams begin with who the client is.
+    pub proxy_protocol: Option<ProxyProtocol>,
     /// In which codings bodies are sent that are in none, the best first.
     pub compress: Vec<Coding>,
     pub action: Action,
@@ -173,6 +175,17 @@ const STATUS: Kind = Kind {
     example: "404",
 };
 
+const PROXY_PROTOCOL: Kind = Kind {
+    what: "\"v1\", \"v2\" or \"off\"",
+    example: "\"v2\"",
+};
+
+/// Of a site or a route.
+pub(super) fn proxy_protocol(table: &Table<'_>) -> Option<Located<Option<ProxyProtocol>>> {
+    let value = table.get("proxy_protocol")?;
+    value.parse(PROXY_PROTOCOL, super::proxy_protocol::version)
+}
+
 impl<'a> Reader<'a> {
     pub(super) fn routes(&self, tables: &List<Table<'a>>) -> Vec<RouteDraft> {
         let tables = tables.values.iter();
@@ -206,6 +219,7 @@ impl<'a> Reader<'a> {
             access: self.access(table),
             compress: self.compress(table),
             action,
+            proxy_protocol: proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             pool: self.pool(table),
         })

@@ -8,6 +8,7 @@ use std::time::Duration;
 use http::StatusCode;
 use toml::de::DeTable;
 
+use super::access::size;
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     AuthorityDraft, CertificateFilesDraft, CertificatesDraft, ClientAuthDraft, Draft, Listen,
@@ -20,23 +21,36 @@ use super::keys::{
     SITE, TLS, TOP, UPSTREAM_TLS,
 };
 use super::limits::{LIMIT, LimitsDraft, limit};
+use super::listen::{account_name, listen, socket_mode};
 use super::on_demand::OnDemandDraft;
+use super::proxy_protocol;
 use super::reader::{Kind, List, Table, Value};
-use super::route::has_action;
+use super::route::{self, has_action};
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
-    duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type,
-    listen_address, log_level, secret, server_name, takeover, tls_mode, token,
+    duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type, log_level,
+    secret, server_name, takeover, tls_mode, token,
 };
-use super::{AdminListen, ChallengeType, ErrorPages, ExternalAccount, TlsMode};
+use super::{
+    AdminListen, ChallengeType, ErrorPages, ExternalAccount, ListenAddress, MinRates, SocketFile,
+    TlsMode,
+};
 use crate::certificate::name::Name;
 
 const DURATION: Kind = kind("a duration in quotes", "\"30s\"");
 const PATH: Kind = kind("a path in quotes", "\"/etc/perennial/name\"");
 const PATHS: Kind = kind("an array of paths", "[\"/etc/perennial/certs\"]");
 const ADDRESSES: Kind = kind("an array of listen addresses", "[\"[::]:8443\"]");
+const SOCKET_MODE: Kind = kind("a file mode in quotes", "\"0660\"");
+const ACCOUNT: Kind = kind("a user or a group in quotes", "\"www-data\"");
 const ADMIN_ADDRESS: Kind = kind("a listen address in quotes", "\"127.0.0.1:2019\"");
 pub(super) const PREFIXES: Kind = kind("an array of addresses and networks", "[\"10.0.0.0/8\"]");
+const PEERS: Kind = kind(
+    "an array of addresses and networks, or \"unix\"",
+    "[\"10.0.0.0/8\"]",
+);
+const CONNECTIONS: Kind = kind("a number of connections", "10000");
+const RATE: Kind = kind("a size in quotes, or \"off\"", "\"240B\"");
 const FORWARDED: Kind = kind(
     "\"x-forwarded\", \"rfc7239\", \"both\" or \"off\"",
     "\"both\"",
@@ -61,6 +75,9 @@ pub(super) const UPSTREAMS: Kind = kind("an array of upstreams", "[\"127.0.0.1:3
 
 /// More threads than any machine has cores are a slip of the finger.
 const MAX_THREADS: i128 = 1024;
+
+/// More connections than any machine has memory for.
+const MAX_CONNECTIONS: i128 = 100_000_000;
 
 /// Each holds connections, answers to challenges and perhaps TXT records.
 const MAX_PARALLEL_ORDERS: i128 = 256;
@@ -155,8 +172,9 @@ impl<'a> Reader<'a> {
         let state_dir = table.get("state_dir").and_then(|v| self.path(v));
         let grace_period = table.get("grace_period");
         ServerDraft {
-            http_listen: listen(table.get("http_listen")),
-            https_listen: listen(table.get("https_listen")),
+            http_listen: self.listen(table.get("http_listen")),
+            https_listen: self.listen(table.get("https_listen")),
+            socket_file: self.socket_file(table),
             admin_listen: table.get("admin_listen").map(|v| self.admin_listen(v)),
             state_dir: state_dir.map(|path| path.value),
             threads: table.get("threads").and_then(|v| self.threads(v)),
@@ -166,6 +184,14 @@ impl<'a> Reader<'a> {
                 .and_then(|v| v.list(PREFIXES, ip_prefix))
                 .map(|list| list.values.into_iter().map(|one| one.value).collect())
                 .unwrap_or_default(),
+            proxy_protocol_from: table
+                .get("proxy_protocol_from")
+                .and_then(|v| v.list(PEERS, proxy_protocol::peer))
+                .map(|list| list.values.into_iter().map(|one| one.value).collect())
+                .unwrap_or_default(),
+            max_connections: connections(table, "max_connections"),
+            max_connections_per_client: connections(table, "max_connections_per_client"),
+            min_rates: min_rates(table),
             forwarded: table
                 .get("forwarded")
                 .and_then(|v| v.parse(FORWARDED, forwarded))
@@ -179,6 +205,45 @@ impl<'a> Reader<'a> {
                 .get("log_level")
                 .and_then(|v| v.parse(LOG_LEVEL, log_level))
                 .map(|level| level.value),
+        }
+    }
+
+    fn listen(&self, value: Option<Value<'a>>) -> Listen {
+        let Some(value) = value else {
+            return Listen::Default;
+        };
+        match value.list(ADDRESSES, |text| listen(text, self.base)) {
+            Some(list) if list.is_empty => Listen::Nowhere(list.at),
+            Some(list) => Listen::On(list.values),
+            // What could not be read claims no address, not even the default one.
+            None => Listen::On(Vec::new()),
+        }
+    }
+
+    fn own_listen(&self, value: Value<'a>) -> Vec<Located<ListenAddress>> {
+        let Some(list) = value.list(ADDRESSES, |text| listen(text, self.base)) else {
+            return Vec::new();
+        };
+        if list.is_empty {
+            let problem = Problem::new("`listen` is empty, so the site could not be reached")
+                .help("leave the key out to serve it on http_listen and https_listen");
+            self.report.add(list.at, problem);
+        }
+        list.values
+    }
+
+    fn socket_file(&self, table: &Table<'a>) -> SocketFile {
+        let account = |key| {
+            let name = table.get(key)?.parse(ACCOUNT, account_name)?;
+            Some(name.value)
+        };
+        let mode = table.get("socket_mode");
+        let mode = mode.and_then(|v| v.parse(SOCKET_MODE, socket_mode));
+        let default = SocketFile::default();
+        SocketFile {
+            mode: mode.map_or(default.mode, |mode| mode.value),
+            owner: account("socket_owner"),
+            group: account("socket_group"),
         }
     }
 
@@ -504,6 +569,7 @@ impl<'a> Reader<'a> {
             hosts: hosts.into_iter().filter_map(known_host).collect(),
             on_demand,
             tls,
+            listen: table.get("listen").map(|v| self.own_listen(v)),
             certificate_per: certificate_per.map(|unit| unit.value).unwrap_or_default(),
             client_auth: table.get("client_auth").and_then(|v| self.client_auth(v)),
             takeover: table
@@ -524,6 +590,7 @@ impl<'a> Reader<'a> {
             access: self.access(table),
             compress: self.compress(table),
             action,
+            proxy_protocol: route::proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
             pool: self.pool(table),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
@@ -590,15 +657,32 @@ fn known_host(host: Located<Option<Name>>) -> Option<Located<Name>> {
     host.value.map(|value| Located { value, at })
 }
 
-fn listen(value: Option<Value<'_>>) -> Listen {
-    let Some(value) = value else {
-        return Listen::Default;
+fn connections(table: &Table<'_>, key: &'static str) -> Option<usize> {
+    let value = table.get(key)?;
+    let count = value.integer(CONNECTIONS)?;
+    let in_bounds = (0..=MAX_CONNECTIONS).contains(&count.value);
+    let number = usize::try_from(count.value).ok().filter(|_| in_bounds);
+    let problem = || {
+        Problem::new(format!("{} is no number of connections", count.value))
+            .help("write how many there may be at a time, or 0 for no limit")
     };
-    match value.list(ADDRESSES, listen_address) {
-        Some(list) if list.is_empty => Listen::Nowhere(list.at),
-        Some(list) => Listen::On(list.values),
-        // What could not be read claims no address, not even the default one.
-        None => Listen::On(Vec::new()),
+    value.keep(number.ok_or_else(problem))
+}
+
+fn min_rates(table: &Table<'_>) -> MinRates {
+    let default = MinRates::default();
+    let rate = |key, default| {
+        let rate = table.get(key).and_then(|v| v.parse(RATE, size));
+        // At no bytes a second anything is fast enough.
+        rate.map_or(default, |rate| rate.value.filter(|bytes| *bytes > 0))
+    };
+    let grace = table.get("min_rate_after");
+    MinRates {
+        request: rate("min_request_rate", default.request),
+        response: rate("min_response_rate", default.response),
+        grace: grace
+            .and_then(|v| duration_of(v, "1s", "1d"))
+            .unwrap_or(default.grace),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The texts that values are written as: durations, addresses, names, patterns. Every function is
 //! pure and says what is wrong with a text and what would be right, never where it stood.
 
-use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use super::{
 };
 use crate::certificate::name::{Name, NameError};
 
-type Parsed<T> = Result<T, Problem>;
+pub(super) type Parsed<T> = Result<T, Problem>;
 
 /// What a Unix socket address has room for, without its final NUL (`sockaddr_un`, unix(7)).
 const MAX_SOCKET_PATH_BYTES: usize = 107;
@@ -404,14 +404,4 @@ pub(super) fn hmac_key(text: &str) -> Parsed<Vec<u8>> {
         Ok(key) => Ok(key),
         Err(_) => Err(wrong("is not base64url")),
     }
-}
-
-/// Whether two sockets cannot both listen there. Port 0 lets the system choose, and never clashes.
-pub(super) fn overlap(a: SocketAddr, b: SocketAddr) -> bool {
-    let (x, y) = (a.ip().to_canonical(), b.ip().to_canonical());
-    // An IPv6 socket on the unspecified address takes IPv4 connections as well.
-    let takes = |ip: IpAddr, other: IpAddr| {
-        ip == Ipv6Addr::UNSPECIFIED || (ip == Ipv4Addr::UNSPECIFIED && other.is_ipv4())
-    };
-    a.port() == b.port() && a.port() != 0 && (x == y || takes(x, y) || takes(y, x))
 }

@@ -1,26 +1,32 @@
 //! The accept loop: takes connections, does the handshake under a deadline, and hands them to the
 //! proxy.
 
+use std::fmt;
 use std::io;
-use std::net::SocketAddr;
+use std::net::{IpAddr, Ipv4Addr, SocketAddr};
 use std::pin::Pin;
 use std::sync::Arc;
 use std::time::Duration;
 
 use boring::ssl::{ErrorCode, SslAcceptor, SslRef};
 use pingora::tls::tokio_ssl::SslStream;
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
+use super::admission::{Admission, Place, Refusal};
 use super::client_auth;
-use super::connection::{ConnectionInfo, TlsInfo};
+use super::connection::{ConnectionInfo, TlsInfo, canonical};
+use super::drain::Drain;
+use super::proxy_protocol::{self, Header, ProxyProtocolError};
 use super::self_check::OwnConnections;
+use super::sockets::Socket;
 use super::stream::{ClientStream, ReadAhead};
 use super::tls::{self, Outcome};
 use super::workers::Workers;
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
+use crate::config::ListenAddress;
 use crate::on_demand::OnDemand;
 use crate::proxy::Proxy;
 
@@ -43,10 +49,13 @@ pub struct Service {
     /// Where certificates that are not in the table can be had.
     pub on_demand: Option<OnDemand>,
     pub metrics: Arc<Metrics>,
+    pub admission: Admission,
     /// Those of the self-check: they are no clients.
     pub own: OwnConnections,
-    /// Cancelled when the listener drains.
-    pub drain: CancellationToken,
+    /// Told when the listener goes.
+    pub drain: Drain,
+    /// Which sites are served, if not those of the server's listeners.
+    pub scope: Option<Arc<ListenAddress>>,
 }
 
 /// What a listener speaks.
@@ -58,9 +67,86 @@ pub enum Protocol {
 
 /// A listening socket and the connections that came in on it. They are cut off when it is dropped.
 pub struct Accepted {
-    pub listener: TcpListener,
+    pub listener: Listening,
     pub connections: JoinSet<()>,
 }
+
+/// A listening socket that waits for connections.
+pub enum Listening {
+    Tcp(TcpListener),
+    Unix(UnixListener),
+}
+
+/// A connection that has just come in.
+struct Incoming {
+    /// Of either kind: see [`as_tcp`].
+    stream: std::net::TcpStream,
+    peer: Peer,
+}
+
+/// Who is at the other end of a socket.
+#[derive(Clone, Copy)]
+enum Peer {
+    Tcp(SocketAddr),
+    /// Somebody on this host.
+    Unix,
+}
+
+impl fmt::Display for Peer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Peer::Tcp(client) => canonical(*client).fmt(f),
+            Peer::Unix => f.write_str("a Unix socket"),
+        }
+    }
+}
+
+impl Listening {
+    /// Of the current runtime.
+    pub fn new(socket: Socket) -> io::Result<Listening> {
+        match socket {
+            Socket::Tcp(listener) => TcpListener::from_std(listener).map(Listening::Tcp),
+            Socket::Unix(listener) => UnixListener::from_std(listener).map(Listening::Unix),
+        }
+    }
+
+    pub fn into_socket(self) -> io::Result<Socket> {
+        match self {
+            Listening::Tcp(listener) => listener.into_std().map(Socket::Tcp),
+            Listening::Unix(listener) => listener.into_std().map(Socket::Unix),
+        }
+    }
+
+    /// Dropping this loses no connection. What it takes is another runtime's from then on.
+    async fn accept(&self) -> io::Result<Incoming> {
+        match self {
+            Listening::Tcp(listener) => {
+                let (stream, client) = listener.accept().await?;
+                Ok(Incoming {
+                    stream: stream.into_std()?,
+                    peer: Peer::Tcp(client),
+                })
+            }
+            Listening::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                Ok(Incoming {
+                    stream: as_tcp(stream.into_std()?),
+                    peer: Peer::Unix,
+                })
+            }
+        }
+    }
+}
+
+/// A stream socket is read, written and closed in the same way, whatever its addresses are. Asking
+/// for these, and setting what is TCP's own, fails: whoever does knows of [`Peer`].
+fn as_tcp(stream: std::os::unix::net::UnixStream) -> std::net::TcpStream {
+    std::os::fd::OwnedFd::from(stream).into()
+}
+
+/// The address that clients on a Unix socket, and the socket itself, have for everything that asks
+/// for one: it is somebody on this host.
+const LOCAL: SocketAddr = SocketAddr::new(IpAddr::V4(Ipv4Addr::LOCALHOST), 0);
 
 /// Accepts connections until `stop`.
 pub async fn accept_loop(
@@ -83,20 +169,26 @@ pub async fn accept_loop(
             () = &mut stopped => return accepted,
         };
         match connection {
-            Ok((stream, client)) => {
-                // It is another runtime's from now on. Neither fails: there is a worker at least, and
-                // a socket is let go by forgetting it.
-                let (Ok(stream), Some(seat)) = (stream.into_std(), service.workers.seat()) else {
+            Ok(incoming) => {
+                let arrival = match admit(&incoming, &service) {
+                    Ok(arrival) => arrival,
+                    Err(refusal) => {
+                        service.admission.refused(refusal, &incoming.peer);
+                        continue;
+                    }
+                };
+                // There is a worker at least.
+                let Some(seat) = service.workers.seat() else {
                     continue;
                 };
                 let service = service.clone();
                 seat.serve(connections, move |proxy| {
-                    serve(stream, client, protocol, service, proxy)
+                    serve(incoming, arrival, protocol, service, proxy)
                 });
             }
             Err(error) if concerns_one_connection(&error) => {}
             Err(error) => {
-                tracing::error!(%error, "cannot accept connections");
+                service.admission.refused(Refusal::Accept, &error);
                 tokio::time::sleep(ACCEPT_BACKOFF).await;
             }
         }
@@ -117,9 +209,34 @@ fn concerns_one_connection(error: &io::Error) -> bool {
     )
 }
 
+/// Where a connection stands that has just come in.
+enum Arrival {
+    /// Of this process; it counts as nobody's.
+    Own,
+    Client(Place),
+    /// Whose it is, the proxy has still to say.
+    Announced(Place),
+}
+
+fn admit(incoming: &Incoming, service: &Service) -> Result<Arrival, Refusal> {
+    let ip = match incoming.peer {
+        Peer::Tcp(client) if service.own.contains(canonical(client)) => return Ok(Arrival::Own),
+        Peer::Tcp(client) => Some(client.ip().to_canonical()),
+        Peer::Unix => None,
+    };
+    let mut place = service.admission.enter()?;
+    if service.admission.is_announced(ip) {
+        return Ok(Arrival::Announced(place));
+    }
+    if let Some(ip) = ip {
+        place.belongs_to(ip)?;
+    }
+    Ok(Arrival::Client(place))
+}
+
 async fn serve(
-    stream: std::net::TcpStream,
-    client: SocketAddr,
+    Incoming { stream, peer }: Incoming,
+    arrival: Arrival,
     protocol: Protocol,
     service: Arc<Service>,
     proxy: Proxy,
@@ -132,17 +249,38 @@ async fn serve(
             return;
         }
     };
-    // Fails only on a connection that is gone already.
-    let _ = stream.set_nodelay(true);
-    let Ok(local) = stream.local_addr() else {
-        return;
+    let mut stream = stream;
+    let mut info = match peer {
+        Peer::Tcp(client) => {
+            // Fails only on a connection that is gone already.
+            let _ = stream.set_nodelay(true);
+            let Ok(local) = stream.local_addr() else {
+                return;
+            };
+            ConnectionInfo::new(client, local)
+        }
+        Peer::Unix => ConnectionInfo::new(LOCAL, LOCAL),
     };
-    let mut info = ConnectionInfo::new(client, local);
+    info.scope = service.scope.clone();
+    let is_own = matches!(arrival, Arrival::Own);
+    let _place = match arrival {
+        Arrival::Own => None,
+        Arrival::Client(place) => Some(place),
+        Arrival::Announced(place) => {
+            // Boxed: few connections need the room.
+            let announced = Box::pin(announced(&mut stream, place, &mut info, &service));
+            match announced.await {
+                Some(place) => Some(place),
+                None => return,
+            }
+        }
+    };
     let stream = match protocol {
         Protocol::Http => ClientStream::plain(stream),
         Protocol::Https => {
             // Boxed: it is over soon, and the connection's memory need not have room for it.
-            let Some(stream) = Box::pin(handshake(stream, &info, &service)).await else {
+            let handshake = handshake(stream, &info, is_own, &service);
+            let Some(stream) = Box::pin(handshake).await else {
                 return;
             };
             info.tls = Some(describe(&stream));
@@ -150,6 +288,38 @@ async fn serve(
         }
     };
     proxy.serve(stream, info, service.drain.clone()).await;
+}
+
+/// Lets the proxy say whose the connection is. `None`: it is refused.
+async fn announced(
+    stream: &mut TcpStream,
+    mut place: Place,
+    info: &mut ConnectionInfo,
+    service: &Service,
+) -> Option<Place> {
+    let peer = info.client;
+    match proxy_protocol::read(stream).await {
+        Ok(Header::Local) => return Some(place),
+        Ok(Header::Proxied { client, local }) => {
+            let scope = info.scope.take();
+            *info = ConnectionInfo::new(client, local);
+            info.scope = scope;
+        }
+        // A proxy, or whoever looks whether we listen, has hung up.
+        Err(ProxyProtocolError::Closed) => return None,
+        Err(error) => {
+            let detail = format!("{peer}: {error}");
+            service.admission.refused(Refusal::ProxyProtocol, &detail);
+            return None;
+        }
+    }
+    match place.belongs_to(info.client.ip()) {
+        Ok(()) => Some(place),
+        Err(refusal) => {
+            service.admission.refused(refusal, &info.client);
+            None
+        }
+    }
 }
 
 fn describe(stream: &SslStream<ReadAhead>) -> TlsInfo {
@@ -169,10 +339,10 @@ fn describe(stream: &SslStream<ReadAhead>) -> TlsInfo {
 async fn handshake(
     stream: TcpStream,
     info: &ConnectionInfo,
+    is_own: bool,
     service: &Service,
 ) -> Option<SslStream<ReadAhead>> {
-    let own = service.own.contains(info.client);
-    let ssl = match tls::new_handshake(&service.tls, info.local.ip(), !own) {
+    let ssl = match tls::new_handshake(&service.tls, info.local.ip(), !is_own) {
         Ok(ssl) => ssl,
         Err(error) => {
             tracing::error!(%error, "cannot begin a TLS handshake");
@@ -195,8 +365,7 @@ async fn handshake(
         (Ok(Err(error)), _) => ("failed", Some(error.to_string())),
         (Err(_), _) => ("timeout", None),
     };
-    // Asked again: our own looker knows its address only once it is connected.
-    let label = match service.own.contains(info.client) {
+    let label = match is_own {
         true => "self_check",
         false => label,
     };

@@ -5,7 +5,7 @@ use std::net::SocketAddr;
 use std::sync::Arc;
 
 use crate::certificate::table::LiveCertificate;
-use crate::config::ClientAuth;
+use crate::config::{ClientAuth, ListenAddress};
 
 /// A connection from a client.
 #[derive(Clone)]
@@ -18,6 +18,8 @@ pub struct ConnectionInfo {
     pub local: SocketAddr,
     /// `None` on a plain HTTP listener.
     pub tls: Option<TlsInfo>,
+    /// The listener, if it is one for some sites alone.
+    pub scope: Option<Arc<ListenAddress>>,
 }
 
 impl ConnectionInfo {
@@ -29,12 +31,13 @@ impl ConnectionInfo {
             client_ip: client.ip().to_string().into(),
             local: canonical(local),
             tls: None,
+            scope: None,
         }
     }
 }
 
 /// IPv4 clients of an IPv6 socket appear as `::ffff:a.b.c.d`.
-fn canonical(address: SocketAddr) -> SocketAddr {
+pub(super) fn canonical(address: SocketAddr) -> SocketAddr {
     SocketAddr::new(address.ip().to_canonical(), address.port())
 }
 

@@ -2,8 +2,12 @@
 //! each handshake; it never reads a file and never changes either table.
 
 pub mod accept;
+pub mod admission;
 pub mod client_auth;
 pub mod connection;
+pub mod drain;
+pub mod passed;
+pub mod proxy_protocol;
 pub mod self_check;
 pub mod sockets;
 pub mod stream;

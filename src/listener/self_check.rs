@@ -2,6 +2,7 @@
 //! its own HTTPS listener, as any client would, and looks at the leaf. It changes nothing.
 
 use std::collections::{HashSet, VecDeque};
+use std::io;
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -12,7 +13,7 @@ use boring::sha::sha256;
 use boring::ssl::{Ssl, SslContext, SslMethod, SslVerifyMode};
 use pingora::protocols::tls::SslStream;
 use tokio::io::AsyncReadExt;
-use tokio::net::TcpStream;
+use tokio::net::TcpSocket;
 use tokio::sync::broadcast;
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
@@ -220,11 +221,11 @@ impl Looker {
     }
 
     async fn handshake(&self, address: SocketAddr, host: &Name) -> Result<Fingerprint, String> {
-        let stream = TcpStream::connect(address).await;
-        let stream = stream.map_err(|error| format!("{address}: {error}"))?;
-        let local = stream.local_addr().map_err(|error| error.to_string())?;
-        // Before the first byte, so that the listener knows by the end of the handshake.
+        let failed = |error: io::Error| format!("{address}: {error}");
+        let (socket, local) = bound_beside(address).map_err(failed)?;
+        // Before it connects: it counts as nobody's, and no proxy announces it.
         let _own = self.own.note(local);
+        let stream = socket.connect(address).await.map_err(failed)?;
         let ssl = self.client(host).map_err(|error| error.to_string())?;
         let stream = SslStream::new(ssl, stream);
         let mut stream = stream.map_err(|error| error.to_string())?;
@@ -247,6 +248,17 @@ impl Looker {
         ssl.set_hostname(&host.to_string())?;
         Ok(ssl)
     }
+}
+
+/// A socket on the address that a listener of this host has, and its own.
+fn bound_beside(listener: SocketAddr) -> io::Result<(TcpSocket, SocketAddr)> {
+    let socket = match listener {
+        SocketAddr::V4(_) => TcpSocket::new_v4()?,
+        SocketAddr::V6(_) => TcpSocket::new_v6()?,
+    };
+    socket.bind(SocketAddr::new(listener.ip(), 0))?;
+    let local = socket.local_addr()?;
+    Ok((socket, local))
 }
 
 /// Where a listener is reached from this host.

@@ -56,6 +56,15 @@ impl Workers {
         })))
     }
 
+    /// Returns once each of them has got to something new.
+    pub async fn make_progress(&self) {
+        let probes: Vec<_> = self.0.workers.iter().map(Worker::probe).collect();
+        for probe in probes {
+            // It fails only where the runtime has ended.
+            let _ = probe.await;
+        }
+    }
+
     /// A seat at the worker with the fewest connections: they live long, so that chance would put
     /// too many on one core.
     pub fn seat(&self) -> Option<Seat> {
@@ -82,6 +91,10 @@ impl Worker {
             proxy,
             open: Arc::default(),
         })
+    }
+
+    fn probe(&self) -> tokio::task::JoinHandle<()> {
+        self.runtime.spawn(async {})
     }
 }
 

@@ -11,7 +11,7 @@ use super::failure::{Failure, Fault};
 use super::forward_auth::Granted;
 use super::routing::{Route, Site};
 use super::upstream::{Attempt, Pool, Selection, Turned, Unchosen, Upstream};
-use crate::config::FieldRules;
+use crate::config::{FieldRules, MinRates};
 
 /// The state of one request.
 pub struct Context {
@@ -92,6 +92,12 @@ impl Context {
     /// How much body the route takes, in bytes.
     pub fn max_body(&self) -> Option<u64> {
         self.route()?.guard.as_ref()?.max_body()
+    }
+
+    /// How slow the client may be.
+    pub fn min_rates(&self) -> MinRates {
+        let site = self.site.as_ref();
+        site.map(|site| site.settings.min_rates).unwrap_or_default()
     }
 
     /// What the route takes off the front of paths.

@@ -10,7 +10,7 @@ use super::host::{HostError, RequestHost};
 use super::path;
 use super::routing::{Routing, Site};
 use crate::certificate::name::Name;
-use crate::config::ClientAuth;
+use crate::config::{ClientAuth, ListenAddress};
 use crate::message::{Known, RequestHead};
 
 /// Where RFC 8555 section 8.3 has the CA look.
@@ -23,6 +23,8 @@ pub struct Surroundings<'a> {
     pub key_authorization: &'a dyn Fn(&str) -> Option<Arc<str>>,
     /// `None` on a plain HTTP connection.
     pub tls: Option<Handshake<'a>>,
+    /// The listener, if it is one for some sites alone.
+    pub scope: Option<&'a ListenAddress>,
     /// Where redirects lead.
     pub https_port: u16,
 }
@@ -131,7 +133,7 @@ fn routed(
     let host = RequestHost::parse(authority(request)?)?;
     let site = surroundings
         .routing
-        .site(&host)
+        .site(&host, surroundings.scope)
         .ok_or(Refusal::UnknownHost)?;
     let action = action_for(site, request, &host, target, surroundings);
     let action = action.unwrap_or_else(Action::Refuse);
@@ -293,6 +295,7 @@ mod tests {
                 routing: &sites(),
                 key_authorization: &|token| (token == "known").then(|| "known.thumb".into()),
                 tls,
+                scope: None,
                 https_port,
             },
         );
@@ -396,6 +399,7 @@ mod tests {
                     client_auth: shown,
                     covers: &|_| true,
                 }),
+                scope: None,
                 https_port: 443,
             };
             match decide(&request("GET", "/", Some(host)), &surroundings).action {

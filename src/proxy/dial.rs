@@ -3,11 +3,17 @@
 use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
-use std::sync::LazyLock;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
+use async_trait::async_trait;
+use pingora::ErrorType::ConnectError;
+use pingora::OrErr;
 use pingora::connectors::TransportConnector;
+use pingora::connectors::l4::Connect;
+use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::HttpPeer;
+use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
 use super::address::{Address, Endpoint};
@@ -57,9 +63,20 @@ impl From<io::Error> for DialError {
     }
 }
 
-/// Connects, within `limit`.
-pub async fn dial(address: &Address, limit: Duration) -> Result<Connection, DialError> {
-    Ok(Connection::new(socket(address, limit).await?))
+/// Connects, within `limit`. `header`: what the connection begins with, before TLS.
+pub async fn dial(
+    address: &Address,
+    limit: Duration,
+    header: Option<Vec<u8>>,
+) -> Result<Connection, DialError> {
+    if let Endpoint::Tls { peer, transport } = address.endpoint() {
+        let socket = in_time(limit, tls(peer, transport, header)).await?;
+        return Ok(Connection::new(socket));
+    }
+    let mut connection = Connection::new(socket(address, limit).await?);
+    // It leaves with the head of the request.
+    connection.output.extend(header.unwrap_or_default());
+    Ok(connection)
 }
 
 /// The same, for whoever speaks something else on it.
@@ -67,7 +84,7 @@ pub async fn socket(address: &Address, limit: Duration) -> Result<Socket, DialEr
     match address.endpoint() {
         Endpoint::Tcp(address) => in_time(limit, tcp(*address)).await,
         Endpoint::Unix(path) => in_time(limit, unix(path)).await,
-        Endpoint::Tls { peer, transport } => in_time(limit, tls(peer, transport)).await,
+        Endpoint::Tls { peer, transport } => in_time(limit, tls(peer, transport, None)).await,
     }
 }
 
@@ -97,15 +114,48 @@ async fn unix(path: &Path) -> io::Result<Socket> {
 /// Certificates are verified against the system's roots, unless the transport says otherwise: the
 /// file and directory that `SSL_CERT_FILE` and `SSL_CERT_DIR` name, else where the distribution has
 /// them.
-async fn tls(peer: &HttpPeer, transport: &TlsTransport) -> pingora::Result<Socket> {
+async fn tls(
+    peer: &HttpPeer,
+    transport: &TlsTransport,
+    header: Option<Vec<u8>>,
+) -> pingora::Result<Socket> {
     // It reads the system's roots, which takes its time: only where there is such an upstream.
     static CONNECTOR: LazyLock<TransportConnector> =
         LazyLock::new(|| TransportConnector::new(None));
     let mut peer = peer.clone();
     transport.apply(&mut peer);
+    if let Some(header) = header {
+        peer.options.custom_l4 = Some(Arc::new(Announcing { header }));
+    }
     let stream = CONNECTOR.new_stream(&peer).await?;
     verify_address(stream.get_ssl_digest().as_deref())?;
     Ok(Socket::Tls(stream))
+}
+
+/// The connection below TLS, of which the upstream is told whose it is.
+#[derive(Debug)]
+struct Announcing {
+    header: Vec<u8>,
+}
+
+#[async_trait]
+impl Connect for Announcing {
+    async fn connect(
+        &self,
+        address: &pingora::protocols::l4::socket::SocketAddr,
+    ) -> pingora::Result<Stream> {
+        let Some(address) = address.as_inet() else {
+            return pingora::Error::e_explain(ConnectError, "TLS is spoken over TCP alone");
+        };
+        let connected = async {
+            let mut stream = TcpStream::connect(address).await?;
+            stream.set_nodelay(true)?;
+            stream.write_all(&self.header).await?;
+            Ok::<_, io::Error>(stream)
+        };
+        let stream = connected.await.or_err(ConnectError, "before TLS")?;
+        Ok(stream.into())
+    }
 }
 
 impl From<Box<pingora::Error>> for DialError {

@@ -208,7 +208,8 @@ impl<C: Client> Exchange<'_, C> {
         let mut next = Next::First;
         let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
-            let Some(way) = self.connect(context, next, last.take()).await? else {
+            let way = self.connect(origin, context, next, last.take());
+            let Some(way) = way.await? else {
                 next = Next::Another;
                 continue;
             };
@@ -242,11 +243,13 @@ impl<C: Client> Exchange<'_, C> {
     /// `last`: what a retry would be for, and what is to be said if there is to be none.
     async fn connect(
         &mut self,
+        origin: &Origin<'_>,
         context: &mut Context,
         next: Next,
         last: Option<Failure>,
     ) -> Result<Option<Way>, Failure> {
         let started = context.started;
+        let announced = context.route().and_then(|route| route.proxy_protocol);
         let forwarding = context.forwarding_mut()?;
         let timeouts = *forwarding.pool().timeouts();
         if next != Next::Same {
@@ -261,7 +264,9 @@ impl<C: Client> Exchange<'_, C> {
         }
         forwarding.note_version();
         let address = forwarding.address()?;
+        // What says who the client is, is that client's alone.
         if next != Next::Same
+            && announced.is_none()
             && !address.is_http2()
             && let Some(kept) = self.proxy.kept.take(address)
         {
@@ -277,7 +282,8 @@ impl<C: Client> Exchange<'_, C> {
                 placed.map(Way::Http2)
             }
             false => {
-                let dialled = Box::pin(dial::dial(address, limit)).await;
+                let header = announced.map(|version| origin.announcement(version, self.connection));
+                let dialled = Box::pin(dial::dial(address, limit, header)).await;
                 dialled.map(|connection| Way::Http1(connection, false))
             }
         };
@@ -473,7 +479,9 @@ impl<C: Client> Exchange<'_, C> {
     }
 
     fn keep(&self, upstream: Connection, context: &Context) {
-        if let Some(forwarding) = &context.forwarding
+        let announced = context.route().and_then(|route| route.proxy_protocol);
+        if announced.is_none()
+            && let Some(forwarding) = &context.forwarding
             && let Ok(address) = forwarding.address()
         {
             let kept = &self.proxy.kept;
@@ -587,6 +595,7 @@ fn to_relay<'r>(request: &'r RequestHead, upgrade: bool, context: &Context) -> R
         upgrade: false,
         limits: Limits::new(&timeouts.unwrap_or_default(), patient, context.started),
         max_body: context.max_body(),
+        rates: context.min_rates(),
         adjust: None,
     }
 }

@@ -57,6 +57,10 @@ pub enum ClientError {
     BodyTimeout,
     #[error("no progress in time")]
     WriteTimeout,
+    #[error("the body comes more slowly than min_request_rate")]
+    SlowBody,
+    #[error("the response is taken more slowly than min_response_rate")]
+    SlowReader,
     #[error("HTTP/2 failed: {0}")]
     Http2(#[from] h2::Error),
 }
@@ -102,7 +106,9 @@ impl Failure {
         match self {
             Failure::Client(ClientError::Body(_)) => Some(StatusCode::BAD_REQUEST),
             Failure::Client(ClientError::BodyTooLarge) => Some(StatusCode::PAYLOAD_TOO_LARGE),
-            Failure::Client(ClientError::BodyTimeout) => Some(StatusCode::REQUEST_TIMEOUT),
+            Failure::Client(ClientError::BodyTimeout | ClientError::SlowBody) => {
+                Some(StatusCode::REQUEST_TIMEOUT)
+            }
             Failure::Client(_) => None,
             Failure::Upstream(UpstreamError::Silent | UpstreamError::Overdue) => {
                 Some(StatusCode::GATEWAY_TIMEOUT)

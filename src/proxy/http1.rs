@@ -10,12 +10,13 @@ use bytes::{Buf, Bytes, BytesMut};
 use http::{StatusCode, Version};
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
-use tokio_util::sync::{CancellationToken, WaitForCancellationFutureOwned};
+use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::answered;
 use super::client::{Client, Trailers};
 use super::failure::ClientError;
 use super::watchdog::Watchdog;
+use crate::listener::drain::Drain;
 use crate::listener::stream::ClientStream;
 use crate::message::{
     BodyReader, Fields, Framing, HeadEnd, HeadError, Known, Limits, RequestHead, ResponseHead,
@@ -34,6 +35,10 @@ const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How long the head of a request may take from its first byte to its last, however slowly it
 /// comes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
+
+/// How long a connection that has had no request yet is waited for while its listener goes: its
+/// client has just opened it to ask for something, and would take its end for a failure.
+const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// How long the rest of a body that nobody wants is read, to keep the connection.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
@@ -67,8 +72,9 @@ pub struct Http1 {
     total_written: u64,
     body: BodyReader,
     exchange: Exchange,
-    draining: Pin<Box<WaitForCancellationFutureOwned>>,
-    drain: CancellationToken,
+    closing: Pin<Box<WaitForCancellationFutureOwned>>,
+    drain: Drain,
+    life: Life,
     watchdog: Watchdog,
     /// The client must not take what it got for a whole response.
     cut_off: bool,
@@ -92,6 +98,16 @@ struct Exchange {
     switched: bool,
 }
 
+/// How far a connection has come.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Life {
+    /// There has been no request.
+    Fresh,
+    /// Neither, and the listener goes.
+    Late,
+    Used,
+}
+
 /// What came instead of a request, or with it.
 pub enum Incoming {
     Request,
@@ -102,7 +118,7 @@ pub enum Incoming {
 }
 
 impl Http1 {
-    pub fn new(stream: ClientStream, drain: CancellationToken) -> Http1 {
+    pub fn new(stream: ClientStream, drain: Drain) -> Http1 {
         Http1 {
             stream,
             input: BytesMut::new(),
@@ -111,8 +127,9 @@ impl Http1 {
             total_written: 0,
             body: BodyReader::new(Framing::None),
             exchange: Exchange::default(),
-            draining: Box::pin(drain.clone().cancelled_owned()),
+            closing: Box::pin(drain.idle_closes()),
             drain,
+            life: Life::Fresh,
             watchdog: Watchdog::default(),
             cut_off: false,
             is_malformed: false,
@@ -143,6 +160,11 @@ impl Http1 {
             }
             match poll_fn(|cx| self.poll_more(cx, head, deadline)).await {
                 More::Some => {}
+                More::Closing if self.life == Life::Used => return Incoming::End,
+                More::Closing => {
+                    self.life = Life::Late;
+                    deadline = deadline.min(Instant::now() + FIRST_REQUEST_TIMEOUT);
+                }
                 More::End => return Incoming::End,
                 More::TooLate if begun => {
                     self.give_up_reading();
@@ -171,8 +193,8 @@ impl Http1 {
         if idle {
             self.release();
             head.release();
-            if self.draining.as_mut().poll(cx).is_ready() {
-                return Poll::Ready(More::End);
+            if self.life != Life::Late && self.closing.as_mut().poll(cx).is_ready() {
+                return Poll::Ready(More::Closing);
             }
         }
         self.watchdog.poll(cx, deadline).map(|()| More::TooLate)
@@ -190,6 +212,7 @@ impl Http1 {
             return Incoming::Malformed(error);
         }
         self.input.advance(length);
+        self.life = Life::Used;
         self.body = BodyReader::new(head.framing);
         self.exchange = Exchange {
             version: head.version,
@@ -325,6 +348,8 @@ fn write_length(output: &mut Vec<u8>, length: u64) {
 enum More {
     Some,
     End,
+    /// The listener goes, and nothing is under way.
+    Closing,
     TooLate,
 }
 
@@ -400,7 +425,7 @@ impl Client for Http1 {
         } else {
             // An answer that does not wait for the end of its request may be all there is to say.
             let ended = self.body.is_done() || self.exchange.drains;
-            self.exchange.goes_on &= ended && !self.drain.is_cancelled();
+            self.exchange.goes_on &= ended && !self.drain.has_begun();
             self.write_framing(head, framing);
         }
         self.output.extend_from_slice(b"\r\n");

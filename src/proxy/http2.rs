@@ -10,12 +10,12 @@ use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
 use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
-use tokio_util::sync::CancellationToken;
 
 use super::answered;
 use super::client::{Client, Trailers};
 use super::failure::ClientError;
 use super::watchdog::Watchdog;
+use crate::listener::drain::Drain;
 use crate::listener::stream::ClientStream;
 use crate::message::{Fields, Framing, ResponseHead, may_trail};
 
@@ -37,6 +37,10 @@ const SEND_BUFFER: usize = 64 * 1024;
 /// How long a connection without a stream stays open.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
 
+/// How long a client may keep a connection that it was told to leave, and on which it has no stream:
+/// it may have sent one before it knew.
+const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// How long the other side may take for what begins a connection.
 const PREFACE_TIMEOUT: Duration = Duration::from_secs(10);
 
@@ -53,7 +57,7 @@ pub type Begun = (Request<RecvStream>, SendResponse<Bytes>);
 /// When `drain` says so no more may begin, and it ends with those that have.
 pub async fn connection(
     stream: ClientStream,
-    drain: CancellationToken,
+    drain: Drain,
     serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
     let handshake = settings().handshake::<_, Bytes>(stream);
@@ -65,16 +69,18 @@ pub async fn connection(
 
 async fn run(
     mut connection: Connection,
-    drain: CancellationToken,
+    drain: Drain,
     mut serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
-    let mut draining = std::pin::pin!(drain.cancelled());
+    let mut draining = std::pin::pin!(drain.begun());
+    // Whether the client knows that no more streams may begin.
     let mut told = false;
     let mut watchdog = Watchdog::default();
     let mut idle_since = Instant::now();
     poll_fn(|cx| {
         if !told && draining.as_mut().poll(cx).is_ready() {
             told = true;
+            idle_since = Instant::now();
             connection.graceful_shutdown();
         }
         loop {
@@ -88,15 +94,21 @@ async fn run(
         if connection.has_streams() {
             idle_since = Instant::now();
         }
-        while watchdog.poll(cx, idle_since + IDLE_TIMEOUT).is_ready() {
-            if !connection.has_streams() && !told {
+        loop {
+            let timeout = if told { GOAWAY_TIMEOUT } else { IDLE_TIMEOUT };
+            if watchdog.poll(cx, idle_since + timeout).is_pending() {
+                return Poll::Pending;
+            }
+            if !connection.has_streams() {
+                if told {
+                    return Poll::Ready(Ok(()));
+                }
                 told = true;
                 connection.graceful_shutdown();
                 cx.waker().wake_by_ref();
             }
             idle_since = Instant::now();
         }
-        Poll::Pending
     })
     .await
 }

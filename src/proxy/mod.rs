@@ -31,6 +31,7 @@ mod kept;
 mod login;
 mod multiplexed;
 mod origin;
+mod pace;
 mod path;
 mod patience;
 mod progress;
@@ -54,11 +55,11 @@ use std::time::Duration;
 
 use arc_swap::ArcSwap;
 use http::{Method, StatusCode};
-use tokio_util::sync::CancellationToken;
 
 use crate::acme::challenges::Challenges;
 use crate::admin::metrics::Metrics;
 use crate::listener::ConnectionInfo;
+use crate::listener::drain::Drain;
 use crate::listener::stream::ClientStream;
 use crate::message::{HeadError, RequestHead};
 
@@ -119,12 +120,7 @@ impl Proxy {
     }
 
     /// Serves a connection until it ends. After `drain` it ends as soon as nothing is under way.
-    pub async fn serve(
-        &self,
-        stream: ClientStream,
-        connection: ConnectionInfo,
-        drain: CancellationToken,
-    ) {
+    pub async fn serve(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         if stream.is_http2() {
             // Boxed: it is larger by far, and would be a part of every connection's memory.
             Box::pin(self.serve_http2(stream, connection, drain)).await;
@@ -133,12 +129,7 @@ impl Proxy {
         }
     }
 
-    async fn serve_http1(
-        &self,
-        stream: ClientStream,
-        connection: ConnectionInfo,
-        drain: CancellationToken,
-    ) {
+    async fn serve_http1(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         let mut client = Http1::new(stream, drain);
         let mut request = RequestHead::default();
         loop {
@@ -181,12 +172,7 @@ impl Proxy {
         access_log::record_malformed(connection, status, reason);
     }
 
-    async fn serve_http2(
-        &self,
-        stream: ClientStream,
-        connection: ConnectionInfo,
-        drain: CancellationToken,
-    ) {
+    async fn serve_http2(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         let (client, connection) = (connection.client, Arc::new(connection));
         let served = http2::connection(stream, drain, |begun| {
             let (proxy, connection) = (self.clone(), Arc::clone(&connection));
@@ -237,6 +223,7 @@ impl Proxy {
                 client_auth: tls.client_auth.as_deref(),
                 covers: &covers,
             }),
+            scope: connection.scope.as_deref(),
             https_port: self.https_port.load(Ordering::Relaxed),
         };
         decision::decide(request, &surroundings)

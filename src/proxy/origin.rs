@@ -4,8 +4,8 @@
 use std::borrow::Cow;
 use std::net::{IpAddr, SocketAddr};
 
-use crate::config::{Forwarded, IpPrefix};
-use crate::listener::ConnectionInfo;
+use crate::config::{Forwarded, IpPrefix, ProxyProtocol};
+use crate::listener::{ConnectionInfo, proxy_protocol};
 use crate::message::{Fields, Known, RequestHead, write_field};
 
 /// Who asked, as upstreams are told and the log says.
@@ -79,6 +79,17 @@ impl<'o> Origin<'o> {
             Cow::Borrowed(_) => None,
             Cow::Owned(client) => Some(client),
         }
+    }
+
+    /// What a connection to an upstream begins with. Of a client that somebody else names the port
+    /// is not known.
+    pub fn announcement(&self, version: ProxyProtocol, connection: &ConnectionInfo) -> Vec<u8> {
+        let named = self.named_client().and_then(|client| client.parse().ok());
+        let client = match named {
+            Some(ip) if ip != connection.client.ip() => SocketAddr::new(ip, 0),
+            _ => connection.client,
+        };
+        proxy_protocol::write(version, client, connection.local)
     }
 
     /// The client and the trusted proxies between it and us, as `X-Forwarded-For` lists them.

@@ -10,7 +10,8 @@ use http::{Method, StatusCode, Version};
 use super::client::Client;
 use super::connection::Connection;
 use super::failure::{ClientError, Failure, UpstreamError};
-use super::progress::{Limits as TimeLimits, Progress, Waiting};
+use super::progress::{Limits as TimeLimits, Moved, Progress, Waiting};
+use crate::config::MinRates;
 use crate::message::{
     BodyReader, Framing, HeadEnd, Known, Limits, ResponseHead, Step, write_chunk, write_last_chunk,
 };
@@ -40,6 +41,8 @@ pub struct Request<'r> {
     pub limits: TimeLimits,
     /// How much body is taken, in bytes.
     pub max_body: Option<u64>,
+    /// How slow the client may be.
+    pub rates: MinRates,
     /// Changes the head of the response, if it is to be changed.
     pub adjust: Option<&'r (dyn Fn(&mut ResponseHead) + Sync)>,
 }
@@ -104,7 +107,7 @@ impl<'r, C: Client> Relay<'r, C> {
             Replay::Kept(body) => body.len() as u64,
             Replay::Lost => 0,
         };
-        let progress = Progress::new(client);
+        let progress = Progress::new(client, request.rates);
         Relay {
             request,
             client,
@@ -164,8 +167,12 @@ impl<'r, C: Client> Relay<'r, C> {
             _ if self.status.is_none() => Waiting::Head,
             _ => Waiting::UpstreamSends,
         };
+        let moved = Moved {
+            request: self.taken,
+            response: self.sent,
+        };
         let limits = &self.request.limits;
-        self.progress.poll(cx, self.client, limits, waiting)
+        self.progress.poll(cx, self.client, limits, waiting, moved)
     }
 
     /// Sends what there is of the request.

@@ -13,7 +13,7 @@ use http::StatusCode;
 use super::client::{Client, Trailers};
 use super::failure::{ClientError, Failure, UpstreamError};
 use super::http2::{fields_of, header_map};
-use super::progress::{Progress, Waiting};
+use super::progress::{Moved, Progress, Waiting};
 use super::relay::{MAX_INTERIM, Replay, Request};
 use crate::message::{Framing, ResponseHead};
 
@@ -63,7 +63,7 @@ impl<'r, C: Client> StreamRelay<'r, C> {
             Replay::Kept(body) => BytesMut::from(&body[..]),
             Replay::Lost => BytesMut::new(),
         };
-        let progress = Progress::new(client);
+        let progress = Progress::new(client, request.rates);
         StreamRelay {
             upload: match request.framing.is_empty() {
                 true => Upload::Done,
@@ -120,8 +120,12 @@ impl<'r, C: Client> StreamRelay<'r, C> {
             Poll::Ready(()) if self.status.is_none() => Waiting::Head,
             Poll::Ready(()) => Waiting::UpstreamSends,
         };
+        let moved = Moved {
+            request: self.taken,
+            response: self.sent,
+        };
         let limits = &self.request.limits;
-        self.progress.poll(cx, self.client, limits, waiting)
+        self.progress.poll(cx, self.client, limits, waiting, moved)
     }
 
     /// Sends what there is of the request.

@@ -21,7 +21,7 @@ use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
     self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
-    PathPattern, Template, TlsMode,
+    ListenAddress, MinRates, PathPattern, ProxyProtocol, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
@@ -29,14 +29,23 @@ use crate::message::RequestHead;
 /// All sites, found by host with one or two hash look-ups, however many there are.
 #[derive(Default)]
 pub struct Routing {
+    /// On the server's listeners.
+    shared: Hosts,
+    /// On listeners of their own.
+    own: HashMap<ListenAddress, Hosts>,
+    sites: Vec<Arc<Site>>,
+    dns: Dns,
+}
+
+/// The sites of some listeners.
+#[derive(Default)]
+struct Hosts {
     exact: HashMap<Box<str>, Arc<Site>>,
     /// By the parent: `example.com` for `*.example.com`.
     wildcard: HashMap<Box<str>, Arc<Site>>,
     addresses: HashMap<IpAddr, Arc<Site>>,
     /// For every other name.
     any: Option<Arc<Site>>,
-    sites: Vec<Arc<Site>>,
-    dns: Dns,
 }
 
 /// A site's routes with the state of their upstreams.
@@ -70,6 +79,7 @@ pub struct Settings {
     /// The field with the identifier that each request gets.
     pub request_id: Option<Box<str>>,
     resolvers: Vec<SocketAddr>,
+    pub min_rates: MinRates,
 }
 
 impl Settings {
@@ -80,6 +90,7 @@ impl Settings {
             forwarded: server.forwarded,
             request_id: server.request_id.clone(),
             resolvers: server.resolvers.clone(),
+            min_rates: server.min_rates,
         }
     }
 }
@@ -98,6 +109,8 @@ pub struct Route {
     pub compress: Box<[Coding]>,
     pub changes: Option<Box<Changes>>,
     pub guard: Option<Box<Guard>>,
+    /// How connections to its upstreams begin, if they say who the client is.
+    pub proxy_protocol: Option<ProxyProtocol>,
 }
 
 /// An answer of ours that the configuration wants.
@@ -190,18 +203,11 @@ impl Routing {
 
     /// The site for `host`: its exact name first, then the wildcard above it, then the one for
     /// any name.
-    pub fn site(&self, host: &RequestHost) -> Option<&Arc<Site>> {
-        match host {
-            RequestHost::Address(address) => self.addresses.get(address),
-            RequestHost::Dns { .. } => {
-                let name = host.dns()?;
-                let wildcard = || {
-                    let (_, parent) = name.split_once('.')?;
-                    self.wildcard.get(parent)
-                };
-                let found = self.exact.get(name).or_else(wildcard);
-                found.or(self.any.as_ref())
-            }
+    /// `scope` is the listener, if it is one for some sites alone.
+    pub fn site(&self, host: &RequestHost, scope: Option<&ListenAddress>) -> Option<&Arc<Site>> {
+        match scope {
+            None => self.shared.site(host),
+            Some(scope) => self.own.get(scope)?.site(host),
         }
     }
 
@@ -217,8 +223,36 @@ impl Routing {
     }
 
     fn share(&mut self, site: &config::Site, shared: Arc<Site>) {
+        if site.listen.is_empty() {
+            self.shared.add(site, &shared);
+        }
+        for address in &site.listen {
+            let own = self.own.entry(address.clone()).or_default();
+            own.add(site, &shared);
+        }
+        self.sites.push(shared);
+    }
+}
+
+impl Hosts {
+    fn site(&self, host: &RequestHost) -> Option<&Arc<Site>> {
+        match host {
+            RequestHost::Address(address) => self.addresses.get(address),
+            RequestHost::Dns { .. } => {
+                let name = host.dns()?;
+                let wildcard = || {
+                    let (_, parent) = name.split_once('.')?;
+                    self.wildcard.get(parent)
+                };
+                let found = self.exact.get(name).or_else(wildcard);
+                found.or(self.any.as_ref())
+            }
+        }
+    }
+
+    fn add(&mut self, site: &config::Site, shared: &Arc<Site>) {
         for host in &site.hosts {
-            let shared = Arc::clone(&shared);
+            let shared = Arc::clone(shared);
             match host {
                 Name::Dns(name) => drop(self.exact.insert(Box::from(&**name), shared)),
                 Name::Wildcard(parent) => drop(self.wildcard.insert(Box::from(&**parent), shared)),
@@ -226,9 +260,8 @@ impl Routing {
             }
         }
         if site.any_host {
-            self.any = Some(Arc::clone(&shared));
+            self.any = Some(Arc::clone(shared));
         }
-        self.sites.push(shared);
     }
 }
 
@@ -322,6 +355,7 @@ impl Route {
             compress: route.compress.clone().into(),
             changes: Changes::of(route),
             guard: Guard::of(&route.access),
+            proxy_protocol: route.proxy_protocol,
         }
     }
 
@@ -360,6 +394,7 @@ pub(super) mod tests {
             request_fields: config::FieldRules::default(),
             response_fields: config::FieldRules::default(),
             access: config::Access::default(),
+            proxy_protocol: None,
             compress: Vec::new(),
             action: Action::Forward(Box::new(config::Forward {
                 members: upstreams
@@ -374,6 +409,7 @@ pub(super) mod tests {
         config::Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
             tls,
+            listen: Vec::new(),
             any_host: false,
             on_demand: false,
             certificate_per: CertificatePer::Host,
@@ -420,7 +456,7 @@ pub(super) mod tests {
         let new = Routing::following(&config, &old, &old_config, &trusts, &checks);
         let find = |routing: &Routing, host: &str| {
             let host = RequestHost::parse(host.as_bytes()).unwrap();
-            routing.site(&host).cloned()
+            routing.site(&host, None).cloned()
         };
         let kept = |host| Arc::ptr_eq(&find(&old, host).unwrap(), &find(&new, host).unwrap());
         assert!(kept("a.test"));
@@ -439,7 +475,7 @@ pub(super) mod tests {
         ]);
         let found = |host: &str| {
             let host = RequestHost::parse(host.as_bytes()).unwrap();
-            routing.site(&host).map(|site| site.label.to_string())
+            routing.site(&host, None).map(|site| site.label.to_string())
         };
         for (host, label) in [
             ("WWW.example.com:443", Some("www.example.com")),

@@ -13,6 +13,7 @@ use tokio::net::{TcpListener, TcpStream};
 use super::routing::tests::{routing, site};
 use super::*;
 use crate::config::{self, TlsMode};
+use crate::listener::drain::Drain;
 
 /// A proxy under test.
 struct Front {
@@ -83,7 +84,7 @@ enum Speaks {
 async fn serve(proxy: Proxy, stream: TcpStream, client: SocketAddr, speaks: Speaks) {
     let local = stream.local_addr().unwrap();
     let info = ConnectionInfo::new(client, local);
-    let (stream, drain) = (ClientStream::plain(stream), CancellationToken::new());
+    let (stream, drain) = (ClientStream::plain(stream), Drain::default());
     match speaks {
         Speaks::Http1 => proxy.serve_http1(stream, info, drain).await,
         Speaks::Http2 => proxy.serve_http2(stream, info, drain).await,

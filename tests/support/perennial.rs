@@ -1,5 +1,7 @@
 //! The program under test as a child process: started, signalled, killed, asked.
 
+use std::os::fd::OwnedFd;
+use std::path::Path;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::time::Duration;
 
@@ -16,13 +18,23 @@ const LOG_LINES_SHOWN: usize = 80;
 /// Killed when dropped; if the test has failed by then, the end of its log is printed.
 pub struct Perennial {
     pub place: Place,
+    program: String,
     before: Vec<String>,
     arguments: Vec<String>,
     environment: Vec<(String, String)>,
     log_level: Option<&'static str>,
     child: Option<Child>,
+    /// Processes that have taken over from it.
+    successors: Vec<Pid>,
+    /// Listening sockets for it, with their names, as systemd passes them.
+    passed: Vec<(OwnedFd, String)>,
     log: Lines,
 }
+
+/// Gives its standard input and output to a program as the descriptors 3 and 4, as sd_listen_fds(3)
+/// has it.
+const PASS: &str =
+    "exec 3<&0 4>&1 </dev/null >/dev/null; LISTEN_PID=$$; export LISTEN_PID; exec \"$@\"";
 
 impl Perennial {
     /// `perennial run` with the place's `[server]` table followed by `rest`. Not started yet.
@@ -46,11 +58,14 @@ impl Perennial {
     fn with_arguments(place: Place, arguments: &[&str]) -> Perennial {
         Perennial {
             place,
+            program: PROGRAM.to_owned(),
             before: Vec::new(),
             arguments: arguments.iter().map(ToString::to_string).collect(),
             environment: Vec::new(),
             log_level: Some("debug"),
             child: None,
+            successors: Vec::new(),
+            passed: Vec::new(),
             log: Lines::default(),
         }
     }
@@ -67,9 +82,21 @@ impl Perennial {
         self
     }
 
+    /// Passes a listening socket to it; two at most.
+    pub fn pass(mut self, name: &str, socket: impl Into<OwnedFd>) -> Perennial {
+        self.passed.push((socket.into(), name.to_owned()));
+        self
+    }
+
     /// Another `--log-level` than `debug`, or none.
     pub fn log_level(mut self, level: Option<&'static str>) -> Perennial {
         self.log_level = level;
+        self
+    }
+
+    /// Another file than the one that was built.
+    pub fn program_file(mut self, file: &Path) -> Perennial {
+        self.program = file.display().to_string();
         self
     }
 
@@ -102,7 +129,10 @@ impl Perennial {
 
     pub fn start(&mut self) {
         let mut words = self.before.clone();
-        words.push(PROGRAM.into());
+        if !self.passed.is_empty() {
+            words.extend(["sh", "-c", PASS, "sh"].map(str::to_owned));
+        }
+        words.push(self.program.clone());
         let mut command = Command::new(&words[0]);
         command.args(&words[1..]).args(&self.arguments);
         if let Some(level) = self.log_level {
@@ -111,6 +141,15 @@ impl Perennial {
         command.env_remove("RUST_LOG").env("RUST_BACKTRACE", "1");
         command.envs(self.environment.iter().cloned());
         command.stdin(Stdio::null()).stdout(Stdio::null());
+        if !self.passed.is_empty() {
+            let names: Vec<&str> = self.passed.iter().map(|(_, name)| name.as_str()).collect();
+            command.env("LISTEN_FDS", names.len().to_string());
+            command.env("LISTEN_FDNAMES", names.join(":"));
+            let mut sockets = self.passed.iter();
+            let mut next = || Some(sockets.next()?.0.try_clone().expect("a descriptor"));
+            command.stdin(next().map_or(Stdio::null(), Stdio::from));
+            command.stdout(next().map_or(Stdio::null(), Stdio::from));
+        }
         let mut child = command.stderr(Stdio::piped()).spawn().expect(PROGRAM);
         command::collect(child.stderr.take().expect("a pipe"), &self.log);
         self.child = Some(child);
@@ -127,7 +166,31 @@ impl Perennial {
         self.start_and_wait().await;
     }
 
+    /// Has a new process take over; its id.
+    pub async fn upgrade(&mut self) -> u32 {
+        let upgraded = self.cli(&["upgrade"]).await.assert_success();
+        let words: Vec<&str> = upgraded.stdout.split_whitespace().collect();
+        let pid = words[1].parse().unwrap_or_else(|_| panic!("{upgraded:?}"));
+        self.adopt(pid);
+        pid
+    }
+
+    /// Kills this process, too, in the end: it is a descendant of the one that was started.
+    pub fn adopt(&mut self, pid: u32) {
+        let pid = i32::try_from(pid).expect("a process id");
+        self.successors
+            .push(Pid::from_raw(pid).expect("a process id"));
+    }
+
+    pub fn pid(&self) -> u32 {
+        self.child.as_ref().expect("it was started").id()
+    }
+
     pub fn kill9(&mut self) {
+        for pid in self.successors.drain(..) {
+            // It may have ended.
+            let _ = kill_process(pid, Signal::KILL);
+        }
         if let Some(mut child) = self.child.take() {
             let _ = child.kill();
             let _ = child.wait();

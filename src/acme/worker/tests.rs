@@ -58,6 +58,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
     Site {
         hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
         tls,
+        listen: Vec::new(),
         any_host: false,
         on_demand: false,
         certificate_per: CertificatePer::Host,
@@ -76,6 +77,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
         server: Server {
             http_listen: Vec::new(),
             https_listen: Vec::new(),
+            socket_file: crate::config::SocketFile::default(),
             admin_listen: AdminListen::Off,
             state_dir: PathBuf::new(),
             state_dir_note: None,
@@ -83,6 +85,10 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             log_level: LogLevel::Info,
             grace_period: StdDuration::from_secs(1),
             trusted_proxies: Vec::new(),
+            proxy_protocol_from: crate::config::ProxyProtocolFrom::default(),
+            max_connections: None,
+            max_connections_per_client: None,
+            min_rates: crate::config::MinRates::default(),
             forwarded: crate::config::Forwarded::default(),
             request_id: None,
             resolvers: Vec::new(),

@@ -1,9 +1,9 @@
 //! `[server]`, `[certificates]` and `[tls]`.
 
-use super::Shape::{Duration, Flag, List, Path, Tables, Text, Whole, Words};
+use super::Shape::{Duration, Flag, List, Path, Size, Tables, Text, Whole, Words};
 use super::{NETWORKS, Section, Shape, TAKEOVERS, key};
 
-const LISTEN: Shape = List(&Text("a listen address"));
+const LISTEN: Shape = List(&Text("an address and a port, or `unix:PATH`"));
 
 pub(in crate::config) const SERVER: Section = Section {
     header: "[server]",
@@ -16,7 +16,30 @@ pub(in crate::config) const SERVER: Section = Section {
             r#"["[::]:80"]"#,
             "Plain HTTP: ACME challenges, redirects to HTTPS, and sites with `tls = \"off\"`.",
         ),
-        key("https_listen", LISTEN, r#"["[::]:443"]"#, "HTTPS."),
+        key(
+            "https_listen",
+            LISTEN,
+            r#"["[::]:443"]"#,
+            "HTTPS. Both take Unix sockets, too: `\"unix:PATH\"`.",
+        ),
+        key(
+            "socket_mode",
+            Text("a file mode in octal digits"),
+            r#""0660""#,
+            "The mode of these sockets' files. Read when a socket is made.",
+        ),
+        key(
+            "socket_owner",
+            Text("a user's name or number"),
+            "",
+            "Whose they are; by default whoever runs the server.",
+        ),
+        key(
+            "socket_group",
+            Text("a group's name or number"),
+            "",
+            "The group that they are for.",
+        ),
         key(
             "admin_listen",
             Text("a loopback address, `unix:PATH` or `off`"),
@@ -46,6 +69,42 @@ pub(in crate::config) const SERVER: Section = Section {
             NETWORKS,
             "[]",
             "Proxies in front of this server, whose word about the client is believed.",
+        ),
+        key(
+            "proxy_protocol_from",
+            List(&Text("an address, a network, or `unix`")),
+            "[]",
+            "Proxies whose connections begin with a header of the PROXY protocol (version 1 or 2), which has to be there and says who the client is. `\"unix\"`: connections on Unix sockets.",
+        ),
+        key(
+            "max_connections",
+            Whole(0, 100_000_000),
+            "",
+            "Connections of clients at a time; more are closed at once. 0 is no limit. Default: half of the file descriptors that the process may have.",
+        ),
+        key(
+            "max_connections_per_client",
+            Whole(0, 100_000_000),
+            "",
+            "Of these, for one IPv4 address or IPv6 /64; trusted proxies have no such limit. 0 is no limit. Default: half of `max_connections`.",
+        ),
+        key(
+            "min_request_rate",
+            Size,
+            r#""240B""#,
+            "How much of a request's body has to come in a second, on average, once the client was waited for `min_rate_after`.",
+        ),
+        key(
+            "min_response_rate",
+            Size,
+            r#""240B""#,
+            "How much of a response has to be taken in a second, on average, once the client was waited for `min_rate_after`.",
+        ),
+        key(
+            "min_rate_after",
+            Duration,
+            r#""20s""#,
+            "How long a client may be waited for, all in all, before these rates are asked for.",
         ),
         key(
             "forwarded",

@@ -28,6 +28,7 @@ macro_rules! request_keys {
             key("redirect", Text("a URL or a path"), "", "Sends clients elsewhere, instead of `upstreams`. Can have placeholders."),
             key("respond", Text("a text"), "", "Answers by itself, instead of `upstreams`."),
             key("status", Whole(200, 599), "", "The status of `redirect` (default 302) or `respond` (default 200)."),
+            key("proxy_protocol", Words(&["v1", "v2", "off"]), r#""off""#, "Whether connections to upstreams begin with a header of the PROXY protocol, which says who the client is. Each request has a connection of its own then."),
             key("root", Path, "", "A folder whose files are the answers, instead of `upstreams`."),
             key("index", List(&Text("a file name")), "", "What is served for a directory of `root`: the first of these that it has. Default: `[\"index.html\"]`"),
             key("fallback", Text("a path"), "", "The file below `root` that is served where there is none, for applications of one page."),
@@ -63,6 +64,12 @@ pub(in crate::config) const SITE: Section = Section {
             TLS_MODES,
             r#""auto""#,
             "Where the certificate comes from; with `off` there is none, and the site is on `http_listen`."
+        ),
+        key(
+            "listen",
+            List(&Text("an address and a port, or `unix:PATH`")),
+            "",
+            "Addresses of its own. The site is served there and nowhere else, and nothing else is served there but sites that say the same. Plain HTTP with `tls = \"off\"`, else HTTPS."
         ),
         key(
             "on_demand",

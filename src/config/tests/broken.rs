@@ -94,7 +94,7 @@ fn unknown_keys_get_the_best_help() {
     assert_eq!(
         help("[[sites]]\n[[sites.routes]]\nx = 1"),
         "known here: path, methods, headers, strip_prefix, rewrite, request_headers, \
-         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, root, index, fallback, follow_symlinks, dot_files, precompressed, compress, upstream_tls, \
+         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, proxy_protocol, root, index, fallback, follow_symlinks, dot_files, precompressed, compress, upstream_tls, \
          load_balancing, health_check, ejection, retries, pending, timeouts"
     );
 }
@@ -798,6 +798,74 @@ fn sites_that_cannot_be_on_demand() {
                  upstreams = [\"1\"]\non_demand = true\n[[sites]]\nhosts = [\"*\"]\n\
                  upstreams = [\"1\"]\non_demand = true\n";
     check(&[(twice, "8:10: another site already has the host * (line 4)")]);
+}
+
+#[test]
+fn listeners_that_cannot_be_meant() {
+    check_before_site(&[
+        (
+            "[server]\nhttp_listen = [\"unix:a.sock\", \"unix:a.sock\"]",
+            "2:31: `http_listen` \"unix:dir/a.sock\" overlaps `http_listen` \"unix:dir/a.sock\" (line 2)",
+        ),
+        (
+            "[server]\nhttp_listen = [\"unix:\"]",
+            "2:16: the path is empty",
+        ),
+        (
+            "[server]\nsocket_mode = \"0999\"",
+            "2:15: \"0999\" is no file mode",
+        ),
+        (
+            "[server]\nsocket_mode = \"0060\"",
+            "2:15: \"0060\" keeps the owner itself out of the socket",
+        ),
+        (
+            "[server]\nsocket_group = \"a b\"",
+            "2:16: \"a b\" is no name of a user or a group",
+        ),
+        (
+            "[server]\nproxy_protocol_from = [\"a.test\"]",
+            "2:24: \"a.test\" is no network of addresses",
+        ),
+        (
+            "[server]\nmax_connections = -1",
+            "2:19: -1 is no number of connections",
+        ),
+        (
+            "[server]\nmin_request_rate = \"240\"",
+            "2:20: \"240\" is not a size",
+        ),
+        (
+            "[server]\nmin_rate_after = \"0s\"",
+            "2:18: \"0s\" is out of bounds",
+        ),
+    ]);
+    let site = |keys: &str| format!("[[sites]]\nhosts = [\"a.test\"]\n{keys}\n");
+    check(&[
+        (
+            &site("respond = \"a\"\nproxy_protocol = \"v2\""),
+            "4:18: `proxy_protocol` is set, but there are no `upstreams` here",
+        ),
+        (
+            &site("upstreams = [\"1\"]\nproxy_protocol = \"v3\""),
+            "4:18: \"v3\" is no version of the PROXY protocol",
+        ),
+        (
+            &site("upstreams = [\"1\"]\nlisten = []"),
+            "4:10: `listen` is empty, so the site could not be reached",
+        ),
+        (
+            &site("upstreams = [\"1\"]\nlisten = [\":443\"]"),
+            "4:11: `listen` \"[::]:443\" overlaps `https_listen` \"[::]:443\" (its default)",
+        ),
+        (
+            &format!(
+                "{}[[sites]]\nhosts = [\"b.test\"]\nupstreams = [\"1\"]\nlisten = [\":9\"]\ntls = \"off\"\n",
+                site("upstreams = [\"1\"]\nlisten = [\":9\"]")
+            ),
+            "8:11: `listen` \"[::]:9\" overlaps `listen` \"[::]:9\" (line 4)",
+        ),
+    ]);
 }
 
 #[test]

@@ -512,6 +512,37 @@ fn certificates_on_demand() {
 }
 
 #[test]
+fn listeners_on_unix_sockets_and_who_may_connect() {
+    let config = good(
+        "[server]\nhttp_listen = [\":80\", \"unix:run/http.sock\"]\nsocket_mode = \"0620\"\n\
+         socket_group = \"www-data\"\nproxy_protocol_from = [\"10.0.0.0/8\", \"unix\"]\n\
+         max_connections = 10\nmax_connections_per_client = 0\nmin_request_rate = \"0B\"\n\
+         min_response_rate = \"1KiB\"\nmin_rate_after = \"5s\"\n\
+         [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\nproxy_protocol = \"v1\"\n\
+         [[sites.routes]]\npath = \"/a\"\nupstreams = [\"3001\"]\nproxy_protocol = \"off\"\n\
+         [[sites.routes]]\npath = \"/b\"\nupstreams = [\"3002\"]\n",
+    );
+    let server = &config.server;
+    assert_eq!(
+        server.http_listen[1],
+        ListenAddress::Unix("dir/run/http.sock".into())
+    );
+    assert_eq!(server.socket_file.mode, 0o620);
+    assert_eq!(server.socket_file.group.as_deref(), Some("www-data"));
+    assert!(server.proxy_protocol_from.unix);
+    assert_eq!(server.proxy_protocol_from.networks.len(), 1);
+    assert_eq!(server.max_connections, Some(10));
+    assert_eq!(server.max_connections_per_client, Some(0));
+    let rates = server.min_rates;
+    assert_eq!((rates.request, rates.response), (None, Some(1024)));
+    assert_eq!(rates.grace, Duration::from_secs(5));
+    let routes = config.sites[0].routes.iter();
+    let versions: Vec<_> = routes.map(|route| route.proxy_protocol).collect();
+    let v1 = Some(ProxyProtocol::V1);
+    assert_eq!(versions, [None, v1, v1]);
+}
+
+#[test]
 fn files_and_compression() {
     let site = site(
         "root = \"www\"\nindex = [\"a.html\", \"b.html\"]\nfallback = \"/app/a.html\"\n\

@@ -198,3 +198,21 @@ fn what_is_wrong_is_named_with_its_place() {
     ]);
     assert!(wrong("upstreams = [\"1\"]\ntimeouts = { total = \"0s\" }").contains("out of bounds"));
 }
+
+/// A connection that says whose it is cannot be shared, and a check is nobody's.
+#[test]
+fn announced_connections_are_one_clients_alone() {
+    check(&[
+        (
+            "upstreams = [\"h2c://a.test:1\"]\nproxy_protocol = \"v2\"",
+            "4:18: `proxy_protocol` does not go with an upstream of HTTP/2",
+        ),
+        (
+            "upstreams = [\"1\"]\nproxy_protocol = \"v2\"\nhealth_check = { path = \"/\" }",
+            "5:16: `health_check` with `path` does not go with `proxy_protocol`",
+        ),
+    ]);
+    good(&format!(
+        "{START}upstreams = [\"1\"]\nproxy_protocol = \"v1\"\nhealth_check = \"tcp\"\n"
+    ));
+}

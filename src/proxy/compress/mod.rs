@@ -283,3 +283,6 @@ impl<C: Client> Client for Compressing<'_, C> {
         self.client.cut_off();
     }
 }
+
+#[cfg(test)]
+mod tests;

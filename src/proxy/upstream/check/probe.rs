@@ -84,7 +84,7 @@ async fn over_http1(
     check: &HealthCheck,
     http: &HttpCheck,
 ) -> Result<(StatusCode, BytesMut), String> {
-    let dialled = dial::dial(address, check.timeout).await;
+    let dialled = dial::dial(address, check.timeout, None).await;
     let mut connection = dialled.map_err(|error| error.to_string())?;
     let request = format!(
         "GET {} HTTP/1.1\r\nHost: {host}\r\nUser-Agent: perennial-health-check\r\n\
