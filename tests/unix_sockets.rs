@@ -178,6 +178,11 @@ async fn nobody_by_that_name_is_an_error() {
         place.state().display(),
     );
     let mut perennial = Perennial::with_whole_config(place, &text);
+    let file = perennial.place.path("perennial.toml").display().to_string();
+    let checked = cli(&["check", "--config", &file]).await;
+    assert_eq!(checked.code, Some(64));
+    let expected = format!("{file}:6:16: this host has no group");
+    assert!(checked.stderr.starts_with(&expected), "{checked:?}");
     perennial.start();
     assert_eq!(perennial.wait_exit(SOON).await.code(), Some(1));
     let error = perennial.log_lines_with("cannot listen on unix:").concat();

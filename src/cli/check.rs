@@ -15,6 +15,7 @@ use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::certificate::unit::{self, Finding};
 use crate::clock;
 use crate::config::{self, Config, Site};
+use crate::listener::sockets;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct CheckArgs {
@@ -38,6 +39,17 @@ pub(super) fn main(args: CheckArgs) -> ExitCode {
     }
 }
 
+/// Users and groups that this host does not have.
+fn unknown_accounts(config: &Config) -> Vec<String> {
+    let accounts = config.account_references.iter();
+    accounts
+        .filter_map(|account| {
+            let error = sockets::account_id(account.kind, &account.name).err()?;
+            Some(account.diagnostic(error.to_string()).to_string())
+        })
+        .collect()
+}
+
 /// The summary of a good configuration, and what to think about nevertheless.
 fn check(args: ConfigArgs) -> Result<(String, Vec<String>), String> {
     let file = args.file()?;
@@ -45,6 +57,10 @@ fn check(args: ConfigArgs) -> Result<(String, Vec<String>), String> {
     let missing = config::check_files(&config);
     if !missing.is_empty() {
         return Err(missing.to_string());
+    }
+    let strangers = unknown_accounts(&config);
+    if !strangers.is_empty() {
+        return Err(strangers.join("\n"));
     }
     let mut inventory = Inventory::new(None);
     let mut wrong = load_pairs(&config, &mut inventory);

@@ -57,6 +57,7 @@ pub(super) fn assemble(
     let takeover = default_takeover(&draft.certificates);
     Config {
         path: draft.path,
+        account_references: draft.server.accounts.clone(),
         server: server(draft.server, default_state_dir),
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),

@@ -14,10 +14,10 @@ use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
 use super::pool::PoolDraft;
 use super::{
-    AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding, ErrorPages,
-    ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix, KeyType, Limit,
-    ListenAddress, LogLevel, Member, MinRates, PathPattern, ProxyProtocol, ProxyProtocolFrom,
-    SocketFile, Takeover, Template, TlsMode,
+    AccountReference, AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding,
+    ErrorPages, ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix,
+    KeyType, Limit, ListenAddress, LogLevel, Member, MinRates, PathPattern, ProxyProtocol,
+    ProxyProtocolFrom, SocketFile, Takeover, Template, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -41,6 +41,7 @@ pub(super) struct ServerDraft {
     pub(super) http_listen: Listen,
     pub(super) https_listen: Listen,
     pub(super) socket_file: SocketFile,
+    pub(super) accounts: Vec<AccountReference>,
     pub(super) admin_listen: Option<Located<AdminListen>>,
     pub(super) state_dir: Option<PathBuf>,
     pub(super) threads: Option<usize>,

@@ -4,7 +4,7 @@ use std::net::{AddrParseError, IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
 
-use super::diagnostic::Problem;
+use super::diagnostic::{Diagnostic, Place, Problem};
 use super::value::{Parsed, listen_address, socket_path};
 
 /// A socket file's mode where none is configured: whoever is in its group may connect.
@@ -52,6 +52,31 @@ impl SocketFile {
         SocketFile {
             mode: 0o600,
             ..SocketFile::default()
+        }
+    }
+}
+
+/// A user or a group that a configuration names, and where.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AccountReference {
+    pub kind: AccountKind,
+    pub name: Box<str>,
+    pub place: Place,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AccountKind {
+    User,
+    Group,
+}
+
+impl AccountReference {
+    /// A diagnostic about it, in the form of all others.
+    pub fn diagnostic(&self, message: String) -> Diagnostic {
+        Diagnostic {
+            place: self.place.clone(),
+            message,
+            help: Some("make it, or name another; a number is taken as it is".to_owned()),
         }
     }
 }

@@ -61,7 +61,7 @@ pub use files::Files;
 pub use forward_auth::ForwardAuth;
 pub use ip_prefix::IpPrefix;
 pub use limits::{Limit, Limits};
-pub use listen::{ListenAddress, SocketFile};
+pub use listen::{AccountKind, AccountReference, ListenAddress, SocketFile};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 pub use on_demand::{Budgets, OnDemand, Permission};
 pub use pool::{
@@ -90,6 +90,8 @@ pub struct Config {
     pub sites: Vec<Site>,
     /// The files and folders that the configuration names, and where it names them.
     pub file_references: Vec<FileReference>,
+    /// The users and groups, likewise.
+    pub account_references: Vec<AccountReference>,
 }
 
 impl Config {

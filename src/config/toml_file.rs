@@ -32,8 +32,8 @@ use super::value::{
     secret, server_name, takeover, tls_mode, token,
 };
 use super::{
-    AdminListen, ChallengeType, ErrorPages, ExternalAccount, ListenAddress, MinRates, SocketFile,
-    TlsMode,
+    AccountKind, AccountReference, AdminListen, ChallengeType, ErrorPages, ExternalAccount,
+    ListenAddress, MinRates, SocketFile, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -171,10 +171,17 @@ impl<'a> Reader<'a> {
     fn server(&self, table: &Table<'a>) -> ServerDraft {
         let state_dir = table.get("state_dir").and_then(|v| self.path(v));
         let grace_period = table.get("grace_period");
+        let owner = self.account(table, "socket_owner", AccountKind::User);
+        let group = self.account(table, "socket_group", AccountKind::Group);
         ServerDraft {
             http_listen: self.listen(table.get("http_listen")),
             https_listen: self.listen(table.get("https_listen")),
-            socket_file: self.socket_file(table),
+            socket_file: SocketFile {
+                mode: socket_mode_of(table),
+                owner: owner.as_ref().map(|account| account.name.clone()),
+                group: group.as_ref().map(|account| account.name.clone()),
+            },
+            accounts: owner.into_iter().chain(group).collect(),
             admin_listen: table.get("admin_listen").map(|v| self.admin_listen(v)),
             state_dir: state_dir.map(|path| path.value),
             threads: table.get("threads").and_then(|v| self.threads(v)),
@@ -232,19 +239,19 @@ impl<'a> Reader<'a> {
         list.values
     }
 
-    fn socket_file(&self, table: &Table<'a>) -> SocketFile {
-        let account = |key| {
-            let name = table.get(key)?.parse(ACCOUNT, account_name)?;
-            Some(name.value)
-        };
-        let mode = table.get("socket_mode");
-        let mode = mode.and_then(|v| v.parse(SOCKET_MODE, socket_mode));
-        let default = SocketFile::default();
-        SocketFile {
-            mode: mode.map_or(default.mode, |mode| mode.value),
-            owner: account("socket_owner"),
-            group: account("socket_group"),
-        }
+    /// Whether there is one is for `perennial check`, and for whoever makes a socket, to see.
+    fn account(
+        &self,
+        table: &Table<'a>,
+        key: &'static str,
+        kind: AccountKind,
+    ) -> Option<AccountReference> {
+        let name = table.get(key)?.parse(ACCOUNT, account_name)?;
+        Some(AccountReference {
+            kind,
+            name: name.value,
+            place: self.report.source.place(name.at),
+        })
     }
 
     fn admin_listen(&self, value: Value<'a>) -> Located<AdminListen> {
@@ -655,6 +662,12 @@ impl<'a> Reader<'a> {
 fn known_host(host: Located<Option<Name>>) -> Option<Located<Name>> {
     let at = host.at;
     host.value.map(|value| Located { value, at })
+}
+
+fn socket_mode_of(table: &Table<'_>) -> u32 {
+    let mode = table.get("socket_mode");
+    let mode = mode.and_then(|v| v.parse(SOCKET_MODE, socket_mode));
+    mode.map_or(SocketFile::default().mode, |mode| mode.value)
 }
 
 fn connections(table: &Table<'_>, key: &'static str) -> Option<usize> {

@@ -12,7 +12,7 @@ use std::path::{Path, PathBuf};
 use rustix::net::AddressFamily;
 use socket2::{Domain, Protocol, Type};
 
-use crate::config::{ListenAddress, SocketFile};
+use crate::config::{AccountKind, ListenAddress, SocketFile};
 
 /// How many connections the kernel may hold for us before we accept them. The kernel lowers it to
 /// `net.core.somaxconn`.
@@ -182,7 +182,12 @@ fn bind_unix(path: &Path, file: &SocketFile) -> io::Result<UnixListener> {
         }
         Err(_) => {}
     }
-    let (owner, group) = (owner(file)?, group(file)?);
+    let id = |kind, name: &Option<Box<str>>| {
+        let name = name.as_ref();
+        name.map(|name| account_id(kind, name)).transpose()
+    };
+    let owner = id(AccountKind::User, &file.owner)?;
+    let group = id(AccountKind::Group, &file.group)?;
     let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None)?;
     socket.set_nonblocking(true)?;
     let umask = rustix::process::umask(rustix::fs::Mode::from_raw_mode(NEW_SOCKET_UMASK));
@@ -195,30 +200,22 @@ fn bind_unix(path: &Path, file: &SocketFile) -> io::Result<UnixListener> {
     Ok(socket.into())
 }
 
-fn owner(file: &SocketFile) -> io::Result<Option<u32>> {
-    let Some(name) = &file.owner else {
-        return Ok(None);
+/// The number of a user or a group by name, or by number.
+pub fn account_id(kind: AccountKind, name: &str) -> io::Result<u32> {
+    if let Ok(id) = name.parse() {
+        return Ok(id);
+    }
+    let (what, id) = match kind {
+        AccountKind::User => {
+            let user = nix::unistd::User::from_name(name)?;
+            ("user", user.map(|user| user.uid.as_raw()))
+        }
+        AccountKind::Group => {
+            let group = nix::unistd::Group::from_name(name)?;
+            ("group", group.map(|group| group.gid.as_raw()))
+        }
     };
-    if let Ok(uid) = name.parse() {
-        return Ok(Some(uid));
-    }
-    match nix::unistd::User::from_name(name)? {
-        Some(user) => Ok(Some(user.uid.as_raw())),
-        None => Err(nobody("user", name)),
-    }
-}
-
-fn group(file: &SocketFile) -> io::Result<Option<u32>> {
-    let Some(name) = &file.group else {
-        return Ok(None);
-    };
-    if let Ok(gid) = name.parse() {
-        return Ok(Some(gid));
-    }
-    match nix::unistd::Group::from_name(name)? {
-        Some(group) => Ok(Some(group.gid.as_raw())),
-        None => Err(nobody("group", name)),
-    }
+    id.ok_or_else(|| nobody(what, name))
 }
 
 fn nobody(what: &str, name: &str) -> io::Error {

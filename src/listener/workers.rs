@@ -117,3 +117,34 @@ impl Seat {
         connections.spawn_on(counted, &runtime);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use arc_swap::ArcSwap;
+
+    use super::*;
+    use crate::acme::challenges::Challenges;
+    use crate::admin::metrics::Metrics;
+    use crate::proxy::Routing;
+
+    #[tokio::test]
+    async fn a_thread_that_hangs_makes_no_progress() {
+        let routing = Arc::new(ArcSwap::from_pointee(Routing::default()));
+        let metrics = Arc::new(Metrics::new());
+        let proxy = Proxy::new(routing, Challenges::new(), metrics, Arc::default());
+        let workers = Workers::start(2, &proxy).unwrap();
+        workers.make_progress().await;
+        let (let_go, waits) = std::sync::mpsc::channel::<()>();
+        let seat = workers.seat().unwrap();
+        seat.runtime.spawn(async move {
+            // Its other end is dropped.
+            let _ = waits.recv();
+        });
+        let look = tokio::time::timeout(Duration::from_millis(200), workers.make_progress());
+        assert!(look.await.is_err());
+        drop(let_go);
+        workers.make_progress().await;
+    }
+}

@@ -125,6 +125,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
         access_log: crate::config::AccessLog::default(),
         sites,
         file_references: Vec::new(),
+        account_references: Vec::new(),
     })
 }
 

@@ -203,6 +203,7 @@ fn others_have_their_turn() {
         while let Poll::Ready(room) = client.poll_room(&mut cx, input.len()) {
             let room = room.unwrap();
             worked += room;
+            assert!(worked <= TURN, "{worked}");
             client.send_data(&mut input, room, false).unwrap();
         }
         assert_eq!(worked, TURN);
