@@ -31,7 +31,7 @@ use crate::listener::sockets::BindError;
 use crate::listener::tls;
 use crate::listener::workers::Workers;
 use crate::on_demand::{self, OnDemand, Permissions};
-use crate::proxy::{Proxy, Routing, access_log};
+use crate::proxy::{HealthChecks, Proxy, Routing, access_log};
 use crate::store::{StateDir, StoreError};
 use admin_server::AdminServer;
 use hand_over::{Program, Turn};
@@ -301,7 +301,8 @@ fn live(
         ..
     } = start;
     let reloader = start.rescan.reloader;
-    let routing = Routing::new(&config, &trust.upstreams);
+    let checks = HealthChecks::default();
+    let routing = Routing::new(&config, &trust.upstreams, &checks);
     let routing = Arc::new(ArcSwap::from_pointee(routing));
     let https_port = Arc::new(AtomicU16::new(
         sockets.https_port().unwrap_or(DEFAULT_HTTPS_PORT),
@@ -313,14 +314,13 @@ fn live(
         metrics.clone(),
         https_port.clone(),
     );
-    let threads = worker_threads(config.server.threads);
     let certificates = tls::Certificates::new(reloader.table().clone(), challenges.clone());
     banner::print(&config, &sockets);
     let mut listeners = Listeners::new(Parts {
         passed: sockets.passed,
         own: own.clone(),
         admission: Admission::new(&config.server, start.descriptors, metrics.clone()),
-        workers: Workers::start(threads, &proxy)?,
+        workers: Workers::start(worker_threads(config.server.threads), &proxy)?,
         tls: tls::acceptor(certificates.or(&on_demand), trust.sessions.clone())?,
         table: reloader.table().clone(),
         on_demand: on_demand.clone(),
@@ -352,6 +352,7 @@ fn live(
         listeners,
         admin,
         routing,
+        checks,
         https_port,
         state: start.state,
         reloader,

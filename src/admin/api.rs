@@ -196,6 +196,7 @@ impl Api {
             .set_tls_files(&self.tls_files.report(), clock::now());
         self.metrics.set_queue(&self.worker.queue());
         self.metrics.set_config(&self.config_report());
+        self.routing.load().register(&self.metrics);
         self.metrics.set_lost_lines(access_log::lost_lines());
         let gate = self.on_demand.report();
         self.metrics.set_on_demand(gate.as_ref(), report.on_demand);

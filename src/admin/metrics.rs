@@ -29,7 +29,7 @@ pub struct Metrics {
     registry: Registry,
     requests: IntCounterVec,
     request_duration: Histogram,
-    upstream_healthy: IntGaugeVec,
+    upstreams: UpstreamMetrics,
     tls_handshakes: IntCounterVec,
     connections: IntGauge,
     refused_connections: IntCounterVec,
@@ -44,6 +44,31 @@ pub struct Metrics {
     lost_lines: IntCounter,
     config_reload_failing: IntGauge,
     on_demand: OnDemandMetrics,
+}
+
+/// How upstreams are, and what waits for them.
+struct UpstreamMetrics {
+    healthy: IntGaugeVec,
+    pending: IntGaugeVec,
+}
+
+impl UpstreamMetrics {
+    fn new(registry: &Registry) -> UpstreamMetrics {
+        UpstreamMetrics {
+            healthy: gauges(
+                registry,
+                "perennial_upstream_healthy",
+                "Whether nothing that requests and health checks have met speaks against the upstream (1, also before the first).",
+                &["site", "upstream"],
+            ),
+            pending: gauges(
+                registry,
+                "perennial_upstream_pending_requests",
+                "Requests that wait for an upstream because each has as many as it may have.",
+                &["site"],
+            ),
+        }
+    }
 }
 
 /// What is wrong with certificates and TLS files that are used all the same.
@@ -203,12 +228,7 @@ impl Metrics {
                 "perennial_request_duration_seconds",
                 "From the request's header to the end of the answer, upgraded connections excepted.",
             ),
-            upstream_healthy: gauges(
-                &registry,
-                "perennial_upstream_healthy",
-                "Whether the last connection to the upstream succeeded (1, also before the first).",
-                &["site", "upstream"],
-            ),
+            upstreams: UpstreamMetrics::new(&registry),
             tls_handshakes: counters(
                 &registry,
                 "perennial_tls_handshakes_total",
@@ -289,14 +309,25 @@ impl Metrics {
     }
 
     pub fn upstream_healthy(&self, site: &str, upstream: &str, healthy: bool) {
-        self.upstream_healthy
+        self.upstreams
+            .healthy
             .with_label_values(&[site, upstream])
             .set(i64::from(healthy));
     }
 
+    /// How many requests of a site wait for an upstream.
+    pub fn upstream_pending(&self, site: &str, waiting: usize) {
+        let waiting = i64::try_from(waiting).unwrap_or(i64::MAX);
+        self.upstreams
+            .pending
+            .with_label_values(&[site])
+            .set(waiting);
+    }
+
     /// Drops all upstreams: a new configuration names its own.
     pub fn forget_upstreams(&self) {
-        self.upstream_healthy.reset();
+        self.upstreams.healthy.reset();
+        self.upstreams.pending.reset();
     }
 
     /// `result` is one of a fixed few words, `version` the protocol's name or `-`.

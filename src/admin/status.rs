@@ -201,6 +201,12 @@ pub struct UpstreamStatus {
     pub site: String,
     pub upstream: String,
     pub healthy: bool,
+    /// Why it is not.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
+    /// Requests that it has now, where they are counted.
+    #[serde(default)]
+    pub requests: usize,
 }
 
 /// One certificate: what is served of it, and what is wrong with it.
@@ -504,6 +510,8 @@ pub fn upstreams(routing: &Routing) -> Vec<UpstreamStatus> {
                     site: site.label.to_string(),
                     upstream: upstream.label().to_owned(),
                     healthy: upstream.is_healthy(),
+                    trouble: upstream.trouble().map(|trouble| trouble.into_owned()),
+                    requests: upstream.under_way(),
                 });
             }
         }

@@ -28,7 +28,7 @@ use crate::config::watch::{Candidate, Refusal};
 use crate::config::{Config, LogLevel};
 use crate::listener::passed::Passed;
 use crate::on_demand::OnDemand;
-use crate::proxy::{Routing, access_log};
+use crate::proxy::{HealthChecks, Routing, access_log};
 use crate::store::StateDir;
 
 /// The port of redirects where nothing is served over TLS.
@@ -55,6 +55,7 @@ pub(super) struct Live {
     pub listeners: Listeners,
     pub admin: AdminServer,
     pub routing: Arc<ArcSwap<Routing>>,
+    pub checks: HealthChecks,
     pub https_port: Arc<AtomicU16>,
     pub state: StateDir,
     pub reloader: Reloader,
@@ -220,9 +221,9 @@ impl Live {
     async fn change_routing(&self, new: &Arc<Config>, old: &Arc<Config>) {
         let (new, old, current) = (new.clone(), old.clone(), self.routing.load_full());
         let (trusts, metrics) = (self.trust.upstreams.clone(), self.metrics.clone());
-        let routing = self.routing.clone();
+        let (routing, checks) = (self.routing.clone(), self.checks.clone());
         let built = tokio::task::spawn_blocking(move || {
-            let next = Arc::new(Routing::following(&new, &current, &old, &trusts));
+            let next = Arc::new(Routing::following(&new, &current, &old, &trusts, &checks));
             // Freed here, off the request path: that takes a while as well.
             drop(current);
             drop(routing.swap(next.clone()));

@@ -47,8 +47,10 @@ fn print(status: &Status) {
     }
     for upstream in status.upstreams.iter().filter(|upstream| !upstream.healthy) {
         println!(
-            "upstream {} of {} does not answer",
-            upstream.upstream, upstream.site
+            "upstream {} of {} is not well: {}",
+            upstream.upstream,
+            upstream.site,
+            upstream.trouble.as_deref().unwrap_or("it does not answer")
         );
     }
     for file in &status.tls_files {

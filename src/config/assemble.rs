@@ -18,10 +18,10 @@ use super::file_check::{FilePurpose, FileReference};
 use super::listen::overlap;
 use super::{
     Access, Action, AdminListen, CertificateFiles, Certificates, ChallengeType, Coding, Config,
-    FieldRules, ListenAddress, PathPattern, ProxyProtocol, Route, Server, Site, Takeover, TlsMode,
-    UpstreamTls,
+    FieldRules, Forward, ListenAddress, PathPattern, PoolSettings, ProxyProtocol, Route, Server,
+    Site, Takeover, TlsMode, UpstreamTls,
 };
-use super::{acme_options, fields, on_demand, tls_options};
+use super::{acme_options, fields, on_demand, pool, tls_options};
 use crate::certificate::name::Name;
 
 const DEFAULT_HTTP: SocketAddr = SocketAddr::new(IpAddr::V6(Ipv6Addr::UNSPECIFIED), 80);
@@ -48,6 +48,7 @@ pub(super) fn assemble(
         check_site_takeover(site, &draft.certificates, wildcards, report);
         acme_options::check_addresses(site, &draft, report);
         check_routes(site, report);
+        pool::check(site, report);
         check_proxy_protocol(site, report);
     }
     tls_options::check(&draft, report);
@@ -94,6 +95,7 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         min_rates: draft.min_rates,
         forwarded: draft.forwarded.unwrap_or_default(),
         request_id: draft.request_id,
+        resolvers: draft.resolvers,
         log_level: draft.log_level.unwrap_or_default(),
     }
 }
@@ -141,6 +143,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         request_fields: draft.request_fields,
         response_fields,
         access: draft.access.over(&Access::default()),
+        pool: draft.pool.over(&PoolSettings::default()),
         compress: draft.compress.unwrap_or_default(),
     };
     let own = draft.action.map(|action| {
@@ -183,6 +186,7 @@ struct SiteWide {
     request_fields: FieldRules,
     response_fields: FieldRules,
     access: Access,
+    pool: PoolSettings,
     compress: Vec<Coding>,
 }
 
@@ -193,10 +197,11 @@ impl SiteWide {
             .upstream_tls
             .map(|own| tls_options::upstream(own.value));
         let action = match draft.action? {
-            ActionDraft::Forward(upstreams) => Action::Forward {
-                upstreams,
+            ActionDraft::Forward(members) => Action::Forward(Box::new(Forward {
+                members,
                 upstream_tls: own_tls.or_else(|| self.upstream_tls.clone()),
-            },
+                settings: draft.pool.over(&self.pool),
+            })),
             ActionDraft::Redirect { status, location } => Action::Redirect { status, location },
             ActionDraft::Respond { status, body } => Action::Respond { status, body },
             ActionDraft::Files { files, .. } => Action::Files(files),
@@ -556,7 +561,7 @@ fn check_routes(site: &SiteDraft, report: &Report<'_>) {
 fn check_proxy_protocol(site: &SiteDraft, report: &Report<'_>) {
     let goes_on = |action: &Option<ActionDraft>| {
         let action = action.as_ref();
-        action.is_some_and(|action| !action.upstreams().is_empty())
+        action.is_some_and(|action| !action.members().is_empty())
     };
     let routes_go_on = || site.routes.iter().any(|route| goes_on(&route.action));
     let of_site = site.proxy_protocol.iter();

@@ -196,9 +196,9 @@ fn add_site(sites: &mut Vec<SiteDraft>, argument: SiteArgument, mode: TlsMode, a
     let known = known.and_then(|route| route.action.as_mut());
     let action = match (argument.target, known) {
         (Target::Upstream(upstream), Some(ActionDraft::Forward(upstreams))) => {
-            return upstreams.push(upstream);
+            return upstreams.push(upstream.into());
         }
-        (Target::Upstream(upstream), _) => ActionDraft::Forward(vec![upstream]),
+        (Target::Upstream(upstream), _) => ActionDraft::Forward(vec![upstream.into()]),
         (Target::Folder(root), _) => {
             let files = Files::below(root);
             ActionDraft::Files { files, at }

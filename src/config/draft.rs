@@ -12,11 +12,12 @@ use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
 use super::on_demand::OnDemandDraft;
+use super::pool::PoolDraft;
 use super::{
     AccountReference, AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding,
     ErrorPages, ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix,
-    KeyType, Limit, ListenAddress, LogLevel, MinRates, PathPattern, ProxyProtocol,
-    ProxyProtocolFrom, SocketFile, Takeover, Template, TlsMode, Upstream,
+    KeyType, Limit, ListenAddress, LogLevel, Member, MinRates, PathPattern, ProxyProtocol,
+    ProxyProtocolFrom, SocketFile, Takeover, Template, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -52,6 +53,7 @@ pub(super) struct ServerDraft {
     pub(super) min_rates: MinRates,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) request_id: Option<Box<str>>,
+    pub(super) resolvers: Vec<std::net::SocketAddr>,
     pub(super) log_level: Option<LogLevel>,
 }
 
@@ -128,6 +130,7 @@ pub(super) struct SiteDraft {
     /// `None` inside is "off".
     pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
+    pub(super) pool: PoolDraft,
     pub(super) routes: Vec<RouteDraft>,
 }
 
@@ -153,6 +156,7 @@ impl SiteDraft {
             action: None,
             proxy_protocol: None,
             upstream_tls: None,
+            pool: PoolDraft::default(),
             routes: Vec::new(),
         }
     }
@@ -179,6 +183,7 @@ pub(super) struct RouteDraft {
     pub(super) action: Option<ActionDraft>,
     pub(super) proxy_protocol: Option<Located<Option<ProxyProtocol>>>,
     pub(super) upstream_tls: Option<Located<UpstreamTlsDraft>>,
+    pub(super) pool: PoolDraft,
 }
 
 impl RouteDraft {
@@ -197,12 +202,13 @@ impl RouteDraft {
             action: Some(action),
             proxy_protocol: None,
             upstream_tls: None,
+            pool: PoolDraft::default(),
         }
     }
 }
 
 pub(super) enum ActionDraft {
-    Forward(Vec<Upstream>),
+    Forward(Vec<Member>),
     Redirect {
         status: StatusCode,
         location: Template,
@@ -219,9 +225,9 @@ pub(super) enum ActionDraft {
 }
 
 impl ActionDraft {
-    pub(super) fn upstreams(&self) -> &[Upstream] {
+    pub(super) fn members(&self) -> &[Member] {
         match self {
-            ActionDraft::Forward(upstreams) => upstreams,
+            ActionDraft::Forward(members) => members,
             _ => &[],
         }
     }

@@ -2,11 +2,15 @@
 //! reference and the schema are made of. What the values mean is said where they are read.
 
 mod acme;
+mod pools;
 mod server;
 mod sites;
 
 pub(super) use acme::{
     ACME, DNS, EXTERNAL_ACCOUNT, FALLBACK, LIMITS, ON_DEMAND, ON_DEMAND_BUDGETS,
+};
+pub(super) use pools::{
+    EJECTION, HEALTH_CHECK, LOAD_BALANCING, PENDING, RETRIES, TIMEOUTS, UPSTREAM,
 };
 pub(super) use server::{ACCESS_LOG, CERTIFICATE_FILES, CERTIFICATES, SERVER, TLS};
 pub(super) use sites::{
@@ -119,7 +123,7 @@ pub(super) const TOP: Section = Section {
 };
 
 /// Every section, in the order in which a misplaced key is looked for.
-pub(super) const SECTIONS: [&Section; 23] = [
+pub(super) const SECTIONS: [&Section; 30] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -135,6 +139,13 @@ pub(super) const SECTIONS: [&Section; 23] = [
     &ACCESS_LOG,
     &SITE,
     &ROUTE,
+    &UPSTREAM,
+    &LOAD_BALANCING,
+    &HEALTH_CHECK,
+    &EJECTION,
+    &RETRIES,
+    &PENDING,
+    &TIMEOUTS,
     &RATE_LIMIT,
     &BASIC_AUTH,
     &FORWARD_AUTH,

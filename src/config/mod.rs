@@ -26,6 +26,7 @@ mod limits;
 mod listen;
 mod load;
 mod on_demand;
+mod pool;
 mod proxy_protocol;
 mod reader;
 pub mod reference;
@@ -63,6 +64,10 @@ pub use limits::{Limit, Limits};
 pub use listen::{AccountKind, AccountReference, ListenAddress, SocketFile};
 pub use load::{ConfigError, Footprint, Reading, default_path};
 pub use on_demand::{Budgets, OnDemand, Permission};
+pub use pool::{
+    Balancing, CheckKind, Ejection, Forward, HashKey, HealthCheck, HttpCheck, Member, Pending,
+    Policy, PoolSettings, Retries, SameSite, Statuses, StickyCookie, Timeouts, Wait,
+};
 pub use proxy_protocol::{ProxyProtocol, ProxyProtocolFrom};
 pub use route::{Action, Glob, PathPattern, Route};
 pub use template::{Part, Placeholder, Template};
@@ -163,6 +168,8 @@ pub struct Server {
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets, if it gets one.
     pub request_id: Option<Box<str>>,
+    /// DNS servers that upstreams' names are asked of; empty for the system's.
+    pub resolvers: Vec<SocketAddr>,
     /// The least important events to log, where neither `--log-level` nor `RUST_LOG` says so.
     pub log_level: LogLevel,
 }
@@ -549,8 +556,15 @@ pub enum CertificatePer {
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub enum Upstream {
     /// `host:port`, `https://host:port`; the host is a name or an address, an IPv6 one without
-    /// its brackets.
-    Tcp { host: String, port: u16, tls: bool },
+    /// its brackets. `http2`: `h2c://` and, with TLS, `h2://`.
+    Tcp {
+        host: String,
+        port: u16,
+        tls: bool,
+        http2: bool,
+    },
+    /// `srv://name`: the targets of the SRV records (RFC 2782) of a name.
+    Srv(String),
     /// `unix:/path`.
     Unix(PathBuf),
     /// `respond:TEXT`: a fixed 200 with this text, for trying things out.

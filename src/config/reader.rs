@@ -181,6 +181,28 @@ impl<'a> Value<'a> {
         })
     }
 
+    /// The elements of an array, of any type.
+    pub(super) fn elements(self, kind: Kind) -> Option<Vec<Value<'a>>> {
+        let DeValue::Array(array) = self.inner else {
+            return self.wrong_type(kind);
+        };
+        let elements = array.iter().map(|element| Value {
+            is_element: true,
+            inner: element.get_ref(),
+            at: element.span().start,
+            ..self
+        });
+        Some(elements.collect())
+    }
+
+    pub(super) fn is_array(self) -> bool {
+        matches!(self.inner, DeValue::Array(_))
+    }
+
+    pub(super) fn is_string(self) -> bool {
+        matches!(self.inner, DeValue::String(_))
+    }
+
     pub(super) fn is_table(self) -> bool {
         matches!(self.inner, DeValue::Table(_))
     }

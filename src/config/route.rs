@@ -10,7 +10,7 @@ use super::keys::ROUTE_UPSTREAM_TLS;
 use super::reader::{Kind, List, Table};
 use super::template::{Part, Placeholder, Template};
 use super::toml_file::{Reader, UPSTREAMS};
-use super::{Access, Coding, Files, ProxyProtocol, Upstream, UpstreamTls};
+use super::{Access, Coding, Files, Forward, ProxyProtocol, Upstream, UpstreamTls};
 
 /// Requests that match, and what happens to them.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,19 +37,23 @@ pub struct Route {
 
 impl Route {
     /// Where its requests go; nowhere if they are answered.
-    pub fn upstreams(&self) -> &[Upstream] {
+    pub fn upstreams(&self) -> impl Iterator<Item = &Upstream> {
+        let members = self.forward().map(|forward| &forward.members[..]);
+        let members = members.unwrap_or_default().iter();
+        members.map(|member| &member.upstream)
+    }
+
+    /// Where its requests go, and how, unless they are answered.
+    pub fn forward(&self) -> Option<&Forward> {
         match &self.action {
-            Action::Forward { upstreams, .. } => upstreams,
-            Action::Redirect { .. } | Action::Respond { .. } | Action::Files(_) => &[],
+            Action::Forward(forward) => Some(forward),
+            Action::Redirect { .. } | Action::Respond { .. } | Action::Files(_) => None,
         }
     }
 
     /// The route's own, or else the site's.
     pub fn upstream_tls(&self) -> Option<&UpstreamTls> {
-        match &self.action {
-            Action::Forward { upstream_tls, .. } => upstream_tls.as_ref(),
-            Action::Redirect { .. } | Action::Respond { .. } | Action::Files(_) => None,
-        }
+        self.forward()?.upstream_tls.as_ref()
     }
 
     /// Smaller is more specific: paths that are whole, then those with more in them, then more
@@ -64,11 +68,7 @@ impl Route {
 /// What happens to a request.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Action {
-    Forward {
-        /// Tried in turn. Never empty.
-        upstreams: Vec<Upstream>,
-        upstream_tls: Option<UpstreamTls>,
-    },
+    Forward(Box<Forward>),
     Redirect {
         status: StatusCode,
         location: Template,
@@ -221,12 +221,13 @@ impl<'a> Reader<'a> {
             action,
             proxy_protocol: proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
+            pool: self.pool(table),
         })
     }
 
     /// What a site or a route does with its requests, if it says so.
     pub(super) fn action(&self, table: &Table<'a>) -> Option<ActionDraft> {
-        let upstreams = self.upstreams(table.get("upstreams"));
+        let upstreams = self.members(table.get("upstreams"));
         let redirect = table
             .get("redirect")
             .and_then(|v| v.parse(LOCATION, location));

@@ -8,6 +8,7 @@ use super::*;
 
 mod broken;
 mod good;
+mod pools;
 mod reference;
 mod shipped;
 

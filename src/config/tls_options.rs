@@ -7,7 +7,7 @@ use super::assemble::check_paths_differ;
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{ActionDraft, ClientAuthDraft, Draft, SiteDraft, TlsDraft, UpstreamTlsDraft};
 use super::file_check::FilePurpose;
-use super::{ClientAuth, ClientIdentity, Tls, TlsMode, Upstream, UpstreamTls};
+use super::{ClientAuth, ClientIdentity, Member, Tls, TlsMode, Upstream, UpstreamTls};
 
 pub(super) fn tls(draft: TlsDraft) -> Tls {
     let files = draft.session_ticket_key_files.into_iter();
@@ -81,11 +81,11 @@ fn check_upstream_tls(site: &SiteDraft, report: &Report<'_>) {
         let inherited = site.routes.iter().filter(|r| r.upstream_tls.is_none());
         let inherited = inherited.flat_map(|route| &route.action);
         let all = site.action.iter().chain(inherited);
-        check_one_upstream_tls(tls, all.flat_map(ActionDraft::upstreams), report);
+        check_one_upstream_tls(tls, all.flat_map(ActionDraft::members), report);
     }
     for route in &site.routes {
         if let Some(tls) = &route.upstream_tls {
-            let upstreams = route.action.iter().flat_map(ActionDraft::upstreams);
+            let upstreams = route.action.iter().flat_map(ActionDraft::members);
             check_one_upstream_tls(tls, upstreams, report);
         }
     }
@@ -93,14 +93,14 @@ fn check_upstream_tls(site: &SiteDraft, report: &Report<'_>) {
 
 fn check_one_upstream_tls<'u>(
     tls: &Located<UpstreamTlsDraft>,
-    mut upstreams: impl Iterator<Item = &'u Upstream>,
+    mut members: impl Iterator<Item = &'u Member>,
     report: &Report<'_>,
 ) {
-    if !upstreams.any(|upstream| matches!(upstream, Upstream::Tcp { tls: true, .. })) {
+    if !members.any(|member| matches!(member.upstream, Upstream::Tcp { tls: true, .. })) {
         let problem = Problem::new("`upstream_tls` is set, but no upstream here has TLS");
         report.add(
             tls.at,
-            problem.help("write the upstream as https://host:port"),
+            problem.help("write the upstream as https://host:port, or h2://host:port"),
         );
     }
     let draft = &tls.value;

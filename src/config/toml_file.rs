@@ -26,7 +26,6 @@ use super::on_demand::OnDemandDraft;
 use super::proxy_protocol;
 use super::reader::{Kind, List, Table, Value};
 use super::route::{self, has_action};
-use super::upstream::upstream;
 use super::value::{
     admin_listen, certificate_per, challenge_type, client_auth_mode, directory_url,
     duration_between, email, file_path, forwarded, hmac_key, host, ip_prefix, key_type, log_level,
@@ -34,7 +33,7 @@ use super::value::{
 };
 use super::{
     AccountKind, AccountReference, AdminListen, ChallengeType, ErrorPages, ExternalAccount,
-    ListenAddress, MinRates, SocketFile, TlsMode, Upstream,
+    ListenAddress, MinRates, SocketFile, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -208,6 +207,7 @@ impl<'a> Reader<'a> {
                 .get("request_id")
                 .and_then(|v| v.parse(FIELD, fields::field_name))
                 .map(|name| name.value.into()),
+            resolvers: super::dns::read::addresses(table, "resolvers"),
             log_level: table
                 .get("log_level")
                 .and_then(|v| v.parse(LOG_LEVEL, log_level))
@@ -599,6 +599,7 @@ impl<'a> Reader<'a> {
             action,
             proxy_protocol: route::proxy_protocol(table),
             upstream_tls: upstream_tls.map(|table| self.upstream_tls(&table)),
+            pool: self.pool(table),
             routes: routes.map(|list| self.routes(&list)).unwrap_or_default(),
         }
     }
@@ -615,19 +616,6 @@ impl<'a> Reader<'a> {
             self.report.add(hosts.at, problem);
         }
         Some(hosts.values)
-    }
-
-    pub(super) fn upstreams(&self, value: Option<Value<'a>>) -> Vec<Upstream> {
-        let list = value.and_then(|v| v.list(UPSTREAMS, |text| upstream(text, self.base)));
-        let Some(list) = list else {
-            return Vec::new();
-        };
-        if list.is_empty {
-            let problem = Problem::new("`upstreams` is empty, so requests could go nowhere")
-                .help("write upstreams = [\"127.0.0.1:3000\"]");
-            self.report.add(list.at, problem);
-        }
-        list.values.into_iter().map(|one| one.value).collect()
     }
 
     /// The texts are read now, and again whenever they change.

@@ -1,5 +1,5 @@
-//! Where requests go, as it is written: `host:port`, a bare port, `https://host`, `unix:/path`,
-//! `respond:TEXT`.
+//! Where requests go, as it is written: `host:port`, a bare port, `https://host`, `h2://host`,
+//! `h2c://host`, `unix:/path`, `srv://name`, `respond:TEXT`.
 
 use std::net::Ipv6Addr;
 use std::path::Path;
@@ -10,7 +10,8 @@ use super::value::socket_path;
 use crate::certificate::name::Name;
 
 const FORMS: &str = "it can be host:port, a port of this host, http://host:port, \
-                     https://host:port, unix:/path or respond:TEXT";
+                     https://host:port, h2://host:port, h2c://host:port, unix:/path, \
+                     srv://name or respond:TEXT";
 
 /// Parses an UPSTREAM; the path of a Unix socket is resolved against `base`.
 pub(super) fn upstream(text: &str, base: &Path) -> Result<Upstream, Problem> {
@@ -24,8 +25,11 @@ pub(super) fn upstream(text: &str, base: &Path) -> Result<Upstream, Problem> {
         return socket_path(path, base).map(Upstream::Unix);
     }
     match text.split_once("://") {
-        Some(("http", rest)) => authority(text, rest, false, Some(80)),
-        Some(("https", rest)) => authority(text, rest, true, Some(443)),
+        Some(("http", rest)) => authority(text, rest, (false, false), Some(80)),
+        Some(("https", rest)) => authority(text, rest, (true, false), Some(443)),
+        Some(("h2c", rest)) => authority(text, rest, (false, true), Some(80)),
+        Some(("h2", rest)) => authority(text, rest, (true, true), Some(443)),
+        Some(("srv", name)) => srv(text, name),
         Some((scheme, _)) => Err(wrong(
             text,
             &format!("{scheme:?} is no known scheme"),
@@ -36,8 +40,9 @@ pub(super) fn upstream(text: &str, base: &Path) -> Result<Upstream, Problem> {
             host: "127.0.0.1".to_owned(),
             port: port(text, text)?,
             tls: false,
+            http2: false,
         }),
-        None => authority(text, text, false, None),
+        None => authority(text, text, (false, false), None),
     }
 }
 
@@ -45,7 +50,7 @@ pub(super) fn upstream(text: &str, base: &Path) -> Result<Upstream, Problem> {
 fn authority(
     text: &str,
     authority: &str,
-    tls: bool,
+    (tls, http2): (bool, bool),
     default_port: Option<u16>,
 ) -> Result<Upstream, Problem> {
     let authority = match default_port {
@@ -82,7 +87,27 @@ fn authority(
         host: self::host(text, host)?,
         port,
         tls,
+        http2,
     })
+}
+
+/// `_service._protocol.name` (RFC 2782).
+fn srv(text: &str, name: &str) -> Result<Upstream, Problem> {
+    let name = name.strip_suffix('/').unwrap_or(name);
+    let labels: Vec<&str> = name.split('.').collect();
+    let label = |label: &&str| {
+        let plain = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '_';
+        (1..=63).contains(&label.len()) && label.chars().all(plain)
+    };
+    let begins = labels.iter().take(2).all(|label| label.starts_with('_'));
+    match labels.len() > 2 && begins && labels.iter().all(label) && name.len() <= 253 {
+        true => Ok(Upstream::Srv(name.to_ascii_lowercase())),
+        false => Err(wrong(
+            text,
+            "it names no SRV records",
+            "write srv://_http._tcp.example.com: service, protocol and domain",
+        )),
+    }
 }
 
 fn host(text: &str, host: &str) -> Result<String, Problem> {

@@ -202,9 +202,9 @@ pub(super) fn path_pattern(text: &str) -> Parsed<PathPattern> {
 }
 
 /// One of several words, `what` in messages.
-pub(super) fn choice<T: Copy>(what: &str, text: &str, choices: &[(&str, T)]) -> Parsed<T> {
+pub(super) fn choice<T: Clone>(what: &str, text: &str, choices: &[(&str, T)]) -> Parsed<T> {
     if let Some((_, value)) = choices.iter().find(|(word, _)| *word == text) {
-        return Ok(*value);
+        return Ok(value.clone());
     }
     let words: Vec<&str> = choices.iter().map(|(word, _)| *word).collect();
     let problem = Problem::new(format!("{text:?} is no {what}"));

@@ -33,6 +33,8 @@ pub struct RequestHead {
     pub fields: Fields,
     /// What the fields say of the body.
     pub framing: Framing,
+    /// Whether an HTTP/2 stream is to become a WebSocket (RFC 8441).
+    pub extended_connect: bool,
 }
 
 impl Default for RequestHead {
@@ -44,6 +46,7 @@ impl Default for RequestHead {
             target: Span::default(),
             fields: Fields::default(),
             framing: Framing::None,
+            extended_connect: false,
         }
     }
 }
@@ -76,6 +79,24 @@ impl RequestHead {
             }
         }
         head.framing = head.http2_framing(ends)?;
+        Some(head)
+    }
+
+    /// The request of an HTTP/2 stream that is to become a WebSocket (RFC 8441 section 5), as a client
+    /// of HTTP/1.1 would ask for one; what follows it is no body. `key`: for `Sec-WebSocket-Key`.
+    pub fn from_extended_connect(parts: &http::request::Parts, key: &str) -> Option<RequestHead> {
+        let mut head = RequestHead::from_http2(parts, false)?;
+        head.method = Method::GET;
+        head.framing = Framing::None;
+        head.extended_connect = true;
+        let ours = |name: &[u8]| {
+            let ours: [&[u8]; 2] = [b"sec-websocket-key", b"content-length"];
+            ours.iter().any(|it| name.eq_ignore_ascii_case(it))
+        };
+        head.fields.retain(|field| !ours(field.name));
+        head.fields.push(b"Connection", b"Upgrade");
+        head.fields.push(b"Upgrade", b"websocket");
+        head.fields.push(b"Sec-WebSocket-Key", key.as_bytes());
         Some(head)
     }
 
@@ -142,6 +163,18 @@ impl ResponseHead {
             reason: Span::default(),
             fields: Fields::default(),
         }
+    }
+
+    /// The response of an HTTP/2 stream.
+    pub fn from_http2(parts: &http::response::Parts) -> ResponseHead {
+        let mut head = ResponseHead {
+            version: Version::HTTP_2,
+            ..ResponseHead::new(parts.status)
+        };
+        for (name, value) in &parts.headers {
+            head.fields.push(name.as_str().as_bytes(), value.as_bytes());
+        }
+        head
     }
 
     /// As it was written, or as the RFC calls the status.

@@ -7,13 +7,11 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
+use pingora::protocols::ALPN;
 use pingora::upstreams::peer::HttpPeer;
 
+use super::multiplexed;
 use super::upstream_tls::{TlsTerms, TlsTransport};
-
-/// For TCP and TLS together. A host that is up answers within milliseconds, or, over the world,
-/// within a second and one lost packet.
-pub const DIAL_TIMEOUT: Duration = Duration::from_secs(3);
 
 /// How long others are preferred after a failed dial: a dead host costs each of its turns a dial
 /// timeout otherwise.
@@ -28,6 +26,8 @@ const MAX_SOCKET_PATH: usize = 107;
 pub enum Transport {
     Plain,
     Tls(TlsTransport),
+    /// HTTP/2, over TLS or by prior knowledge (RFC 9113 section 3.3).
+    Http2(Option<TlsTransport>),
 }
 
 /// One address of an upstream.
@@ -35,6 +35,9 @@ pub struct Address {
     label: String,
     endpoint: Endpoint,
     destination: Arc<Destination>,
+    http2: bool,
+    /// Among several: the lower comes first, and those with the same by weight (RFC 2782).
+    rank: (u16, u16),
     /// Milliseconds since [`START`]; 0 if it has not failed.
     failed_until: AtomicU64,
 }
@@ -70,21 +73,39 @@ fn milliseconds_since_start() -> u64 {
 
 impl Address {
     pub fn tcp(address: SocketAddr, transport: &Transport) -> Address {
+        let http2 = matches!(transport, Transport::Http2(_));
         let (endpoint, destination) = match transport {
-            Transport::Plain => (Endpoint::Tcp(address), Destination::Tcp(address)),
-            Transport::Tls(transport) => {
+            Transport::Plain | Transport::Http2(None) => {
+                (Endpoint::Tcp(address), Destination::Tcp(address))
+            }
+            Transport::Tls(transport) | Transport::Http2(Some(transport)) => {
                 let mut peer = Box::new(HttpPeer::new(address, true, transport.server_name()));
                 // The dial as a whole has its time, by the runtime's timer. Pingora's own are a
                 // thread that wakes a hundred times a second from the first one on.
                 peer.options.connection_timeout = None;
                 peer.options.total_connection_timeout = None;
                 transport.prepare(&mut peer);
+                if http2 {
+                    peer.options.alpn = ALPN::H2;
+                    peer.options.tcp_keepalive = Some(multiplexed::keep_alive_of_tls());
+                }
                 let destination = Destination::Tls(address, transport.terms());
                 let transport = transport.clone();
                 (Endpoint::Tls { peer, transport }, destination)
             }
         };
-        Address::new(address.to_string(), endpoint, destination)
+        Address {
+            http2,
+            ..Address::new(address.to_string(), endpoint, destination)
+        }
+    }
+
+    /// One of several that are not alike.
+    pub fn ranked(self, priority: u16, weight: u16) -> Address {
+        Address {
+            rank: (priority, weight),
+            ..self
+        }
     }
 
     /// The error names the path.
@@ -110,6 +131,8 @@ impl Address {
             label,
             endpoint,
             destination: Arc::new(destination),
+            http2: false,
+            rank: (0, 0),
             failed_until: AtomicU64::new(0),
         }
     }
@@ -125,6 +148,16 @@ impl Address {
 
     pub fn endpoint(&self) -> &Endpoint {
         &self.endpoint
+    }
+
+    /// Whether it speaks HTTP/2, and nothing else.
+    pub fn is_http2(&self) -> bool {
+        self.http2
+    }
+
+    /// Whether connections to it have TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(self.endpoint, Endpoint::Tls { .. })
     }
 
     /// Changes whenever what connections to it are made under does: whom to trust, what to show.
@@ -153,11 +186,38 @@ impl Address {
 }
 
 impl Addresses {
-    /// The first that is `wanted`, beginning with the one at `first` modulo their number.
-    pub fn find_from(&self, first: usize, wanted: impl Fn(&Address) -> bool) -> Option<usize> {
-        (0..self.len())
-            .map(|step| first.wrapping_add(step) % self.len())
-            .find(|&index| wanted(&self[index]))
+    /// Whether they lead to the same places, ranked in the same way.
+    pub fn is_same(&self, other: &Addresses) -> bool {
+        let key = |address: &Address| (address.destination.clone(), address.rank);
+        self.len() == other.len() && self.iter().map(key).eq(other.iter().map(key))
+    }
+
+    /// One that is `wanted`, of those the ones that come first. Without weights it is the first from
+    /// the one at `turn` modulo their number.
+    pub fn find_from(&self, turn: usize, wanted: impl Fn(&Address) -> bool) -> Option<usize> {
+        let length = self.len();
+        let order = (0..length).map(|step| turn.wrapping_add(step) % length);
+        let mut order = order.filter(|&index| wanted(&self[index]));
+        let first = order.next()?;
+        if self.iter().all(|address| address.rank == (0, 0)) {
+            return Some(first);
+        }
+        let mut among: Vec<usize> = std::iter::once(first).chain(order).collect();
+        let best = among.iter().map(|&index| self[index].rank.0).min()?;
+        among.retain(|&index| self[index].rank.0 == best);
+        let weights = among.iter().map(|&index| u64::from(self[index].rank.1));
+        let total: u64 = weights.clone().sum();
+        if total == 0 {
+            return among.first().copied();
+        }
+        let mut point = rand::random_range(0..total);
+        let mut chosen = among.iter().zip(weights);
+        let chosen = chosen.find(|(_, weight)| {
+            let here = point < *weight;
+            point = point.saturating_sub(*weight);
+            here
+        });
+        chosen.map(|(&index, _)| index)
     }
 }
 

@@ -188,6 +188,8 @@ pub struct Adjustment<'a> {
     route: Option<usize>,
     request_id: Option<Box<str>>,
     user: Option<Box<str>>,
+    /// A cookie that keeps the client at its upstream.
+    cookie: Option<String>,
     granted: Option<Arc<Granted>>,
     request: &'a RequestHead,
     tls: Option<&'a TlsInfo>,
@@ -203,7 +205,10 @@ impl<'a> Adjustment<'a> {
         origin: &'a Origin<'a>,
     ) -> Option<Adjustment<'a>> {
         let site = context.site.as_ref()?;
+        let forwarding = context.forwarding.as_ref();
+        let cookie = forwarding.and_then(|it| it.cookie(origin.secure));
         let any = site.hsts(tls).is_some()
+            || cookie.is_some()
             || context.request_id.is_some()
             || context.response_rules().is_some();
         any.then(|| Adjustment {
@@ -211,6 +216,7 @@ impl<'a> Adjustment<'a> {
             route: context.route,
             request_id: context.request_id.clone(),
             user: context.user.clone(),
+            cookie,
             granted: context.granted.clone(),
             request,
             tls,
@@ -225,6 +231,9 @@ impl<'a> Adjustment<'a> {
         }
         if let (Some(name), Some(id)) = (&self.site.settings.request_id, &self.request_id) {
             fields.set(name.as_bytes(), id.as_bytes());
+        }
+        if let Some(cookie) = &self.cookie {
+            fields.push(b"Set-Cookie", cookie.as_bytes());
         }
         let route = self.route.and_then(|route| self.site.routes.get(route));
         let Some(changes) = route.and_then(|route| route.changes.as_deref()) else {

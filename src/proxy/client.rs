@@ -4,7 +4,7 @@
 
 use std::task::{Context, Poll};
 
-use bytes::BytesMut;
+use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
 
 use super::failure::ClientError;
@@ -53,6 +53,9 @@ pub trait Client {
         length: usize,
         last: bool,
     ) -> Result<(), ClientError>;
+
+    /// The same for data that is in a piece of its own.
+    fn send_piece(&mut self, data: Bytes, last: bool) -> Result<(), ClientError>;
 
     /// Ends a body whose last data was not known to be the last.
     fn send_end(&mut self, trailers: Option<&Fields>) -> Result<(), ClientError>;

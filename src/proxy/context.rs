@@ -1,7 +1,7 @@
 //! What the proxy knows about one request, from its head to its line in the log.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 
@@ -10,7 +10,7 @@ use super::dial::DialError;
 use super::failure::{Failure, Fault};
 use super::forward_auth::Granted;
 use super::routing::{Route, Site};
-use super::upstream::{Attempt, Pool, Tried, Upstream};
+use super::upstream::{Attempt, Pool, Selection, Turned, Unchosen, Upstream};
 use crate::config::{FieldRules, MinRates};
 
 /// The state of one request.
@@ -43,11 +43,10 @@ pub struct Context {
 pub struct Forwarding {
     site: Arc<Site>,
     route: usize,
-    pub turn: usize,
+    pub selection: Selection,
     pub attempt: Option<Attempt>,
     /// Of what the connection was made under.
     pub version: u64,
-    tried: Tried,
     /// What the last failed dial means for the client, should no other succeed.
     dial_status: Option<StatusCode>,
 }
@@ -134,6 +133,7 @@ impl Context {
         self.fault = Some(fault);
         let reason = match failure {
             Failure::NoUpstream { reason, .. } => reason.clone(),
+            Failure::Busy(busy) => busy.to_string(),
             failure => self.blamed(fault, &failure.to_string()),
         };
         if !reason.is_empty() && !self.failures.contains(&reason) {
@@ -150,8 +150,9 @@ impl Context {
                 true => StatusCode::GATEWAY_TIMEOUT,
                 false => StatusCode::BAD_GATEWAY,
             });
-            let tried = forwarding.attempt.as_ref().map(Attempt::as_tried);
-            forwarding.tried.extend(tried);
+            if let Some(attempt) = &forwarding.attempt {
+                forwarding.selection.note_tried(attempt);
+            }
         }
     }
 
@@ -165,15 +166,13 @@ impl Context {
 }
 
 impl Forwarding {
-    pub fn new(site: Arc<Site>, route: usize) -> Forwarding {
-        let turn = site.routes[route].pool.take_turn();
+    pub fn new(site: Arc<Site>, route: usize, selection: Selection) -> Forwarding {
         Forwarding {
             site,
             route,
-            turn,
+            selection,
             attempt: None,
             version: 0,
-            tried: Tried::new(),
             dial_status: None,
         }
     }
@@ -185,16 +184,34 @@ impl Forwarding {
     /// Chooses the next address. The error carries the status for the client: that of the last
     /// failed dial, or 503 if there was nothing to dial.
     pub async fn advance(&mut self) -> Result<(), Failure> {
-        match self.pool().choose(self.turn, &self.tried).await {
+        // The place that it had is free for others, and for itself.
+        if let Some(attempt) = &mut self.attempt {
+            attempt.release();
+        }
+        let pool = &self.site.routes[self.route].pool;
+        match pool.choose(&mut self.selection).await {
             Ok(attempt) => {
                 self.attempt = Some(attempt);
                 Ok(())
             }
-            Err(reason) => Err(Failure::NoUpstream {
-                status: self.dial_status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
-                reason,
-            }),
+            Err(Unchosen::Busy(busy)) => Err(busy.into()),
+            Err(Unchosen::Nowhere(reason)) => Err(self.nowhere(reason)),
         }
+    }
+
+    /// There is no other address, or none to be tried.
+    pub fn nowhere(&self, reason: String) -> Failure {
+        Failure::NoUpstream {
+            status: self.dial_status.unwrap_or(StatusCode::SERVICE_UNAVAILABLE),
+            reason,
+        }
+    }
+
+    /// The cookie for the client, if it has none that leads to its upstream.
+    pub fn cookie(&self, secure: bool) -> Option<String> {
+        let attempt = self.attempt.as_ref()?;
+        self.pool()
+            .cookie(&self.selection, attempt.upstream, secure)
     }
 
     /// The address that was chosen last.
@@ -212,14 +229,24 @@ impl Forwarding {
         }
     }
 
-    /// The dial succeeded. The upstream, if it counted as unhealthy until now.
+    /// The dial succeeded. The upstream, if it counted as unreachable until now.
     pub fn dialled(&self) -> Option<&Upstream> {
         self.pool().dialled(self.attempt.as_ref()?)
     }
 
-    /// The dial failed. The upstream, if it counted as healthy until now.
-    pub fn dial_failed(&self) -> Option<&Upstream> {
+    /// The dial failed. The upstream, if it counted as reachable until now, and for how long it is
+    /// left alone.
+    pub fn dial_failed(&self) -> Option<(&Upstream, Duration)> {
         self.pool().dial_failed(self.attempt.as_ref()?)
+    }
+
+    /// The upstream answered, or failed the request. The upstream, if that makes a difference.
+    pub fn ended(&self, status: Option<StatusCode>) -> Option<(&Upstream, Turned)> {
+        let attempt = self.attempt.as_ref()?;
+        match status {
+            Some(status) => self.pool().answered(attempt, status),
+            None => self.pool().failed(attempt),
+        }
     }
 }
 

@@ -4,6 +4,7 @@ use std::io;
 use std::net::SocketAddr;
 use std::path::Path;
 use std::sync::{Arc, LazyLock};
+use std::time::Duration;
 
 use async_trait::async_trait;
 use pingora::ErrorType::ConnectError;
@@ -15,13 +16,13 @@ use pingora::upstreams::peer::HttpPeer;
 use tokio::io::AsyncWriteExt;
 use tokio::net::{TcpStream, UnixStream};
 
-use super::address::{Address, DIAL_TIMEOUT, Endpoint};
+use super::address::{Address, Endpoint};
 use super::connection::{Connection, Socket};
 use super::failure;
 use super::upstream_tls::{TlsTransport, verify_address};
 
 /// A connection that could not be made.
-#[derive(Debug, thiserror::Error)]
+#[derive(Clone, Debug, thiserror::Error)]
 #[error("{reason}")]
 pub struct DialError {
     /// Whether it took too long.
@@ -30,10 +31,18 @@ pub struct DialError {
 }
 
 impl DialError {
-    fn timeout() -> DialError {
+    pub fn timeout(limit: Duration) -> DialError {
         DialError {
             timed_out: true,
-            reason: format!("no connection in time: {DIAL_TIMEOUT:?}"),
+            reason: format!("no connection in time: {limit:?}"),
+        }
+    }
+
+    /// A connection that is of no use.
+    pub fn unfit(reason: String) -> DialError {
+        DialError {
+            timed_out: false,
+            reason,
         }
     }
 }
@@ -54,29 +63,41 @@ impl From<io::Error> for DialError {
     }
 }
 
-/// Connects, within [`DIAL_TIMEOUT`]. `header`: what the connection begins with, before TLS.
-pub async fn dial(address: &Address, header: Option<Vec<u8>>) -> Result<Connection, DialError> {
-    let socket = match address.endpoint() {
-        Endpoint::Tcp(address) => in_time(tcp(*address)).await?,
-        Endpoint::Unix(path) => in_time(unix(path)).await?,
-        Endpoint::Tls { peer, transport } => {
-            let socket = in_time(tls(peer, transport, header)).await?;
-            return Ok(Connection::new(socket));
-        }
-    };
-    let mut connection = Connection::new(socket);
+/// Connects, within `limit`. `header`: what the connection begins with, before TLS.
+pub async fn dial(
+    address: &Address,
+    limit: Duration,
+    header: Option<Vec<u8>>,
+) -> Result<Connection, DialError> {
+    if let Endpoint::Tls { peer, transport } = address.endpoint() {
+        let socket = in_time(limit, tls(peer, transport, header)).await?;
+        return Ok(Connection::new(socket));
+    }
+    let mut connection = Connection::new(socket(address, limit).await?);
     // It leaves with the head of the request.
     connection.output.extend(header.unwrap_or_default());
     Ok(connection)
 }
 
-async fn in_time<E>(dial: impl Future<Output = Result<Socket, E>>) -> Result<Socket, DialError>
+/// The same, for whoever speaks something else on it.
+pub async fn socket(address: &Address, limit: Duration) -> Result<Socket, DialError> {
+    match address.endpoint() {
+        Endpoint::Tcp(address) => in_time(limit, tcp(*address)).await,
+        Endpoint::Unix(path) => in_time(limit, unix(path)).await,
+        Endpoint::Tls { peer, transport } => in_time(limit, tls(peer, transport, None)).await,
+    }
+}
+
+async fn in_time<E>(
+    limit: Duration,
+    dial: impl Future<Output = Result<Socket, E>>,
+) -> Result<Socket, DialError>
 where
     DialError: From<E>,
 {
-    match tokio::time::timeout(DIAL_TIMEOUT, dial).await {
+    match tokio::time::timeout(limit, dial).await {
         Ok(dialled) => Ok(dialled?),
-        Err(_) => Err(DialError::timeout()),
+        Err(_) => Err(DialError::timeout(limit)),
     }
 }
 

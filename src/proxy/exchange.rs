@@ -5,6 +5,9 @@ use std::future::poll_fn;
 use std::task::Poll;
 use std::time::Duration;
 
+use bytes::Bytes;
+use h2::client::ResponseFuture;
+use h2::{Reason, SendStream};
 use http::{Method, StatusCode};
 use tokio::time::Instant;
 
@@ -16,15 +19,19 @@ use super::compress::Compressing;
 use super::connection::Connection;
 use super::context::{Context, Forwarding};
 use super::decision::{Action, Decision};
-use super::failure::Failure;
+use super::failure::{Failure, UpstreamError};
 use super::forward_auth::{self, Verdict};
 use super::forwarded::{self, Outgoing};
+use super::multiplexed::Place;
 use super::origin::Origin;
 use super::patience::is_patient;
+use super::progress::Limits;
 use super::relay::{Relay, Replay, Request};
+use super::relay_http2::StreamRelay;
 use super::respond::Answer;
 use super::tunnel::Tunnel;
-use super::{Proxy, access_log, dial};
+use super::upstream::Turned;
+use super::{Proxy, access_log, dial, forwarded_http2};
 use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
 use crate::message::{RequestHead, ResponseHead};
@@ -47,8 +54,24 @@ pub struct Exchange<'e, C> {
 /// What came of one attempt.
 enum Attempt {
     Over,
-    /// The connection was closed before the upstream can have answered: on another one.
-    Again(Replay),
+    /// It came to nothing before the upstream can have worked on it: on another connection.
+    Again(Replay, Failure),
+}
+
+/// What an attempt is made on. Whether it was used before is said beside it.
+enum Way {
+    Http1(Connection, bool),
+    Http2(Place),
+}
+
+/// Which address is next.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Next {
+    First,
+    /// Another one: the last could not be dialled.
+    Another,
+    /// The same again, on a new connection.
+    Same,
 }
 
 impl<C: Client> Exchange<'_, C> {
@@ -117,8 +140,9 @@ impl<C: Client> Exchange<'_, C> {
         if site.routes[route].files.is_some() {
             return Box::pin(self.serve_file(origin, context)).await;
         }
-        let forwarding = Forwarding::new(site, route);
-        let fixed = forwarding.pool().fixed_answer(forwarding.turn);
+        let selection = site.routes[route].pool.select(self.request, &origin.client);
+        let forwarding = Forwarding::new(site, route, selection);
+        let fixed = forwarding.pool().fixed_answer(&forwarding.selection);
         let fixed = fixed.map(Answer::fixed);
         context.forwarding = Some(forwarding);
         if let Some(answer) = fixed {
@@ -181,18 +205,31 @@ impl<C: Client> Exchange<'_, C> {
         context: &mut Context,
     ) -> Result<(), Failure> {
         let mut replay = None;
-        let mut fresh = false;
+        let mut next = Next::First;
+        let mut last = None;
         for _ in 0..MAX_ATTEMPTS {
-            let Some((upstream, reused)) = self.connect(origin, context, fresh).await? else {
-                fresh = false;
+            let way = self.connect(origin, context, next, last.take());
+            let Some(way) = way.await? else {
+                next = Next::Another;
                 continue;
             };
-            let attempt = self.attempt(upstream, reused, replay.take(), origin, context);
-            match attempt.await? {
+            let body = replay.take();
+            let attempt = match way {
+                Way::Http1(upstream, reused) => {
+                    self.attempt(upstream, reused, body, origin, context).await
+                }
+                // Boxed, like all that most requests do without: what is not is a part of every
+                // connection's memory.
+                Way::Http2(place) => {
+                    Box::pin(self.attempt_http2(place, body, origin, context)).await
+                }
+            };
+            self.note_ended(context, attempt.as_ref().err());
+            match attempt? {
                 Attempt::Over => return Ok(()),
-                Attempt::Again(body) => {
-                    replay = Some(body);
-                    fresh = true;
+                Attempt::Again(body, failure) => {
+                    (replay, last) = (Some(body), Some(failure));
+                    next = Next::Same;
                 }
             }
         }
@@ -202,35 +239,60 @@ impl<C: Client> Exchange<'_, C> {
         })
     }
 
-    /// A connection to the next address, and whether it was used before. `None`: there was none to
-    /// be had, and that is noted. `fresh`: a new one to the same address.
+    /// A connection to the next address. `None`: there was none to be had, and that is noted.
+    /// `last`: what a retry would be for, and what is to be said if there is to be none.
     async fn connect(
         &mut self,
         origin: &Origin<'_>,
         context: &mut Context,
-        fresh: bool,
-    ) -> Result<Option<(Connection, bool)>, Failure> {
+        next: Next,
+        last: Option<Failure>,
+    ) -> Result<Option<Way>, Failure> {
+        let started = context.started;
         let announced = context.route().and_then(|route| route.proxy_protocol);
         let forwarding = context.forwarding_mut()?;
-        if !fresh {
-            forwarding.advance().await?;
+        let timeouts = *forwarding.pool().timeouts();
+        if next != Next::Same {
+            match timeouts.total {
+                None => forwarding.advance().await?,
+                Some(total) => Box::pin(in_all(started + total, forwarding.advance())).await??,
+            }
+        }
+        if next != Next::First && !forwarding.pool().may_retry() {
+            let spent = "not tried again: the budget for retries is spent".to_owned();
+            return Err(last.unwrap_or_else(|| forwarding.nowhere(spent)));
         }
         forwarding.note_version();
         let address = forwarding.address()?;
         // What says who the client is, is that client's alone.
-        if !fresh
+        if next != Next::Same
             && announced.is_none()
+            && !address.is_http2()
             && let Some(kept) = self.proxy.kept.take(address)
         {
-            return Ok(Some((kept, true)));
+            return Ok(Some(Way::Http1(kept, true)));
         }
-        // Boxed, like all that most requests do without: what is not is a part of every connection's
-        // memory.
-        let header = announced.map(|version| origin.announcement(version, self.connection));
-        match Box::pin(dial::dial(address, header)).await {
-            Ok(connection) => {
-                self.note_dialled(context);
-                Ok(Some((connection, false)))
+        let left = timeouts
+            .total
+            .map(|total| (started + total).saturating_duration_since(std::time::Instant::now()));
+        let limit = left.map_or(timeouts.dial, |left| left.min(timeouts.dial));
+        let dialled = match address.is_http2() {
+            true => {
+                let placed = Box::pin(self.proxy.multiplexed.place(address, limit)).await;
+                placed.map(Way::Http2)
+            }
+            false => {
+                let header = announced.map(|version| origin.announcement(version, self.connection));
+                let dialled = Box::pin(dial::dial(address, limit, header)).await;
+                dialled.map(|connection| Way::Http1(connection, false))
+            }
+        };
+        match dialled {
+            Ok(way) => {
+                if !matches!(&way, Way::Http2(place) if place.reused) {
+                    self.note_dialled(context);
+                }
+                Ok(Some(way))
             }
             Err(error) => {
                 self.note_dial_failed(context, &error);
@@ -248,7 +310,7 @@ impl<C: Client> Exchange<'_, C> {
         context: &mut Context,
     ) -> Result<Attempt, Failure> {
         let upgrade = forwarded::wants_upgrade(self.request);
-        self.write_head(&mut upstream, upgrade, origin, context);
+        self.write_head(&mut upstream.output, upgrade, origin, context);
         let may_repeat = reused && is_idempotent(&self.request.method);
         let replay = replay.unwrap_or(match may_repeat {
             true => Replay::Kept(Vec::new()),
@@ -262,13 +324,9 @@ impl<C: Client> Exchange<'_, C> {
             }
         };
         let request = Request {
-            max_body: context.max_body(),
-            rates: context.min_rates(),
             adjust: adjustment.is_some().then_some(&adjust),
-            method: &self.request.method,
-            framing: self.request.framing,
             upgrade,
-            patient: upgrade || is_patient(&self.request.fields),
+            ..to_relay(self.request, upgrade, context)
         };
         let relayed = match self.codings(context) {
             None => relay(request, self.client, &mut upstream, replay).await,
@@ -297,11 +355,90 @@ impl<C: Client> Exchange<'_, C> {
             Err(Failure::Upstream(error))
                 if error.is_closed() && may_repeat && ignored && replay.is_whole() =>
             {
-                return Ok(Attempt::Again(replay));
+                return Ok(Attempt::Again(replay, error.into()));
             }
             Err(failure) => return Err(failure),
         }
         Ok(Attempt::Over)
+    }
+
+    async fn attempt_http2(
+        &mut self,
+        place: Place,
+        replay: Option<Replay>,
+        origin: &Origin<'_>,
+        context: &mut Context,
+    ) -> Result<Attempt, Failure> {
+        let mut text = Vec::new();
+        self.write_head(&mut text, false, origin, context);
+        let tls = context.forwarding_mut()?.address()?.is_tls();
+        let head = forwarded_http2::request(&text, self.request, tls)?;
+        // A stream that is refused was not worked on, whatever the method (RFC 9113 section 8.7).
+        let replay = replay.unwrap_or_else(|| Replay::Kept(Vec::new()));
+        let ends = self.request.framing.is_empty();
+        let mut sender = place.sender.clone();
+        let begun = match poll_fn(|cx| sender.poll_ready(cx)).await {
+            Ok(()) => sender.send_request(head, ends),
+            Err(error) => Err(error),
+        };
+        // It holds on to the connection otherwise.
+        drop(sender);
+        let stream = match begun {
+            Ok(stream) => stream,
+            Err(error) => {
+                place.retire();
+                return Ok(Attempt::Again(replay, UpstreamError::from(error).into()));
+            }
+        };
+        let tls = self.connection.tls.as_ref();
+        let adjustment = Adjustment::of(context, self.request, tls, origin);
+        let adjust = |head: &mut ResponseHead| {
+            if let Some(adjustment) = &adjustment {
+                adjustment.apply(head);
+            }
+        };
+        let request = Request {
+            adjust: adjustment.is_some().then_some(&adjust),
+            ..to_relay(self.request, false, context)
+        };
+        let relayed = match self.codings(context) {
+            None => relay_stream(request, self.client, stream, replay).await,
+            Some(codings) => {
+                let mut client = Compressing::new(self.client, &self.request.method, codings);
+                let mut relayed = relay_stream(request, &mut client, stream, replay).await;
+                relayed.sent.1 = client.sent();
+                relayed
+            }
+        };
+        (context.status, context.bytes) = relayed.sent;
+        let replay = relayed.replay;
+        match relayed.result {
+            Ok(()) => Ok(Attempt::Over),
+            Err(Failure::Upstream(error)) => {
+                let again = self.may_repeat_stream(&error, place.reused, relayed.ignored);
+                if !is_about_stream(&error) {
+                    place.retire();
+                }
+                match again && replay.is_whole() {
+                    true => Ok(Attempt::Again(replay, error.into())),
+                    false => Err(error.into()),
+                }
+            }
+            Err(failure) => Err(failure),
+        }
+    }
+
+    /// Whether a stream ended in a way that lets its request be sent again.
+    fn may_repeat_stream(&self, error: &UpstreamError, reused: bool, ignored: bool) -> bool {
+        let UpstreamError::Http2(error) = error else {
+            return false;
+        };
+        let refused = error.is_remote() && error.reason() == Some(Reason::REFUSED_STREAM);
+        // It was told that the stream is above those that are worked on (RFC 9113 section 6.8).
+        let gone =
+            error.is_remote() && error.is_go_away() && error.reason() == Some(Reason::NO_ERROR);
+        let closed = reused && (error.is_io() || error.is_go_away());
+        ignored && (refused || gone || (closed && is_idempotent(&self.request.method)))
     }
 
     async fn tunnel(
@@ -318,7 +455,7 @@ impl<C: Client> Exchange<'_, C> {
 
     fn write_head(
         &self,
-        upstream: &mut Connection,
+        output: &mut Vec<u8>,
         upgrade: bool,
         origin: &Origin<'_>,
         context: &Context,
@@ -332,7 +469,6 @@ impl<C: Client> Exchange<'_, C> {
             granted: context.granted.as_deref(),
             changes: None,
         };
-        let output = &mut upstream.output;
         let Some(changes) = changes else {
             return forwarded::write(output, self.request, &outgoing, upgrade);
         };
@@ -364,7 +500,10 @@ impl<C: Client> Exchange<'_, C> {
         context.note(&failure);
         match status {
             Some(status) => {
-                let answer = dressed(Answer::failure(status), context);
+                let mut answer = dressed(Answer::failure(status), context);
+                if let Failure::Busy(busy) = failure {
+                    answer = answer.with_retry_after(busy.retry_after());
+                }
                 self.answer(answer, origin, context).await;
             }
             None => self.cut_off().await,
@@ -401,10 +540,38 @@ impl<C: Client> Exchange<'_, C> {
     fn note_dial_failed(&self, context: &mut Context, error: &dial::DialError) {
         context.note_dial(error);
         let forwarding = context.forwarding.as_ref();
-        if let Some(upstream) = forwarding.and_then(Forwarding::dial_failed) {
-            let site = context.site_label();
-            let metrics = &self.proxy.metrics;
-            metrics.upstream_healthy(site, upstream.label(), false);
+        if let Some((upstream, time)) = forwarding.and_then(Forwarding::dial_failed) {
+            let (site, upstream) = (context.site_label(), upstream.label());
+            self.proxy.metrics.upstream_healthy(site, upstream, false);
+            tracing::warn!(site, upstream, left_alone = ?time, cause = %error, "upstream cannot be dialled");
+        }
+    }
+
+    /// What an attempt says of the upstream. `failure`: what ended it, if it was not whole.
+    fn note_ended(&self, context: &Context, failure: Option<&Failure>) {
+        let status = match failure {
+            None => context.status,
+            Some(Failure::Upstream(UpstreamError::Overdue | UpstreamError::Unsayable(_))) => return,
+            Some(Failure::Upstream(_)) => None,
+            Some(_) => return,
+        };
+        let forwarding = context.forwarding.as_ref();
+        let Some((upstream, turned)) = forwarding.and_then(|it| it.ended(status)) else {
+            return;
+        };
+        let (site, upstream) = (context.site_label(), upstream.label());
+        let back = matches!(turned, Turned::Back);
+        self.proxy.metrics.upstream_healthy(site, upstream, back);
+        match turned {
+            Turned::Back => tracing::info!(site, upstream, "upstream is back"),
+            Turned::Ejected(time) => {
+                let cause = match (failure, status) {
+                    (Some(failure), _) => failure.to_string(),
+                    (None, Some(status)) => format!("it answers {}", status.as_u16()),
+                    (None, None) => String::new(),
+                };
+                tracing::warn!(site, upstream, left_alone = ?time, cause, "upstream is ejected");
+            }
         }
     }
 
@@ -415,6 +582,37 @@ impl<C: Client> Exchange<'_, C> {
         let metrics = &self.proxy.metrics;
         metrics.request(context.site_label(), status, measured);
         access_log::record(self.request, context, self.connection, status, duration);
+    }
+}
+
+/// What of a relay does not depend on the upstream.
+fn to_relay<'r>(request: &'r RequestHead, upgrade: bool, context: &Context) -> Request<'r> {
+    let patient = upgrade || is_patient(&request.fields);
+    let timeouts = context.forwarding.as_ref().map(|it| *it.pool().timeouts());
+    Request {
+        method: &request.method,
+        framing: request.framing,
+        upgrade: false,
+        limits: Limits::new(&timeouts.unwrap_or_default(), patient, context.started),
+        max_body: context.max_body(),
+        rates: context.min_rates(),
+        adjust: None,
+    }
+}
+
+/// Within what is left of a request's time.
+async fn in_all<T>(end: std::time::Instant, work: impl Future<Output = T>) -> Result<T, Failure> {
+    let done = tokio::time::timeout_at(end.into(), work).await;
+    done.map_err(|_| UpstreamError::Overdue.into())
+}
+
+/// Whether the connection is as good as before, for all that is known.
+fn is_about_stream(error: &UpstreamError) -> bool {
+    match error {
+        UpstreamError::Http2(error) => error.is_reset(),
+        // Whoever answers nothing may be gone.
+        UpstreamError::Silent => false,
+        _ => true,
     }
 }
 
@@ -440,6 +638,24 @@ async fn relay<C: Client>(
         result,
         sent: relay.sent(),
         reusable: relay.is_reusable(),
+        ignored: relay.was_ignored(),
+        replay: relay.take_replay(),
+    }
+}
+
+/// The same on a stream.
+async fn relay_stream<C: Client>(
+    request: Request<'_>,
+    client: &mut C,
+    stream: (ResponseFuture, SendStream<Bytes>),
+    replay: Replay,
+) -> Relayed {
+    let mut relay = StreamRelay::new(request, client, stream, replay);
+    let result = poll_fn(|cx| relay.poll(cx)).await;
+    Relayed {
+        result,
+        sent: relay.sent(),
+        reusable: false,
         ignored: relay.was_ignored(),
         replay: relay.take_replay(),
     }

@@ -8,6 +8,7 @@ use pingora::{Error, ErrorType};
 
 use super::files::FileError;
 use super::forward_auth::AuthError;
+use super::upstream::Busy;
 use crate::message::{BodyError, HeadError};
 
 /// Who failed.
@@ -29,6 +30,9 @@ pub enum Failure {
     /// Nobody to ask. `status`: what the last failed dial means, or 503 if there was none.
     #[error("{reason}")]
     NoUpstream { status: StatusCode, reason: String },
+    /// Each has as many requests as it may have.
+    #[error(transparent)]
+    Busy(#[from] Busy),
     #[error(transparent)]
     File(#[from] FileError),
     /// Nobody says whether the request is let in.
@@ -80,6 +84,12 @@ pub enum UpstreamError {
     Interim,
     #[error("no answer in time")]
     Silent,
+    #[error("no whole answer in the time that the route gives")]
+    Overdue,
+    #[error("HTTP/2 failed: {0}")]
+    Http2(#[from] h2::Error),
+    #[error("the request cannot be said in HTTP/2: {0}")]
+    Unsayable(String),
 }
 
 impl UpstreamError {
@@ -100,9 +110,12 @@ impl Failure {
                 Some(StatusCode::REQUEST_TIMEOUT)
             }
             Failure::Client(_) => None,
-            Failure::Upstream(UpstreamError::Silent) => Some(StatusCode::GATEWAY_TIMEOUT),
+            Failure::Upstream(UpstreamError::Silent | UpstreamError::Overdue) => {
+                Some(StatusCode::GATEWAY_TIMEOUT)
+            }
             Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
             Failure::NoUpstream { status, .. } => Some(*status),
+            Failure::Busy(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
             Failure::File(error) => Some(error.status()),
             Failure::Auth(error) => Some(error.status()),
         }
@@ -111,7 +124,7 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Failure::Client(_) => Fault::Client,
-            Failure::Upstream(_) | Failure::NoUpstream { .. } => Fault::Upstream,
+            Failure::Upstream(_) | Failure::NoUpstream { .. } | Failure::Busy(_) => Fault::Upstream,
             Failure::File(_) | Failure::Auth(_) => Fault::Server,
         }
     }

@@ -26,7 +26,7 @@ pub struct Outgoing<'o> {
 /// Whether the request wants to become a WebSocket (RFC 6455 section 4.1). No other protocol is
 /// offered to upstreams: whoever is asked may ignore `Upgrade` (RFC 9110 section 7.8).
 pub fn wants_upgrade(request: &RequestHead) -> bool {
-    request.version == Version::HTTP_11
+    (request.version == Version::HTTP_11 || request.extended_connect)
         && request.method == Method::GET
         && request.framing.is_empty()
         && request.fields.has(Known::Upgrade)

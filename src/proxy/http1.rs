@@ -6,7 +6,7 @@ use std::pin::Pin;
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::{StatusCode, Version};
 use tokio::io::AsyncWrite;
 use tokio::time::Instant;
@@ -298,6 +298,13 @@ impl Http1 {
         self.output.len() - self.written
     }
 
+    fn write_data(&mut self, data: &[u8]) {
+        match self.exchange.chunked {
+            true => write_chunk(&mut self.output, data),
+            false => self.output.extend_from_slice(data),
+        }
+    }
+
     /// What says where the response ends, and whether the connection does, too.
     fn write_framing(&mut self, head: &ResponseHead, framing: Framing) {
         let old = self.exchange.version == Version::HTTP_10;
@@ -442,11 +449,16 @@ impl Client for Http1 {
         length: usize,
         last: bool,
     ) -> Result<(), ClientError> {
-        match self.exchange.chunked {
-            true => write_chunk(&mut self.output, &input[..length]),
-            false => self.output.extend_from_slice(&input[..length]),
-        }
+        self.write_data(&input[..length]);
         input.advance(length);
+        if last {
+            self.send_end(None)?;
+        }
+        Ok(())
+    }
+
+    fn send_piece(&mut self, data: Bytes, last: bool) -> Result<(), ClientError> {
+        self.write_data(&data);
         if last {
             self.send_end(None)?;
         }

@@ -8,7 +8,7 @@ use std::time::Duration;
 use bytes::{Bytes, BytesMut};
 use h2::server::SendResponse;
 use h2::{Reason, RecvStream, SendStream};
-use http::{HeaderMap, HeaderName, HeaderValue, Request, Response};
+use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::answered;
@@ -120,7 +120,9 @@ fn settings() -> h2::server::Builder {
         .max_header_list_size(MAX_HEADER_BYTES)
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buffer_size(SEND_BUFFER);
+        .max_send_buffer_size(SEND_BUFFER)
+        // WebSockets (RFC 8441).
+        .enable_connect_protocol();
     settings
 }
 
@@ -132,17 +134,27 @@ pub struct Http2 {
     /// Once the head of the response is sent, if a body follows.
     response: Option<SendStream<Bytes>>,
     ended: bool,
+    /// Whether it is to become a WebSocket.
+    websocket: bool,
     watchdog: Watchdog,
 }
 
+/// Whether a stream is to become a WebSocket (RFC 8441 section 4).
+pub fn is_websocket(parts: &http::request::Parts) -> bool {
+    let protocol = parts.extensions.get::<h2::ext::Protocol>();
+    parts.method == http::Method::CONNECT
+        && protocol.is_some_and(|it| it.as_str().eq_ignore_ascii_case("websocket"))
+}
+
 impl Http2 {
-    pub fn new(body: RecvStream, respond: SendResponse<Bytes>) -> Http2 {
+    pub fn new(body: RecvStream, respond: SendResponse<Bytes>, websocket: bool) -> Http2 {
         Http2 {
             body_is_read: body.is_end_stream(),
             body,
             respond,
             response: None,
             ended: false,
+            websocket,
             watchdog: Watchdog::default(),
         }
     }
@@ -200,6 +212,35 @@ fn http2_head(head: &ResponseHead, framing: Framing) -> Response<()> {
     response
 }
 
+/// A stream becomes a WebSocket by any status of class 2xx, and by no other (RFC 8441 section 4).
+fn say_whether_switched(head: &mut Response<()>, switched: bool) {
+    if switched {
+        *head.status_mut() = StatusCode::OK;
+        head.headers_mut()
+            .remove(http::header::SEC_WEBSOCKET_ACCEPT);
+    } else if head.status().is_success() {
+        *head.status_mut() = StatusCode::BAD_GATEWAY;
+    }
+}
+
+/// Trailers as HTTP/2 has them.
+pub fn fields_of(trailers: &HeaderMap) -> Box<Fields> {
+    let mut fields = Box::new(Fields::default());
+    for (name, value) in trailers {
+        fields.push(name.as_str().as_bytes(), value.as_bytes());
+    }
+    fields
+}
+
+/// Trailers for HTTP/2, those that may be some.
+pub fn header_map(trailers: &Fields) -> HeaderMap {
+    let mut fields = HeaderMap::new();
+    for field in trailers.iter().filter(|field| may_trail(field.name)) {
+        append(&mut fields, field.name, field.value);
+    }
+    fields
+}
+
 /// Both were checked when they were read: neither conversion fails.
 fn append(fields: &mut HeaderMap, name: &[u8], value: &[u8]) {
     if let (Ok(name), Ok(value)) = (HeaderName::from_bytes(name), HeaderValue::from_bytes(value)) {
@@ -224,14 +265,7 @@ impl Client for Http2 {
         }
         let trailers = ready!(self.body.poll_trailers(cx))?;
         self.body_is_read = true;
-        let trailers = trailers.map(|trailers| {
-            let mut fields = Box::new(Fields::default());
-            for (name, value) in &trailers {
-                fields.push(name.as_str().as_bytes(), value.as_bytes());
-            }
-            fields
-        });
-        Poll::Ready(Ok(Some(trailers)))
+        Poll::Ready(Ok(Some(trailers.as_ref().map(fields_of))))
     }
 
     fn body_is_read(&self) -> bool {
@@ -258,8 +292,12 @@ impl Client for Http2 {
     }
 
     fn send_head(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), ClientError> {
-        self.ended = framing.is_empty();
-        let head = http2_head(head, framing);
+        let switched = head.status == StatusCode::SWITCHING_PROTOCOLS;
+        self.ended = framing.is_empty() && !switched;
+        let mut head = http2_head(head, framing);
+        if self.websocket {
+            say_whether_switched(&mut head, switched);
+        }
         let response = self.respond.send_response(head, self.ended)?;
         self.response = Some(response);
         Ok(())
@@ -301,17 +339,18 @@ impl Client for Http2 {
         Ok(self.response()?.send_data(data, last)?)
     }
 
+    fn send_piece(&mut self, data: Bytes, last: bool) -> Result<(), ClientError> {
+        self.ended = last;
+        Ok(self.response()?.send_data(data, last)?)
+    }
+
     fn send_end(&mut self, trailers: Option<&Fields>) -> Result<(), ClientError> {
         self.ended = true;
         let response = self.response()?;
         let Some(trailers) = trailers else {
             return Ok(response.send_data(Bytes::new(), true)?);
         };
-        let mut fields = HeaderMap::new();
-        for field in trailers.iter().filter(|field| may_trail(field.name)) {
-            append(&mut fields, field.name, field.value);
-        }
-        Ok(response.send_trailers(fields)?)
+        Ok(response.send_trailers(header_map(trailers))?)
     }
 
     /// The connection's own task writes.

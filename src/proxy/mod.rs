@@ -17,22 +17,27 @@ mod connection;
 mod context;
 mod decision;
 mod dial;
+mod dns;
 mod exchange;
 mod failure;
 mod files;
 mod forward_auth;
 mod forwarded;
+mod forwarded_http2;
 mod host;
 mod http1;
 mod http2;
 mod kept;
 mod login;
+mod multiplexed;
 mod origin;
 mod pace;
 mod path;
 mod patience;
+mod progress;
 mod rate_limit;
 mod relay;
+mod relay_http2;
 mod resolver;
 mod respond;
 mod routing;
@@ -64,9 +69,11 @@ use exchange::Exchange;
 use http1::{Http1, Incoming};
 use http2::Http2;
 use kept::Kept;
+use multiplexed::Multiplexed;
 
 pub use respond::Answer;
 pub use routing::{Route, Routing, Site};
+pub use upstream::check::HealthChecks;
 pub use upstream::{Pool, Upstream};
 
 /// How long a client may take for an answer of ours.
@@ -81,6 +88,7 @@ pub struct Proxy {
     /// Where redirects lead; known once the listener is bound.
     https_port: Arc<AtomicU16>,
     kept: Kept,
+    multiplexed: Multiplexed,
 }
 
 impl Proxy {
@@ -98,6 +106,7 @@ impl Proxy {
             metrics,
             https_port,
             kept: Kept::default(),
+            multiplexed: Multiplexed::default(),
         }
     }
 
@@ -105,6 +114,7 @@ impl Proxy {
     pub fn for_worker(&self) -> Proxy {
         Proxy {
             kept: Kept::default(),
+            multiplexed: Multiplexed::default(),
             ..self.clone()
         }
     }
@@ -177,12 +187,18 @@ impl Proxy {
         let (request, respond) = begun;
         let (parts, body) = request.into_parts();
         let ends = body.is_end_stream();
-        let mut client = Http2::new(body, respond);
-        let Some(request) = RequestHead::from_http2(&parts, ends) else {
+        let websocket = http2::is_websocket(&parts);
+        let mut client = Http2::new(body, respond, websocket);
+        let request = match websocket {
+            true => RequestHead::from_extended_connect(&parts, &websocket_key()),
+            false => RequestHead::from_http2(&parts, ends),
+        };
+        let Some(request) = request else {
             return client.refuse();
         };
         drop(parts);
-        if request.framing.is_empty() && client.expect_end().await.is_err() {
+        let has_end = !websocket && request.framing.is_empty();
+        if has_end && client.expect_end().await.is_err() {
             return client.refuse();
         }
         let exchange = Exchange {
@@ -212,6 +228,12 @@ impl Proxy {
         };
         decision::decide(request, &surroundings)
     }
+}
+
+/// RFC 6455 section 4.1: 16 bytes of chance.
+fn websocket_key() -> String {
+    use base64::Engine;
+    base64::engine::general_purpose::STANDARD.encode(rand::random::<[u8; 16]>())
 }
 
 fn status_of(error: HeadError) -> StatusCode {

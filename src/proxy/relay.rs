@@ -3,16 +3,14 @@
 //! back, and what fits together leaves together.
 
 use std::task::{Context, Poll};
-use std::time::Duration;
 
 use bytes::Buf;
 use http::{Method, StatusCode, Version};
-use tokio::time::Instant;
 
 use super::client::Client;
 use super::connection::Connection;
 use super::failure::{ClientError, Failure, UpstreamError};
-use super::pace::{Direction, Pace};
+use super::progress::{Limits as TimeLimits, Moved, Progress, Waiting};
 use crate::config::MinRates;
 use crate::message::{
     BodyReader, Framing, HeadEnd, Known, Limits, ResponseHead, Step, write_chunk, write_last_chunk,
@@ -25,20 +23,13 @@ const RESPONSE_LIMITS: Limits = Limits {
 };
 
 /// More than that before the final response says nothing to anybody.
-const MAX_INTERIM: usize = 64;
+pub const MAX_INTERIM: usize = 64;
 
 /// How much of a request's body may wait for the upstream to take it.
-const UPLOAD_BUFFER: usize = 64 * 1024;
+pub const UPLOAD_BUFFER: usize = 64 * 1024;
 
 /// How much of a body is kept in case the request has to be sent again.
 const REPLAY_BYTES: usize = 64 * 1024;
-
-/// How long either side may let the other wait without moving anything: longer than a bad radio
-/// link is silent, or a page takes to make.
-const PROGRESS_TIMEOUT: Duration = Duration::from_secs(60);
-
-/// How much of a response a connection may hold for a client that does not take it, in bytes.
-const ON_ITS_WAY: u64 = 64 * 1024;
 
 /// What a relay is for.
 pub struct Request<'r> {
@@ -46,8 +37,8 @@ pub struct Request<'r> {
     pub framing: Framing,
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
-    /// Whether both sides may be silent for as long as they like.
-    pub patient: bool,
+    /// How long which side may take.
+    pub limits: TimeLimits,
     /// How much body is taken, in bytes.
     pub max_body: Option<u64>,
     /// How slow the client may be.
@@ -72,12 +63,7 @@ pub struct Relay<'r, C> {
     sent: u64,
     /// Bytes of the request's body that were taken.
     taken: u64,
-    /// Whether something has moved since the deadline was set.
-    moved: bool,
-    progress: u64,
-    first_progress: u64,
-    pace: Pace,
-    deadline: Instant,
+    progress: Progress,
 }
 
 enum Upload {
@@ -102,14 +88,6 @@ pub enum Replay {
     Lost,
 }
 
-/// What is waited for.
-#[derive(PartialEq, Eq)]
-enum Waiting {
-    ClientTakes,
-    ClientSends,
-    Upstream,
-}
-
 impl<'r, C: Client> Relay<'r, C> {
     /// `replay`: what an attempt before this one has read of the body, or nothing yet.
     pub fn new(
@@ -129,8 +107,7 @@ impl<'r, C: Client> Relay<'r, C> {
             Replay::Kept(body) => body.len() as u64,
             Replay::Lost => 0,
         };
-        let progress = client.progress();
-        let pace = Pace::new(request.rates);
+        let progress = Progress::new(client, request.rates);
         Relay {
             request,
             client,
@@ -144,11 +121,7 @@ impl<'r, C: Client> Relay<'r, C> {
             status: None,
             sent: 0,
             taken,
-            moved: false,
             progress,
-            first_progress: progress,
-            pace,
-            deadline: Instant::now() + PROGRESS_TIMEOUT,
         }
     }
 
@@ -190,59 +163,16 @@ impl<'r, C: Client> Relay<'r, C> {
             _ if flushed.is_pending() => Waiting::ClientTakes,
             (_, Stopped::NoRoom) => Waiting::ClientTakes,
             (Upload::Body, _) if self.upstream.unwritten() == 0 => Waiting::ClientSends,
-            _ => Waiting::Upstream,
+            (Upload::Body | Upload::Flush, _) => Waiting::UpstreamTakes,
+            _ if self.status.is_none() => Waiting::Head,
+            _ => Waiting::UpstreamSends,
         };
-        self.poll_timeout(cx, waiting)
-    }
-
-    fn poll_timeout(
-        &mut self,
-        cx: &mut Context<'_>,
-        waiting: Waiting,
-    ) -> Poll<Result<(), Failure>> {
-        if waiting == Waiting::Upstream || (self.request.patient && waiting == Waiting::ClientSends)
-        {
-            self.pace.goes_on();
-        }
-        if self.request.patient && waiting != Waiting::ClientTakes {
-            return Poll::Pending;
-        }
-        let progress = self.client.progress();
-        if std::mem::take(&mut self.moved) || progress != self.progress {
-            self.progress = progress;
-            self.deadline = Instant::now() + PROGRESS_TIMEOUT;
-        }
-        let rate = self.rate_deadline(&waiting);
-        let deadline = rate.map_or(self.deadline, |rate| rate.min(self.deadline));
-        let is_slow = deadline < self.deadline;
-        self.client.poll_deadline(cx, deadline).map(|()| {
-            Err(match waiting {
-                Waiting::ClientTakes if is_slow => ClientError::SlowReader.into(),
-                Waiting::ClientSends if is_slow => ClientError::SlowBody.into(),
-                Waiting::ClientTakes => ClientError::WriteTimeout.into(),
-                Waiting::ClientSends => ClientError::BodyTimeout.into(),
-                Waiting::Upstream => UpstreamError::Silent.into(),
-            })
-        })
-    }
-
-    /// When the client has been too slow on average, if it is waited for.
-    fn rate_deadline(&mut self, waiting: &Waiting) -> Option<Instant> {
-        let (direction, moved) = match waiting {
-            Waiting::ClientSends => (Direction::Request, self.taken),
-            Waiting::ClientTakes => (Direction::Response, self.taken_by_client()),
-            Waiting::Upstream => return None,
+        let moved = Moved {
+            request: self.taken,
+            response: self.sent,
         };
-        self.pace.wait(direction, moved, Instant::now())
-    }
-
-    /// How much of the response the client has, at least.
-    fn taken_by_client(&self) -> u64 {
-        match self.progress - self.first_progress {
-            // Nothing, or nobody knows: then what may still be on its way is not there.
-            0 => self.sent.saturating_sub(ON_ITS_WAY),
-            written => written,
-        }
+        let limits = &self.request.limits;
+        self.progress.poll(cx, self.client, limits, waiting, moved)
     }
 
     /// Sends what there is of the request.
@@ -270,7 +200,7 @@ impl<'r, C: Client> Relay<'r, C> {
                         return Err(ClientError::BodyTooLarge.into());
                     }
                     match body? {
-                        Poll::Ready(None) => self.moved = true,
+                        Poll::Ready(None) => self.progress.moved = true,
                         Poll::Ready(Some(trailers)) => {
                             if trailers.is_some() {
                                 // They are given once.
@@ -303,7 +233,7 @@ impl<'r, C: Client> Relay<'r, C> {
     fn flush_upstream(&mut self, cx: &mut Context<'_>) -> Poll<()> {
         let unwritten = self.upstream.unwritten();
         let flushed = self.upstream.poll_flush(cx);
-        self.moved |= self.upstream.unwritten() != unwritten;
+        self.progress.moved |= self.upstream.unwritten() != unwritten;
         match flushed {
             Poll::Ready(Err(error)) => self.upload = Upload::Refused(error),
             Poll::Ready(Ok(())) => {}
@@ -336,7 +266,7 @@ impl<'r, C: Client> Relay<'r, C> {
                             let last = body.is_done();
                             self.client.send_data(input, length, last)?;
                             self.sent += length as u64;
-                            self.moved = true;
+                            self.progress.moved = true;
                             if last {
                                 self.download = Download::Done;
                             }
@@ -359,7 +289,7 @@ impl<'r, C: Client> Relay<'r, C> {
         match self.upstream.poll_fill(cx) {
             Poll::Ready(Ok(length)) => {
                 self.heard |= length > 0;
-                self.moved = true;
+                self.progress.moved = true;
                 Ok(Poll::Ready(length))
             }
             Poll::Ready(Err(error)) => Err(UpstreamError::Read(error)),
@@ -453,7 +383,7 @@ impl Replay {
         matches!(self, Replay::Kept(_))
     }
 
-    fn keep(&mut self, data: &[u8]) {
+    pub fn keep(&mut self, data: &[u8]) {
         match self {
             Replay::Kept(kept) if kept.len() + data.len() <= REPLAY_BYTES => {
                 kept.extend_from_slice(data);

@@ -98,6 +98,13 @@ impl Answer {
         }
     }
 
+    /// Says in how many seconds to ask again.
+    pub fn with_retry_after(mut self, seconds: u64) -> Answer {
+        let seconds = seconds.to_string();
+        self.head.fields.push(b"Retry-After", seconds.as_bytes());
+        self
+    }
+
     pub fn refusal(refusal: Refusal) -> Answer {
         let body = Bytes::from(format!("{refusal}\n"));
         let mut answer = Answer::new(refusal.status(), body);

@@ -2,7 +2,7 @@
 //! configuration is a new one.
 
 use std::collections::HashMap;
-use std::net::IpAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
@@ -10,9 +10,11 @@ use http::{Method, StatusCode};
 
 use super::access::Guard;
 use super::changes::Changes;
+use super::dns::Dns;
 use super::files::Folder;
 use super::host::RequestHost;
-use super::upstream::Pool;
+use super::upstream::check::HealthChecks;
+use super::upstream::{Pool, Services};
 use super::upstream_tls::UpstreamTrusts;
 use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
@@ -32,6 +34,7 @@ pub struct Routing {
     /// On listeners of their own.
     own: HashMap<ListenAddress, Hosts>,
     sites: Vec<Arc<Site>>,
+    dns: Dns,
 }
 
 /// The sites of some listeners.
@@ -75,6 +78,7 @@ pub struct Settings {
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets.
     pub request_id: Option<Box<str>>,
+    resolvers: Vec<SocketAddr>,
     pub min_rates: MinRates,
 }
 
@@ -85,6 +89,7 @@ impl Settings {
             trusted_proxies: server.trusted_proxies.clone(),
             forwarded: server.forwarded,
             request_id: server.request_id.clone(),
+            resolvers: server.resolvers.clone(),
             min_rates: server.min_rates,
         }
     }
@@ -121,12 +126,20 @@ pub enum FixedAnswer {
 }
 
 impl Routing {
-    /// Looks nothing up and connects to nothing: names are resolved when first needed.
-    pub fn new(config: &Config, trusts: &UpstreamTrusts) -> Routing {
+    /// Looks nothing up and connects to nothing: names are resolved when first needed. Health checks
+    /// begin; they need a runtime.
+    pub fn new(config: &Config, trusts: &UpstreamTrusts, checks: &HealthChecks) -> Routing {
+        let services = Services {
+            checks: checks.clone(),
+            dns: Dns::new(&config.server.resolvers),
+        };
         let settings = Arc::new(Settings::of(config));
-        let mut routing = Routing::default();
+        let mut routing = Routing {
+            dns: services.dns.clone(),
+            ..Routing::default()
+        };
         for site in &config.sites {
-            routing.add(site, trusts, &settings);
+            routing.add(site, trusts, &services, &settings);
         }
         routing
     }
@@ -138,10 +151,11 @@ impl Routing {
         old: &Routing,
         old_config: &Config,
         trusts: &UpstreamTrusts,
+        checks: &HealthChecks,
     ) -> Routing {
         let settings = Settings::of(config);
         if settings != Settings::of(old_config) {
-            return Routing::new(config, trusts);
+            return Routing::new(config, trusts, checks);
         }
         let settings = Arc::new(settings);
         let known = old_config.sites.iter().zip(&old.sites);
@@ -149,13 +163,20 @@ impl Routing {
         let known: HashMap<Option<&Name>, (&config::Site, &Arc<Site>)> = known
             .map(|(site, shared)| (site.hosts.first(), (site, shared)))
             .collect();
-        let mut routing = Routing::default();
+        let services = Services {
+            checks: checks.clone(),
+            dns: old.dns.clone(),
+        };
+        let mut routing = Routing {
+            dns: old.dns.clone(),
+            ..Routing::default()
+        };
         for site in &config.sites {
             let same = known.get(&site.hosts.first());
             let same = same.filter(|(old, _)| *old == site);
             match same {
                 Some((_, shared)) => routing.share(site, Arc::clone(shared)),
-                None => routing.add(site, trusts, &settings),
+                None => routing.add(site, trusts, &services, &settings),
             }
         }
         routing
@@ -170,6 +191,9 @@ impl Routing {
                     metrics.upstream_healthy(&site.label, upstream.label(), upstream.is_healthy());
                 }
             }
+            let pools = site.routes.iter().map(|route| &route.pool);
+            let waiting: usize = pools.map(Pool::waiting).sum();
+            metrics.upstream_pending(&site.label, waiting);
         }
     }
 
@@ -187,8 +211,14 @@ impl Routing {
         }
     }
 
-    fn add(&mut self, site: &config::Site, trusts: &UpstreamTrusts, settings: &Arc<Settings>) {
-        let shared = Site::new(site, trusts, settings.clone());
+    fn add(
+        &mut self,
+        site: &config::Site,
+        trusts: &UpstreamTrusts,
+        services: &Services,
+        settings: &Arc<Settings>,
+    ) {
+        let shared = Site::new(site, trusts, services, settings.clone());
         self.share(site, Arc::new(shared));
     }
 
@@ -236,10 +266,16 @@ impl Hosts {
 }
 
 impl Site {
-    fn new(site: &config::Site, trusts: &UpstreamTrusts, settings: Arc<Settings>) -> Site {
+    fn new(
+        site: &config::Site,
+        trusts: &UpstreamTrusts,
+        services: &Services,
+        settings: Arc<Settings>,
+    ) -> Site {
         let label = site.hosts.first().map(Name::to_string);
         let label = label.unwrap_or_else(|| "*".to_owned());
-        let routes = site.routes.iter().map(|route| Route::new(route, trusts));
+        let routes = site.routes.iter();
+        let routes = routes.map(|route| Route::new(route, trusts, services));
         Site {
             label: label.into(),
             tls: site.tls != TlsMode::Off,
@@ -289,10 +325,10 @@ impl Site {
 }
 
 impl Route {
-    fn new(route: &config::Route, trusts: &UpstreamTrusts) -> Route {
+    fn new(route: &config::Route, trusts: &UpstreamTrusts, services: &Services) -> Route {
         let trust = route.upstream_tls().and_then(|tls| trusts.get(tls));
         let answer = match &route.action {
-            Action::Forward { .. } | Action::Files(_) => None,
+            Action::Forward(_) | Action::Files(_) => None,
             Action::Redirect { status, location } => Some(FixedAnswer::Redirect {
                 status: *status,
                 location: location.clone(),
@@ -310,7 +346,10 @@ impl Route {
             path: route.path.clone(),
             methods: route.methods.clone(),
             conditions: route.conditions.clone(),
-            pool: Pool::new(route.upstreams(), trust.as_ref()),
+            pool: match route.forward() {
+                Some(forward) => Pool::new(forward, trust.as_ref(), services),
+                None => Pool::none(),
+            },
             answer,
             files,
             compress: route.compress.clone().into(),
@@ -357,10 +396,15 @@ pub(super) mod tests {
             access: config::Access::default(),
             proxy_protocol: None,
             compress: Vec::new(),
-            action: Action::Forward {
-                upstreams: upstreams.to_vec(),
+            action: Action::Forward(Box::new(config::Forward {
+                members: upstreams
+                    .iter()
+                    .cloned()
+                    .map(config::Member::from)
+                    .collect(),
                 upstream_tls: None,
-            },
+                settings: config::PoolSettings::default(),
+            })),
         });
         config::Site {
             hosts: hosts.iter().map(|host| host.parse().unwrap()).collect(),
@@ -381,7 +425,12 @@ pub(super) mod tests {
     pub fn routing(sites: &[config::Site]) -> Routing {
         let mut routing = Routing::default();
         for site in sites {
-            routing.add(site, &UpstreamTrusts::default(), &Arc::default());
+            routing.add(
+                site,
+                &UpstreamTrusts::default(),
+                &Services::default(),
+                &Arc::default(),
+            );
         }
         routing
     }
@@ -401,9 +450,10 @@ pub(super) mod tests {
         };
         let old_config = parse(&[site("a.test", 1), site("b.test", 2)].concat());
         let trusts = UpstreamTrusts::default();
-        let old = Routing::new(&old_config, &trusts);
+        let checks = HealthChecks::default();
+        let old = Routing::new(&old_config, &trusts, &checks);
         let config = parse(&[site("c.test", 1), site("b.test", 3), site("a.test", 1)].concat());
-        let new = Routing::following(&config, &old, &old_config, &trusts);
+        let new = Routing::following(&config, &old, &old_config, &trusts, &checks);
         let find = |routing: &Routing, host: &str| {
             let host = RequestHost::parse(host.as_bytes()).unwrap();
             routing.site(&host, None).cloned()
@@ -453,7 +503,12 @@ pub(super) mod tests {
                 ("/*", &respond),
             ],
         );
-        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        let site = Site::new(
+            &site,
+            &UpstreamTrusts::default(),
+            &Services::default(),
+            Arc::default(),
+        );
         for (path, route) in [
             ("/api/v1", 0),
             ("/api/v1/", 1),
@@ -479,7 +534,12 @@ pub(super) mod tests {
         site.routes[0].methods = vec![Method::GET];
         site.routes[1].methods = vec![Method::POST, Method::GET];
         site.routes[2].methods = vec![Method::PUT];
-        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        let site = Site::new(
+            &site,
+            &UpstreamTrusts::default(),
+            &Services::default(),
+            Arc::default(),
+        );
         let mut request = RequestHead::default();
         request.method = Method::DELETE;
         assert_eq!(site.route(&request, b"/a"), None);
@@ -492,7 +552,12 @@ pub(super) mod tests {
     #[test]
     fn a_site_need_not_match_every_path() {
         let site = site(&["a.test"], TlsMode::Auto, &[("/api/*", &respond())]);
-        let site = Site::new(&site, &UpstreamTrusts::default(), Arc::default());
+        let site = Site::new(
+            &site,
+            &UpstreamTrusts::default(),
+            &Services::default(),
+            Arc::default(),
+        );
         assert_eq!(site.route(&RequestHead::default(), b"/"), None);
     }
 }

@@ -135,6 +135,7 @@ fn tcp(address: SocketAddr) -> config::Upstream {
         host: address.ip().to_string(),
         port: address.port(),
         tls: false,
+        http2: false,
     }
 }
 
@@ -182,7 +183,7 @@ async fn upstreams_take_turns_and_dead_ones_are_passed_over() {
         let body = response.split_once("\r\n\r\n").unwrap().1;
         names.push(body.lines().next().unwrap().to_owned());
     }
-    assert_eq!(names, ["one", "one", "two", "one", "one", "two"]);
+    assert_eq!(names, ["one", "two", "one", "two", "one", "two"]);
     let metrics = front.metrics.render();
     for line in [
         format!(r#"perennial_upstream_healthy{{site="a.test",upstream="{dead}"}} 0"#),
@@ -215,6 +216,7 @@ async fn failures_are_short_and_tell_nothing() {
         host: "name.invalid".into(),
         port: 80,
         tls: false,
+        http2: false,
     };
     for (upstream, status) in [
         (tcp(nobody().await), "502 Bad Gateway"),
@@ -306,6 +308,7 @@ async fn upstreams_may_be_named_and_on_unix_sockets() {
         host: "localhost".into(),
         port: address.port(),
         tls: false,
+        http2: false,
     };
     // `localhost` may be `::1` first, where nobody listens.
     let front = Front::with_upstreams(&[named]).await;
@@ -500,8 +503,10 @@ async fn each_request_is_logged_once_and_each_failure_with_its_reason() {
         1,
         "{log}"
     );
-    assert_eq!(lines(&["WARN"]), 3, "{log}");
-    assert_eq!(lines(&[]), 7, "{log}");
+    // Each of the two sites has found out by itself.
+    assert_eq!(lines(&["WARN", "upstream cannot be dialled"]), 2, "{log}");
+    assert_eq!(lines(&["WARN"]), 5, "{log}");
+    assert_eq!(lines(&[]), 9, "{log}");
     assert!(!log.contains("secret"), "{log}");
 }
 
@@ -559,6 +564,7 @@ async fn upstream_certificates_are_verified() {
         host: "localhost".into(),
         port,
         tls: true,
+        http2: false,
     };
     let front = Front::with_upstreams(&[upstream]).await;
     let response = front.get("a.test", "/").await;

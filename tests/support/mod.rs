@@ -11,6 +11,7 @@ pub mod certs;
 pub mod client;
 pub mod clock;
 pub mod command;
+pub mod grpc;
 pub mod h2_frames;
 pub mod handshakes;
 pub mod http1;

@@ -217,7 +217,7 @@ async fn web_socket(mut request: Request) -> Response {
     (StatusCode::SWITCHING_PROTOCOLS, headers).into_response()
 }
 
-fn server_config(leaf: &Leaf, clients: Option<&str>) -> rustls::ServerConfig {
+pub fn server_config(leaf: &Leaf, clients: Option<&str>) -> rustls::ServerConfig {
     use rustls_pki_types::pem::PemObject;
     use rustls_pki_types::{CertificateDer, PrivateKeyDer};
     super::tls::install_provider();

@@ -91,6 +91,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             min_rates: crate::config::MinRates::default(),
             forwarded: crate::config::Forwarded::default(),
             request_id: None,
+            resolvers: Vec::new(),
         },
         certificates: Certificates {
             directories: Vec::new(),

@@ -137,7 +137,8 @@ pub(in crate::config) fn dns(reader: &Reader<'_>, value: Value<'_>) -> Option<Dn
     })
 }
 
-fn addresses(table: &Table<'_>, key: &'static str) -> Vec<SocketAddr> {
+/// DNS servers.
+pub(in crate::config) fn addresses(table: &Table<'_>, key: &'static str) -> Vec<SocketAddr> {
     let list = table.get(key).and_then(|v| v.list(ADDRESSES, dns_address));
     let values = list.map(|list| list.values).unwrap_or_default();
     values.into_iter().map(|one| one.value).collect()

@@ -119,6 +119,12 @@ pub(in crate::config) const SERVER: Section = Section {
             "A field with an identifier for each request: to the upstream, to the client, and in the access log.",
         ),
         key(
+            "resolvers",
+            List(&Text("the address of a DNS server")),
+            "",
+            "DNS servers that upstreams' names are asked of, instead of the system's. The file of hosts comes first.",
+        ),
+        key(
             "log_level",
             Words(&["error", "warn", "info", "debug", "trace"]),
             r#""info""#,

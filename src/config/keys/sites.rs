@@ -3,10 +3,13 @@
 use super::Shape::{
     Duration, Either, Flag, Limit, List, Pairs, Path, Size, Table, Tables, Text, Whole, Words,
 };
-use super::{Key, NETWORKS, Section, Shape, TAKEOVERS, URL, key};
+use super::{
+    EJECTION, HEALTH_CHECK, Key, LOAD_BALANCING, NETWORKS, PENDING, RETRIES, Section, Shape,
+    TAKEOVERS, TIMEOUTS, UPSTREAM, URL, key,
+};
 
 const TLS_MODES: Shape = Words(&["auto", "acme", "internal", "files", "off"]);
-const UPSTREAMS: Shape = List(&Text("an upstream"));
+const UPSTREAMS: Shape = List(&Either(&[Text("an upstream"), Table(&UPSTREAM)]));
 
 /// What a site has for all its routes, and a route for itself.
 macro_rules! request_keys {
@@ -21,7 +24,7 @@ macro_rules! request_keys {
             key("basic_auth", Either(&[Path, Table(&BASIC_AUTH)]), r#""off""#, "A file with a line `NAME:HASH` for each user who is let in."),
             key("forward_auth", Either(&[URL, Words(&["off"]), Table(&FORWARD_AUTH)]), r#""off""#, "A URL that says with 2xx who is let in; any other answer is the client's."),
             key("max_body", Size, r#""off""#, "How large a request's body may be."),
-            key("upstreams", UPSTREAMS, "", "Where requests go, in turn: `host:port`, `3000`, `https://host:port`, `unix:PATH`, or `respond:TEXT`."),
+            key("upstreams", UPSTREAMS, "", "Where requests go: `host:port`, `3000`, `https://host:port`, `h2://host:port`, `h2c://host:port`, `unix:PATH`, `srv://NAME`, or `respond:TEXT`."),
             key("redirect", Text("a URL or a path"), "", "Sends clients elsewhere, instead of `upstreams`. Can have placeholders."),
             key("respond", Text("a text"), "", "Answers by itself, instead of `upstreams`."),
             key("status", Whole(200, 599), "", "The status of `redirect` (default 302) or `respond` (default 200)."),
@@ -33,7 +36,13 @@ macro_rules! request_keys {
             key("dot_files", Flag, "", "Whether names below `root` that begin with a dot are served. `.well-known` always is. Default: `false`"),
             key("precompressed", Flag, "", "Whether `FILE.br`, `FILE.zst` and `FILE.gz` are served for `FILE`, where they are not older. Default: `true`"),
             key("compress", Either(&[Flag, List(&Words(&["zstd", "br", "gzip"]))]), "false", "Whether bodies are compressed that are not, or in what, the best first."),
-            key("upstream_tls", Table($upstream_tls), "", "TLS towards upstreams with `https://`."),
+            key("upstream_tls", Table($upstream_tls), "", "TLS towards upstreams with `https://` or `h2://`."),
+            key("load_balancing", Either(&[Words(&["round_robin", "least_connections", "random", "sticky"]), Table(&LOAD_BALANCING)]), r#""round_robin""#, "Which upstream gets a request."),
+            key("health_check", Either(&[Words(&["tcp", "off"]), Table(&HEALTH_CHECK)]), r#""off""#, "Whether upstreams are asked how they are."),
+            key("ejection", Either(&[Words(&["off"]), Table(&EJECTION)]), "", "Whether an upstream that fails requests gets none for a while."),
+            key("retries", Either(&[Words(&["off"]), Table(&RETRIES)]), "", "How many requests may be sent a second time."),
+            key("pending", Either(&[Words(&["off"]), Table(&PENDING)]), "", "How many requests may wait for an upstream that has as many as it may have, and how long."),
+            key("timeouts", Table(&TIMEOUTS), "", "How long an upstream may take."),
         ]
     };
 }

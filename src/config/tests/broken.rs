@@ -94,7 +94,8 @@ fn unknown_keys_get_the_best_help() {
     assert_eq!(
         help("[[sites]]\n[[sites.routes]]\nx = 1"),
         "known here: path, methods, headers, strip_prefix, rewrite, request_headers, \
-         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, proxy_protocol, root, index, fallback, follow_symlinks, dot_files, precompressed, compress, upstream_tls"
+         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, proxy_protocol, root, index, fallback, follow_symlinks, dot_files, precompressed, compress, upstream_tls, \
+         load_balancing, health_check, ejection, retries, pending, timeouts"
     );
 }
 

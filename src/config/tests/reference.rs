@@ -59,6 +59,19 @@ fn setting(section: &Section, line: &str) -> String {
         "on_demand_budgets" => format!("{ON_DEMAND}{header}\n{line}\n"),
         "site" => format!("{SITE}{line}\n"),
         "route" => format!("{SITE}{ROUTE}{line}\n"),
+        "upstream" => {
+            let more = if line.is_empty() { "" } else { ", " };
+            let upstream = format!("{{ to = \"1\"{more}{line} }}");
+            format!("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [{upstream}]\n")
+        }
+        "pending" => {
+            let upstream = "{ to = \"1\", max_connections = 1 }";
+            let site = format!("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [{upstream}]\n");
+            format!("{site}{header}\n{line}\n")
+        }
+        "load_balancing" | "health_check" | "ejection" | "retries" | "timeouts" => {
+            format!("{SITE}{header}\n{line}\n")
+        }
         "rate_limit" => format!("{SITE}{header}\nlimit = \"1/1s\"\n{line}\n"),
         "basic_auth" => format!("{SITE}{header}\nusers_file = \"alice.users\"\n{line}\n"),
         "forward_auth" => format!("{SITE}{header}\nurl = \"http://a.test\"\n{line}\n"),

@@ -10,7 +10,7 @@ mod policy;
 use std::io;
 use std::task::{Context, Poll, ready};
 
-use bytes::{Buf, BytesMut};
+use bytes::{Buf, Bytes, BytesMut};
 use http::Method;
 use tokio::time::Instant;
 
@@ -216,6 +216,18 @@ impl<C: Client> Client for Compressing<'_, C> {
         };
         encoding.write(&input[..length])?;
         input.advance(length);
+        match last {
+            true => encoding.finish(None),
+            false => Ok(()),
+        }
+    }
+
+    fn send_piece(&mut self, data: Bytes, last: bool) -> Result<(), ClientError> {
+        let Some(encoding) = &mut self.encoding else {
+            self.sent += data.len() as u64;
+            return self.client.send_piece(data, last);
+        };
+        encoding.write(&data)?;
         match last {
             true => encoding.finish(None),
             false => Ok(()),

@@ -77,6 +77,11 @@ impl Client for Taker {
         Ok(())
     }
 
+    fn send_piece(&mut self, data: Bytes, last: bool) -> Result<(), ClientError> {
+        let length = data.len();
+        self.send_data(&mut BytesMut::from(data), length, last)
+    }
+
     fn send_end(&mut self, trailers: Option<&Fields>) -> Result<(), ClientError> {
         self.ended += 1;
         self.trailers = Some(trailers.cloned());
