@@ -36,6 +36,7 @@ mod crash_write;
 mod drain;
 mod embedded;
 mod engine;
+mod examples;
 mod explain;
 mod formats;
 mod forward_auth;

@@ -126,6 +126,10 @@ fn settings() -> h2::server::Builder {
     settings
 }
 
+/// How long the rest of a body that nobody wants is read, and how much of it, in bytes.
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
+const DRAIN_BYTES: usize = 64 * 1024;
+
 /// One stream: a request and its response.
 pub struct Http2 {
     body: RecvStream,
@@ -170,6 +174,29 @@ impl Http2 {
             0 => Ok(()),
             _ => Err(ClientError::Gone),
         }
+    }
+
+    /// Reads a little of a body that nobody wants, once the response is whole: to a client in the
+    /// middle of sending it the end of the stream (RFC 9113 section 8.1) looks like a failure.
+    /// curl before 8.0 is one.
+    pub async fn forgo_rest(&mut self) {
+        if !self.ended || self.body_is_read {
+            return;
+        }
+        let deadline = Instant::now() + DRAIN_TIMEOUT;
+        let mut left = DRAIN_BYTES;
+        poll_fn(|cx| {
+            while left > 0 {
+                let read = self.poll_body(cx, &mut |data| left = left.saturating_sub(data.len()));
+                match read {
+                    Poll::Ready(Ok(None)) => {}
+                    Poll::Ready(Ok(Some(_)) | Err(_)) => return Poll::Ready(()),
+                    Poll::Pending => return self.watchdog.poll(cx, deadline),
+                }
+            }
+            Poll::Ready(())
+        })
+        .await;
     }
 
     /// Ends the stream. What is queued is sent before: a reset by hand would overtake it, so that

@@ -208,6 +208,7 @@ impl Proxy {
             client: &mut client,
         };
         exchange.run().await;
+        client.forgo_rest().await;
         client.finish();
     }
 
