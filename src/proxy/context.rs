@@ -189,7 +189,11 @@ impl Forwarding {
             attempt.release();
         }
         let pool = &self.site.routes[self.route].pool;
-        match pool.choose(&mut self.selection).await {
+        let chosen = match pool.choose_at_once(&mut self.selection) {
+            Some(attempt) => Ok(attempt),
+            None => Box::pin(pool.choose(&mut self.selection)).await,
+        };
+        match chosen {
             Ok(attempt) => {
                 self.attempt = Some(attempt);
                 Ok(())

@@ -60,6 +60,14 @@ pub struct Progress {
     pace: Pace,
 }
 
+/// The first of two that are there.
+fn earlier(one: Option<Instant>, other: Option<Instant>) -> Option<Instant> {
+    match (one, other) {
+        (Some(one), Some(other)) => Some(one.min(other)),
+        (one, other) => one.or(other),
+    }
+}
+
 /// Bytes of body that have moved until now.
 #[derive(Clone, Copy)]
 pub struct Moved {
@@ -126,8 +134,7 @@ impl Progress {
         };
         let silence = limit.map(|limit| self.since + limit);
         let rate = self.rate_deadline(waiting, limits.patient, moved);
-        let all = silence.into_iter().chain(limits.end).chain(rate);
-        let Some(deadline) = all.min() else {
+        let Some(deadline) = earlier(earlier(silence, limits.end), rate) else {
             return Poll::Pending;
         };
         let is_slow = rate == Some(deadline) && silence != rate;

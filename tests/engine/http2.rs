@@ -333,3 +333,33 @@ async fn te_trailers_is_all_that_te_may_say() {
     peer.send(answer("200 OK", "ok")).await.expect("sent");
     assert_eq!(answered(asked).await.text(), "ok");
 }
+
+/// Its end would reach a client in the middle of its upload as a failure.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_answered_early_is_left_open_for_a_small_body() {
+    let scene = scene().await;
+    let mut frames = open(&scene).await;
+    let trace = frames::block(&[(b":method", b"TRACE"), GET[1], GET[2], GET[3]]);
+    let ask = async |frames: &mut Frames, flags: u8, stream: u32| {
+        let flags = flags | frames::END_HEADERS;
+        let sent = frames.send(frames::HEADERS, flags, stream, &trace).await;
+        sent.expect("sent");
+    };
+    ask(&mut frames, 0, 1).await;
+    assert_eq!(frames.outcome(1).await, Outcome::Status(405));
+    let sent = frames
+        .send(frames::DATA, frames::END_STREAM, 1, b"body")
+        .await;
+    sent.expect("sent");
+    ask(&mut frames, frames::END_STREAM, 3).await;
+    loop {
+        let frame = frames.next().await.expect("a frame");
+        assert!(
+            frame.kind != frames::RST_STREAM || frame.stream != 1,
+            "it was cut off"
+        );
+        if frame.stream == 3 {
+            break;
+        }
+    }
+}

@@ -227,6 +227,25 @@ impl Pool {
         }
     }
 
+    /// The first choice, where its addresses are known: most requests need no more, and are spared
+    /// the memory of whatever may have to be waited for.
+    pub fn choose_at_once(&self, selection: &mut Selection) -> Option<Attempt> {
+        let upstream = selection.first.as_ref()?.0;
+        let Target::Fixed(addresses) = &self.upstreams[upstream].target else {
+            return None;
+        };
+        // Every upstream's own addresses take turns, too.
+        let first = selection.turn / self.upstreams.len();
+        let address = selection.address(upstream, addresses, first)?;
+        let (upstream, held) = selection.first.take()?;
+        Some(Attempt {
+            upstream,
+            addresses: Arc::clone(addresses),
+            address,
+            held,
+        })
+    }
+
     /// The next address for a request: first of the upstreams that are well, then of any that this
     /// request has not tried.
     pub async fn choose(&self, selection: &mut Selection) -> Result<Attempt, Unchosen> {
