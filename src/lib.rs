@@ -14,6 +14,7 @@
 pub mod clock;
 #[doc(hidden)]
 pub mod config;
+mod http_client;
 mod token_bucket;
 
 #[doc(hidden)]

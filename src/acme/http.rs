@@ -2,7 +2,6 @@
 //! and those the configuration adds. It remembers what `instant-acme` drops: status, `Retry-After`
 //! and `Link` of the last response. It decides nothing.
 
-use std::error::Error as StdError;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -20,6 +19,7 @@ use super::error::{AcmeError, Class, Subproblem, classify, gravest};
 use super::jws::AccountKey;
 use super::patience;
 use crate::clock;
+use crate::http_client::{self, causes};
 
 /// One exchange with a CA, from connecting to the last byte.
 const REQUEST_TIMEOUT: StdDuration = StdDuration::from_secs(30);
@@ -31,7 +31,6 @@ const NONCE_LIFETIME: StdDuration = StdDuration::from_secs(60);
 /// Calls of ours around `instant-acme`'s own three attempts at a refused nonce.
 pub const NONCE_ATTEMPTS: u32 = 10;
 
-const USER_AGENT: &str = concat!("perennial/", env!("CARGO_PKG_VERSION"));
 /// What rustls says before the reason why it does not trust a server.
 const DISTRUST: &str = "invalid peer certificate";
 const REPLAY_NONCE: &str = "replay-nonce";
@@ -85,8 +84,6 @@ pub struct Transport {
 impl Transport {
     /// Reads the trust anchors: blocks on the disk.
     pub fn new(extra_roots: Option<&Path>) -> Result<Transport, String> {
-        // Only the first installation in a process counts; a later one is the same provider.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let roots = match extra_roots {
             Some(path) => read_roots(path)?,
             None => Vec::new(),
@@ -139,9 +136,7 @@ impl Transport {
 }
 
 fn builder() -> reqwest::ClientBuilder {
-    reqwest::Client::builder()
-        .user_agent(USER_AGENT)
-        .redirect(reqwest::redirect::Policy::none())
+    http_client::builder()
         .connect_timeout(CONNECT_TIMEOUT)
         .timeout(patience::up_to(REQUEST_TIMEOUT))
 }
@@ -434,20 +429,6 @@ pub fn parse_retry_after(text: &str, now: OffsetDateTime) -> Option<OffsetDateTi
             Some(OffsetDateTime::from(at))
         }
     }
-}
-
-/// An error with all its causes: the outermost of a failed request says nothing alone.
-pub(super) fn causes(error: &dyn StdError) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(cause) = next {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text = format!("{text}: {cause_text}");
-        }
-        next = cause.source();
-    }
-    text
 }
 
 fn explain(what: &str, error: instant_acme::Error, note: &Note) -> AcmeError {

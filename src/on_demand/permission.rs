@@ -11,11 +11,10 @@ use tokio::sync::Semaphore;
 
 use crate::certificate::name::Name;
 use crate::config::{Config, Permission};
+use crate::http_client::{self, causes};
 
 /// Questions under way at the same time: whoever answers them may be small.
 const MAX_QUESTIONS: usize = 16;
-
-const USER_AGENT: &str = concat!("perennial/", env!("CARGO_PKG_VERSION"));
 
 /// What came of a question.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -37,17 +36,8 @@ struct Asker {
 }
 
 impl Asker {
-    /// No redirects: where the answer comes from is configured, and nobody else says yes.
     fn new(url: String, timeout: Duration) -> Result<Asker, String> {
-        // Only the first installation in a process counts; a later one is the same provider.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let builder = || {
-            reqwest::Client::builder()
-                .user_agent(USER_AGENT)
-                .redirect(reqwest::redirect::Policy::none())
-                .no_proxy()
-                .timeout(timeout)
-        };
+        let builder = || http_client::builder().no_proxy().timeout(timeout);
         let client = match builder().build() {
             // A host without any roots of its own, as minimal containers are.
             Err(_) if url.starts_with("http://") => builder().tls_certs_only([]).build(),
@@ -164,16 +154,6 @@ fn understand(status: u16) -> Answer {
         429 | 500.. => Answer::Unknown(format!("the answer is {status}")),
         _ => Answer::No(format!("the answer is {status}")),
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -13,6 +13,7 @@ use super::decision::origin_form;
 use super::origin::Origin;
 use super::respond::Answer;
 use crate::config::ForwardAuth;
+use crate::http_client::{self, causes};
 use crate::message::{Fields, Known, RequestHead, ResponseHead};
 
 /// A page to log in at is smaller, in bytes.
@@ -23,8 +24,6 @@ static QUESTIONS: Semaphore = Semaphore::const_new(1024);
 
 /// How long a connection may take.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
-
-const USER_AGENT: &str = concat!("perennial/", env!("CARGO_PKG_VERSION"));
 
 /// What a question of ours has on it, and no client can know (RFC 8586): one that comes back to us is
 /// asked in circles.
@@ -143,14 +142,9 @@ pub async fn ask(
 
 /// No redirects: they are the client's to follow.
 fn client() -> Result<reqwest::Client, String> {
-    // Only the first installation in a process counts; a later one is the same provider.
-    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let builder = || {
-        reqwest::Client::builder()
-            .user_agent(USER_AGENT)
-            .redirect(reqwest::redirect::Policy::none())
-            .connect_timeout(CONNECT_TIMEOUT)
-            .no_proxy()
+        let builder = http_client::builder().connect_timeout(CONNECT_TIMEOUT);
+        builder.no_proxy()
     };
     // A host without any roots of its own, as minimal containers are, has http:// at least.
     let built = builder()
@@ -264,16 +258,6 @@ fn refusal(response: &reqwest::Response, body: Vec<u8>) -> Answer {
         head,
         body: body.into(),
     }
-}
-
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

@@ -10,8 +10,8 @@ use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
 use super::{DnsError, TxtRecord};
-use crate::acme::http::causes;
 use crate::config::{AcmeDns, DnsProvider, DnsWriter, without};
+use crate::http_client::{self, causes};
 
 /// One change at a provider, all its requests together.
 const PROVIDER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -77,8 +77,8 @@ pub(super) enum Writer {
 
 impl Writer {
     pub(super) fn new(config: &DnsWriter) -> Result<Writer, String> {
-        // Providers speak HTTPS, too; only the first installation in a process counts.
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        // Providers speak HTTPS, too.
+        http_client::install_tls();
         match config {
             DnsWriter::Provider(provider) => Ok(Writer::Provider {
                 name: config.name(),
