@@ -2,7 +2,9 @@
 //! read, and a response to be written. What is about the client's connection is the business of who
 //! implements this.
 
+use std::future::poll_fn;
 use std::task::{Context, Poll};
+use std::time::Duration;
 
 use bytes::{Bytes, BytesMut};
 use tokio::time::Instant;
@@ -78,6 +80,30 @@ pub trait Client {
 
 /// What came behind a body; mostly nothing.
 pub type Trailers = Option<Box<Fields>>;
+
+/// How much of a body that nobody wants is read, in bytes: more is dearer than another connection or
+/// stream. And how long.
+pub const FORGONE_BYTES: u64 = 64 * 1024;
+const FORGO_TIMEOUT: Duration = Duration::from_secs(2);
+
+/// Reads what is left of a body that nobody wants, so many bytes at the most. Whether that was all.
+pub async fn forgo_rest<C: Client>(client: &mut C, most: u64) -> bool {
+    let deadline = Instant::now() + FORGO_TIMEOUT;
+    let mut left = most;
+    poll_fn(|cx| {
+        while left > 0 {
+            let mut take = |data: &[u8]| left = left.saturating_sub(data.len() as u64);
+            match client.poll_body(cx, &mut take) {
+                Poll::Ready(Ok(None)) => {}
+                Poll::Ready(Ok(Some(_))) => return Poll::Ready(true),
+                Poll::Ready(Err(_)) => return Poll::Ready(false),
+                Poll::Pending => return client.poll_deadline(cx, deadline).map(|()| false),
+            }
+        }
+        Poll::Ready(false)
+    })
+    .await
+}
 
 /// Sends what is left of a piece; ready when the client has it, if it is the `last` one when it is
 /// written. How much of it was sent is added to `sent`.

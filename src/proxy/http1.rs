@@ -13,7 +13,7 @@ use tokio::time::Instant;
 use tokio_util::sync::WaitForCancellationFutureOwned;
 
 use super::answered;
-use super::client::{Client, Trailers};
+use super::client::{Client, FORGONE_BYTES, Trailers, forgo_rest};
 use super::failure::ClientError;
 use super::watchdog::Watchdog;
 use crate::listener::drain::Drain;
@@ -39,12 +39,6 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a connection that has had no request yet is waited for while its listener goes: its
 /// client has just opened it to ask for something, and would take its end for a failure.
 const FIRST_REQUEST_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How long the rest of a body that nobody wants is read, to keep the connection.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-
-/// How much of it: more is dearer than another connection.
-const DRAIN_BYTES: u64 = 64 * 1024;
 
 /// What is asked for at first: most requests.
 const FIRST_READ: usize = 2 * 1024;
@@ -238,22 +232,8 @@ impl Http1 {
         if self.body.is_done() {
             return true;
         }
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
-        poll_fn(|cx| match self.poll_forgo(cx) {
-            Poll::Ready(done) => Poll::Ready(done),
-            Poll::Pending => self.watchdog.poll(cx, deadline).map(|()| false),
-        })
-        .await
-    }
-
-    fn poll_forgo(&mut self, cx: &mut Context<'_>) -> Poll<bool> {
-        loop {
-            match ready!(self.poll_body(cx, &mut |_| {})) {
-                Ok(None) => {}
-                Ok(Some(_)) => return Poll::Ready(true),
-                Err(_) => return Poll::Ready(false),
-            }
-        }
+        // `forgo_body` has seen to it that it is little.
+        forgo_rest(self, u64::MAX).await
     }
 
     /// Closes. A client that is still sending is listened to for a while.
@@ -388,7 +368,7 @@ impl Client for Http1 {
             self.input.advance(length);
             self.body.took(length);
         }
-        let little = self.body.left().is_some_and(|left| left <= DRAIN_BYTES);
+        let little = self.body.left().is_some_and(|left| left <= FORGONE_BYTES);
         // Whoever waits for a word before the body may send it or not: it would be unclear what
         // comes next (RFC 9110 section 10.1.1).
         self.exchange.drains = little && !self.exchange.expects_continue;

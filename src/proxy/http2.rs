@@ -12,7 +12,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Request, Response, StatusCode};
 use tokio::time::Instant;
 
 use super::answered;
-use super::client::{Client, Trailers};
+use super::client::{Client, FORGONE_BYTES, Trailers, forgo_rest};
 use super::failure::ClientError;
 use super::watchdog::Watchdog;
 use crate::listener::drain::Drain;
@@ -126,10 +126,6 @@ fn settings() -> h2::server::Builder {
     settings
 }
 
-/// How long the rest of a body that nobody wants is read, and how much of it, in bytes.
-const DRAIN_TIMEOUT: Duration = Duration::from_secs(2);
-const DRAIN_BYTES: usize = 64 * 1024;
-
 /// One stream: a request and its response.
 pub struct Http2 {
     body: RecvStream,
@@ -183,20 +179,7 @@ impl Http2 {
         if !self.ended || self.body_is_read {
             return;
         }
-        let deadline = Instant::now() + DRAIN_TIMEOUT;
-        let mut left = DRAIN_BYTES;
-        poll_fn(|cx| {
-            while left > 0 {
-                let read = self.poll_body(cx, &mut |data| left = left.saturating_sub(data.len()));
-                match read {
-                    Poll::Ready(Ok(None)) => {}
-                    Poll::Ready(Ok(Some(_)) | Err(_)) => return Poll::Ready(()),
-                    Poll::Pending => return self.watchdog.poll(cx, deadline),
-                }
-            }
-            Poll::Ready(())
-        })
-        .await;
+        forgo_rest(self, FORGONE_BYTES).await;
     }
 
     /// Ends the stream. What is queued is sent before: a reset by hand would overtake it, so that
