@@ -11,7 +11,7 @@ use super::failure::{Failure, Fault};
 use super::forward_auth::Granted;
 use super::routing::{Route, Site};
 use super::upstream::{Attempt, Pool, Selection, Turned, Unchosen, Upstream};
-use crate::config::{FieldRules, MinRates};
+use crate::config::{FieldRules, MinRates, ProxyProtocol};
 
 /// The state of one request.
 pub struct Context {
@@ -98,6 +98,11 @@ impl Context {
     pub fn min_rates(&self) -> MinRates {
         let site = self.site.as_ref();
         site.map(|site| site.settings.min_rates).unwrap_or_default()
+    }
+
+    /// How upstreams are told on each connection whose it is, if they are.
+    pub fn announced(&self) -> Option<ProxyProtocol> {
+        self.route()?.proxy_protocol
     }
 
     /// What the route takes off the front of paths.

@@ -22,11 +22,12 @@ use super::decision::{Action, Decision};
 use super::failure::{Failure, UpstreamError};
 use super::forward_auth::{self, Verdict};
 use super::forwarded::{self, Outgoing};
+use super::intake::Replay;
 use super::multiplexed::Place;
 use super::origin::Origin;
 use super::patience::is_patient;
 use super::progress::Limits;
-use super::relay::{Relay, Replay, Request};
+use super::relay::{Relay, Request};
 use super::relay_http2::StreamRelay;
 use super::respond::Answer;
 use super::tunnel::Tunnel;
@@ -34,7 +35,7 @@ use super::upstream::Turned;
 use super::{Proxy, access_log, dial, forwarded_http2};
 use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
-use crate::message::{RequestHead, ResponseHead};
+use crate::message::RequestHead;
 
 /// How often one request may be sent on its way: dials that failed, and kept connections that
 /// turned out to be closed.
@@ -249,7 +250,7 @@ impl<C: Client> Exchange<'_, C> {
         last: Option<Failure>,
     ) -> Result<Option<Way>, Failure> {
         let started = context.started;
-        let announced = context.route().and_then(|route| route.proxy_protocol);
+        let announced = context.announced();
         let forwarding = context.forwarding_mut()?;
         let timeouts = *forwarding.pool().timeouts();
         if next != Next::Same {
@@ -316,18 +317,7 @@ impl<C: Client> Exchange<'_, C> {
             true => Replay::Kept(Vec::new()),
             false => Replay::Lost,
         });
-        let tls = self.connection.tls.as_ref();
-        let adjustment = Adjustment::of(context, self.request, tls, origin);
-        let adjust = |head: &mut ResponseHead| {
-            if let Some(adjustment) = &adjustment {
-                adjustment.apply(head);
-            }
-        };
-        let request = Request {
-            adjust: adjustment.is_some().then_some(&adjust),
-            upgrade,
-            ..to_relay(self.request, upgrade, context)
-        };
+        let request = self.to_relay(upgrade, origin, context);
         let relayed = match self.codings(context) {
             None => relay(request, self.client, &mut upstream, replay).await,
             Some(codings) => {
@@ -390,17 +380,7 @@ impl<C: Client> Exchange<'_, C> {
                 return Ok(Attempt::Again(replay, UpstreamError::from(error).into()));
             }
         };
-        let tls = self.connection.tls.as_ref();
-        let adjustment = Adjustment::of(context, self.request, tls, origin);
-        let adjust = |head: &mut ResponseHead| {
-            if let Some(adjustment) = &adjustment {
-                adjustment.apply(head);
-            }
-        };
-        let request = Request {
-            adjust: adjustment.is_some().then_some(&adjust),
-            ..to_relay(self.request, false, context)
-        };
+        let request = self.to_relay(false, origin, context);
         let relayed = match self.codings(context) {
             None => relay_stream(request, self.client, stream, replay).await,
             Some(codings) => {
@@ -441,6 +421,24 @@ impl<C: Client> Exchange<'_, C> {
         ignored && (refused || gone || (closed && is_idempotent(&self.request.method)))
     }
 
+    /// What is relayed. `upgrade`: whether a switch of protocols was asked for.
+    fn to_relay<'r>(&self, upgrade: bool, origin: &'r Origin<'r>, context: &Context) -> Request<'r>
+    where
+        Self: 'r,
+    {
+        let patient = upgrade || is_patient(&self.request.fields);
+        let timeouts = context.forwarding.as_ref().map(|it| *it.pool().timeouts());
+        Request {
+            method: &self.request.method,
+            framing: self.request.framing,
+            upgrade,
+            limits: Limits::new(&timeouts.unwrap_or_default(), patient, context.started),
+            max_body: context.max_body(),
+            rates: context.min_rates(),
+            adjust: Adjustment::of(context, self.request, self.connection.tls.as_ref(), origin),
+        }
+    }
+
     async fn tunnel(
         &mut self,
         upstream: &mut Connection,
@@ -479,8 +477,7 @@ impl<C: Client> Exchange<'_, C> {
     }
 
     fn keep(&self, upstream: Connection, context: &Context) {
-        let announced = context.route().and_then(|route| route.proxy_protocol);
-        if announced.is_none()
+        if context.announced().is_none()
             && let Some(forwarding) = &context.forwarding
             && let Ok(address) = forwarding.address()
         {
@@ -582,21 +579,6 @@ impl<C: Client> Exchange<'_, C> {
         let metrics = &self.proxy.metrics;
         metrics.request(context.site_label(), status, measured);
         access_log::record(self.request, context, self.connection, status, duration);
-    }
-}
-
-/// What of a relay does not depend on the upstream.
-fn to_relay<'r>(request: &'r RequestHead, upgrade: bool, context: &Context) -> Request<'r> {
-    let patient = upgrade || is_patient(&request.fields);
-    let timeouts = context.forwarding.as_ref().map(|it| *it.pool().timeouts());
-    Request {
-        method: &request.method,
-        framing: request.framing,
-        upgrade: false,
-        limits: Limits::new(&timeouts.unwrap_or_default(), patient, context.started),
-        max_body: context.max_body(),
-        rates: context.min_rates(),
-        adjust: None,
     }
 }
 

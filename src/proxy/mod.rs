@@ -27,6 +27,7 @@ mod forwarded_http2;
 mod host;
 mod http1;
 mod http2;
+mod intake;
 mod kept;
 mod login;
 mod multiplexed;

@@ -7,9 +7,11 @@ use std::task::{Context, Poll};
 use bytes::Buf;
 use http::{Method, StatusCode, Version};
 
+use super::changes::Adjustment;
 use super::client::Client;
 use super::connection::Connection;
-use super::failure::{ClientError, Failure, UpstreamError};
+use super::failure::{Failure, UpstreamError};
+use super::intake::{Intake, Replay};
 use super::progress::{Limits as TimeLimits, Moved, Progress, Waiting};
 use crate::config::MinRates;
 use crate::message::{
@@ -17,7 +19,7 @@ use crate::message::{
 };
 
 /// Upstreams are ours to trust with more than clients are: cookies and policies are long.
-const RESPONSE_LIMITS: Limits = Limits {
+pub const RESPONSE_LIMITS: Limits = Limits {
     bytes: 64 * 1024,
     fields: 200,
 };
@@ -27,9 +29,6 @@ pub const MAX_INTERIM: usize = 64;
 
 /// How much of a request's body may wait for the upstream to take it.
 pub const UPLOAD_BUFFER: usize = 64 * 1024;
-
-/// How much of a body is kept in case the request has to be sent again.
-const REPLAY_BYTES: usize = 64 * 1024;
 
 /// What a relay is for.
 pub struct Request<'r> {
@@ -44,7 +43,7 @@ pub struct Request<'r> {
     /// How slow the client may be.
     pub rates: MinRates,
     /// Changes the head of the response, if it is to be changed.
-    pub adjust: Option<&'r (dyn Fn(&mut ResponseHead) + Sync)>,
+    pub adjust: Option<Adjustment<'r>>,
 }
 
 /// One exchange on one connection. The head of the request is in the connection's output already.
@@ -54,15 +53,13 @@ pub struct Relay<'r, C> {
     upstream: &'r mut Connection,
     upload: Upload,
     download: Download,
-    replay: Replay,
+    intake: Intake,
     interims: usize,
     /// Whether anything has come from the upstream.
     heard: bool,
     reusable: bool,
     status: Option<StatusCode>,
     sent: u64,
-    /// Bytes of the request's body that were taken.
-    taken: u64,
     progress: Progress,
 }
 
@@ -80,14 +77,6 @@ enum Download {
     Done,
 }
 
-/// The body as far as it has been sent, as long as that is little enough to be sent again.
-#[derive(Debug, Default)]
-pub enum Replay {
-    Kept(Vec<u8>),
-    #[default]
-    Lost,
-}
-
 impl<'r, C: Client> Relay<'r, C> {
     /// `replay`: what an attempt before this one has read of the body, or nothing yet.
     pub fn new(
@@ -100,13 +89,8 @@ impl<'r, C: Client> Relay<'r, C> {
             true => Upload::Flush,
             false => Upload::Body,
         };
-        if let Replay::Kept(body) = &replay {
-            write_body(&mut upstream.output, request.framing, body);
-        }
-        let taken = match &replay {
-            Replay::Kept(body) => body.len() as u64,
-            Replay::Lost => 0,
-        };
+        let intake = Intake::new(request.max_body, replay);
+        write_body(&mut upstream.output, request.framing, intake.before());
         let progress = Progress::new(client, request.rates);
         Relay {
             request,
@@ -114,13 +98,12 @@ impl<'r, C: Client> Relay<'r, C> {
             upstream,
             upload,
             download: Download::Head(HeadEnd::default()),
-            replay,
+            intake,
             interims: 0,
             heard: false,
             reusable: false,
             status: None,
             sent: 0,
-            taken,
             progress,
         }
     }
@@ -136,7 +119,7 @@ impl<'r, C: Client> Relay<'r, C> {
     }
 
     pub fn take_replay(&mut self) -> Replay {
-        std::mem::take(&mut self.replay)
+        self.intake.take_replay()
     }
 
     /// Whether the connection is good for another exchange, now that this one is over.
@@ -168,7 +151,7 @@ impl<'r, C: Client> Relay<'r, C> {
             _ => Waiting::UpstreamSends,
         };
         let moved = Moved {
-            request: self.taken,
+            request: self.intake.taken(),
             response: self.sent,
         };
         let limits = &self.request.limits;
@@ -186,26 +169,12 @@ impl<'r, C: Client> Relay<'r, C> {
                 }
                 Upload::Body => {
                     let (output, framing) = (&mut self.upstream.output, self.request.framing);
-                    let (replay, taken) = (&mut self.replay, &mut self.taken);
-                    let max = self.request.max_body.unwrap_or(u64::MAX);
-                    let body = self.client.poll_body(cx, &mut |data| {
-                        *taken += data.len() as u64;
-                        if *taken > max {
-                            return;
-                        }
+                    let body = self.intake.poll(cx, self.client, |data| {
                         write_body(output, framing, data);
-                        replay.keep(data);
                     });
-                    if self.taken > max {
-                        return Err(ClientError::BodyTooLarge.into());
-                    }
                     match body? {
                         Poll::Ready(None) => self.progress.moved = true,
                         Poll::Ready(Some(trailers)) => {
-                            if trailers.is_some() {
-                                // They are given once.
-                                self.replay = Replay::Lost;
-                            }
                             if self.request.framing == Framing::Chunked {
                                 write_last_chunk(&mut self.upstream.output, trailers.as_deref());
                             }
@@ -326,8 +295,8 @@ impl<'r, C: Client> Relay<'r, C> {
                     && head.version == Version::HTTP_11
                     && framing != Framing::UntilClose
                     && !contradicts;
-                if let Some(adjust) = self.request.adjust {
-                    adjust(&mut head);
+                if let Some(adjustment) = &self.request.adjust {
+                    adjustment.apply(&mut head);
                 }
                 self.begin(&head, framing)
             }
@@ -375,22 +344,6 @@ enum Stopped {
     NoData,
     NoRoom,
     Done,
-}
-
-impl Replay {
-    /// Whether nothing of it is missing.
-    pub fn is_whole(&self) -> bool {
-        matches!(self, Replay::Kept(_))
-    }
-
-    pub fn keep(&mut self, data: &[u8]) {
-        match self {
-            Replay::Kept(kept) if kept.len() + data.len() <= REPLAY_BYTES => {
-                kept.extend_from_slice(data);
-            }
-            _ => *self = Replay::Lost,
-        }
-    }
 }
 
 fn write_body(output: &mut Vec<u8>, framing: Framing, data: &[u8]) {

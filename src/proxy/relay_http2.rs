@@ -11,10 +11,11 @@ use h2::{RecvStream, SendStream};
 use http::StatusCode;
 
 use super::client::{Client, Trailers};
-use super::failure::{ClientError, Failure, UpstreamError};
+use super::failure::{Failure, UpstreamError};
 use super::http2::{fields_of, header_map};
+use super::intake::{Intake, Replay};
 use super::progress::{Moved, Progress, Waiting};
-use super::relay::{MAX_INTERIM, Replay, Request};
+use super::relay::{MAX_INTERIM, Request};
 use crate::message::{Framing, ResponseHead};
 
 /// One exchange on one stream. The head of the request is sent already.
@@ -26,12 +27,11 @@ pub struct StreamRelay<'r, C> {
     /// Read of the client, and not taken by the upstream yet.
     buffer: BytesMut,
     download: Download,
-    replay: Replay,
+    intake: Intake,
     interims: usize,
     heard: bool,
     status: Option<StatusCode>,
     sent: u64,
-    taken: u64,
     progress: Progress,
 }
 
@@ -59,10 +59,7 @@ impl<'r, C: Client> StreamRelay<'r, C> {
         (response, up): (ResponseFuture, SendStream<Bytes>),
         replay: Replay,
     ) -> StreamRelay<'r, C> {
-        let buffer = match &replay {
-            Replay::Kept(body) => BytesMut::from(&body[..]),
-            Replay::Lost => BytesMut::new(),
-        };
+        let intake = Intake::new(request.max_body, replay);
         let progress = Progress::new(client, request.rates);
         StreamRelay {
             upload: match request.framing.is_empty() {
@@ -72,10 +69,9 @@ impl<'r, C: Client> StreamRelay<'r, C> {
             request,
             client,
             up,
-            taken: buffer.len() as u64,
-            buffer,
+            buffer: BytesMut::from(intake.before()),
             download: Download::Head(response),
-            replay,
+            intake,
             interims: 0,
             heard: false,
             status: None,
@@ -95,7 +91,7 @@ impl<'r, C: Client> StreamRelay<'r, C> {
     }
 
     pub fn take_replay(&mut self) -> Replay {
-        std::mem::take(&mut self.replay)
+        self.intake.take_replay()
     }
 
     /// Ready when the client has been sent the whole response.
@@ -121,7 +117,7 @@ impl<'r, C: Client> StreamRelay<'r, C> {
             Poll::Ready(()) => Waiting::UpstreamSends,
         };
         let moved = Moved {
-            request: self.taken,
+            request: self.intake.taken(),
             response: self.sent,
         };
         let limits = &self.request.limits;
@@ -155,23 +151,9 @@ impl<'r, C: Client> StreamRelay<'r, C> {
 
     /// Reads a piece of the body.
     fn poll_client(&mut self, cx: &mut Context<'_>) -> Poll<Result<(), Failure>> {
-        let (buffer, replay, taken) = (&mut self.buffer, &mut self.replay, &mut self.taken);
-        let max = self.request.max_body.unwrap_or(u64::MAX);
-        let read = self.client.poll_body(cx, &mut |data| {
-            *taken += data.len() as u64;
-            if *taken <= max {
-                buffer.extend_from_slice(data);
-                replay.keep(data);
-            }
-        });
-        if self.taken > max {
-            return Poll::Ready(Err(ClientError::BodyTooLarge.into()));
-        }
+        let (buffer, intake) = (&mut self.buffer, &mut self.intake);
+        let read = intake.poll(cx, self.client, |data| buffer.extend_from_slice(data));
         if let Some(trailers) = ready!(read)? {
-            if trailers.is_some() {
-                // They are given once.
-                self.replay = Replay::Lost;
-            }
             self.upload = Upload::Last(trailers);
         }
         self.progress.moved = true;
@@ -289,8 +271,8 @@ impl<'r, C: Client> StreamRelay<'r, C> {
             framing => framing,
         };
         head.length().map_err(UpstreamError::Head)?;
-        if let Some(adjust) = self.request.adjust {
-            adjust(&mut head);
+        if let Some(adjustment) = &self.request.adjust {
+            adjustment.apply(&mut head);
         }
         self.status = Some(head.status);
         self.client.send_head(&head, framing)?;

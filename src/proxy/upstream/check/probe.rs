@@ -7,15 +7,11 @@ use http::{Method, Request, StatusCode};
 
 use super::super::Target;
 use crate::config::{CheckKind, HealthCheck, HttpCheck};
-use crate::message::{BodyReader, HeadEnd, Limits, ResponseHead, Step};
+use crate::message::{BodyReader, HeadEnd, ResponseHead, Step};
 use crate::proxy::address::Address;
 use crate::proxy::connection::Connection;
+use crate::proxy::relay::RESPONSE_LIMITS;
 use crate::proxy::{dial, multiplexed};
-
-const RESPONSE_LIMITS: Limits = Limits {
-    bytes: 64 * 1024,
-    fields: 200,
-};
 
 /// A page that says how a server is has no more than that; the rest is not read.
 const MAX_BODY: usize = 64 * 1024;
