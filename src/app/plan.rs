@@ -125,25 +125,12 @@ fn clash(one: &ListenAddress, other: &ListenAddress) -> bool {
 
 #[cfg(test)]
 mod tests {
-    use std::path::Path;
-
     use super::*;
-    use crate::config::{DefaultStateDir, Environment};
 
     fn config(server: &str, tls: &str) -> Config {
-        let text = format!(
+        Config::of_text(&format!(
             "[server]\n{server}\n[[sites]]\nhosts = [\"a.test\"]\ntls = \"{tls}\"\nupstreams = [\"3000\"]\n"
-        );
-        let environment = Environment {
-            variable: &|_| None,
-            read_text: &|_| Err(std::io::ErrorKind::NotFound.into()),
-            default_state_dir: DefaultStateDir {
-                path: "/var/lib/perennial".into(),
-                note: None,
-            },
-        };
-        Config::parse(&text, Path::new("p.toml"), &environment)
-            .unwrap_or_else(|found| panic!("{text}\n{found}"))
+        ))
     }
 
     fn plan(old: &str, new: &str) -> Plan {

@@ -111,9 +111,9 @@ impl Config {
         }
     }
 
-    /// What a `[server]` table with this text makes of everything.
+    /// What a whole file with this text means, which has to be a good one.
     #[cfg(test)]
-    pub fn of_server(server: &str) -> Config {
+    pub fn of_text(text: &str) -> Config {
         let environment = Environment {
             variable: &|_| None,
             read_text: &|_| Err(std::io::ErrorKind::NotFound.into()),
@@ -122,10 +122,15 @@ impl Config {
                 note: None,
             },
         };
-        let site = "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n";
-        let text = format!("[server]\n{server}\n{site}");
-        Config::parse(&text, Path::new("p.toml"), &environment)
+        Config::parse(text, Path::new("p.toml"), &environment)
             .unwrap_or_else(|found| panic!("{text}\n{found}"))
+    }
+
+    /// What a `[server]` table with this text makes of everything.
+    #[cfg(test)]
+    pub fn of_server(server: &str) -> Config {
+        let site = "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n";
+        Config::of_text(&format!("[server]\n{server}\n{site}"))
     }
 
     fn from_draft(

@@ -163,19 +163,12 @@ impl<'a> Value<'a> {
             what: "a string",
             example: "",
         };
-        let DeValue::Array(array) = self.inner else {
-            return self.wrong_type(kind);
-        };
-        let elements = array.iter().map(|element| Value {
-            is_element: true,
-            inner: element.get_ref(),
-            at: element.span().start,
-            ..self
-        });
+        let elements = self.elements(kind)?;
         Some(List {
             at: self.at,
-            is_empty: array.is_empty(),
+            is_empty: elements.is_empty(),
             values: elements
+                .into_iter()
                 .filter_map(|element| element.parse(STRING, &parse))
                 .collect(),
         })

@@ -42,7 +42,8 @@ fn decoded(path: &[u8]) -> Vec<u8> {
     out
 }
 
-fn hex(text: &[u8]) -> Option<u8> {
+/// The byte that two digits behind a `%` stand for.
+pub fn hex(text: &[u8]) -> Option<u8> {
     let digit = |byte: &u8| char::from(*byte).to_digit(16);
     let value = digit(text.first()?)? * 16 + digit(text.get(1)?)?;
     u8::try_from(value).ok()

@@ -1,11 +1,11 @@
 //! A line of the access log as Apache and nginx write it, so that what reads theirs reads ours.
 
-use std::cell::RefCell;
 use std::io::Write;
 
 use http::StatusCode;
 use time::OffsetDateTime;
 
+use super::second::Second;
 use crate::clock;
 
 /// What such a line says.
@@ -87,17 +87,8 @@ fn write_escaped(out: &mut Vec<u8>, text: &[u8]) {
 
 /// `26/Nov/2026:05:00:00 +0000`, the same text for a whole second.
 fn write_time(out: &mut Vec<u8>) {
-    thread_local! {
-        static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
-    }
-    let now = clock::now();
-    SECOND.with_borrow_mut(|(second, text)| {
-        if *second != now.unix_timestamp() {
-            *second = now.unix_timestamp();
-            *text = time_text(now);
-        }
-        out.extend_from_slice(text.as_bytes());
-    });
+    thread_local!(static SECOND: Second = const { Second::new() });
+    SECOND.with(|second| second.write(out, clock::now(), time_text));
 }
 
 fn time_text(now: OffsetDateTime) -> String {

@@ -1,11 +1,11 @@
 //! A line of the access log in the forms that the rest of the log has. What writes the others is made
 //! for any event; this one is written for each request.
 
-use std::cell::RefCell;
 use std::io::Write;
 
 use time::OffsetDateTime;
 
+use super::second::Second;
 use crate::clock;
 
 /// How lines look.
@@ -109,17 +109,9 @@ fn write_millis(out: &mut Vec<u8>, micros: u64) {
 
 /// RFC 3339 with microseconds. All but these are the same for a whole second.
 fn write_time(out: &mut Vec<u8>) {
-    thread_local! {
-        static SECOND: RefCell<(i64, String)> = const { RefCell::new((i64::MIN, String::new())) };
-    }
+    thread_local!(static SECOND: Second = const { Second::new() });
     let now = clock::now();
-    SECOND.with_borrow_mut(|(second, text)| {
-        if *second != now.unix_timestamp() {
-            *second = now.unix_timestamp();
-            *text = to_the_second(now);
-        }
-        out.extend_from_slice(text.as_bytes());
-    });
+    SECOND.with(|second| second.write(out, now, to_the_second));
     let _ = write!(out, ".{:06}Z", now.microsecond());
 }
 

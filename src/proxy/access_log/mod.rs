@@ -26,6 +26,7 @@ mod combined;
 mod file;
 mod line;
 mod query;
+mod second;
 mod writer;
 
 /// How lines are written; whoever takes all events gets them, where that is not said.

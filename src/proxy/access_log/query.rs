@@ -2,6 +2,8 @@
 
 use std::borrow::Cow;
 
+use crate::proxy::path::hex;
+
 const REDACTED: &[u8] = b"REDACTED";
 
 /// The query of a target as it is logged, if it is.
@@ -54,14 +56,12 @@ fn redacted<'q>(query: &'q [u8], names: &[Box<str>]) -> Cow<'q, [u8]> {
 /// In any case, and however it is encoded; of `a[token]` the last part counts, too.
 fn names_secret(name: &[u8], names: &[Box<str>]) -> bool {
     let mut plain = Vec::with_capacity(name.len());
-    let digit = |byte: Option<&u8>| char::from(*byte?).to_digit(16);
     let mut rest = name;
     while let Some((&byte, after)) = rest.split_first() {
         rest = after;
-        let code = digit(after.first()).zip(digit(after.get(1)));
-        match code.filter(|_| byte == b'%') {
-            Some((high, low)) => {
-                plain.push(u8::try_from(high * 16 + low).unwrap_or_default());
+        match (byte == b'%').then(|| hex(after)).flatten() {
+            Some(encoded) => {
+                plain.push(encoded);
                 rest = &after[2..];
             }
             None => plain.push(byte),

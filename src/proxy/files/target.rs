@@ -1,6 +1,8 @@
 //! The path of a request -> the name of a file below a root. What could lead anywhere else, or to
 //! what is meant to be hidden, is no name.
 
+use crate::proxy::path::hex;
+
 /// A file or a directory that is asked for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Target {
@@ -56,14 +58,14 @@ fn is_served(segment: &[u8], depth: usize, dot_files: bool) -> bool {
 
 /// Without percent-encoding; `None` where that is malformed.
 fn decoded(segment: &[u8]) -> Option<Vec<u8>> {
-    let digit = |byte: Option<&u8>| char::from(*byte?).to_digit(16);
     let mut out = Vec::with_capacity(segment.len());
-    let mut rest = segment.iter();
-    while let Some(&byte) = rest.next() {
+    let mut rest = segment;
+    while let Some((&byte, after)) = rest.split_first() {
+        rest = after;
         match byte {
             b'%' => {
-                let value = digit(rest.next())? * 16 + digit(rest.next())?;
-                out.push(u8::try_from(value).ok()?);
+                out.push(hex(after)?);
+                rest = &after[2..];
             }
             byte => out.push(byte),
         }

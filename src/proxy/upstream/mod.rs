@@ -230,17 +230,32 @@ impl Pool {
     /// The first choice, where its addresses are known: most requests need no more, and are spared
     /// the memory of whatever may have to be waited for.
     pub fn choose_at_once(&self, selection: &mut Selection) -> Option<Attempt> {
-        let upstream = selection.first.as_ref()?.0;
-        let Target::Fixed(addresses) = &self.upstreams[upstream].target else {
+        let first = selection.first.as_ref()?.0;
+        let Target::Fixed(addresses) = &self.upstreams[first].target else {
             return None;
         };
+        let addresses = Arc::clone(addresses);
+        let (upstream, held) = selection.first.take()?;
+        self.attempt(selection, upstream, addresses, held)
+    }
+
+    /// An address of this upstream, if one is left for the request.
+    fn attempt(
+        &self,
+        selection: &mut Selection,
+        upstream: usize,
+        addresses: Arc<Addresses>,
+        held: Option<Held>,
+    ) -> Option<Attempt> {
         // Every upstream's own addresses take turns, too.
         let first = selection.turn / self.upstreams.len();
-        let address = selection.address(upstream, addresses, first)?;
-        let (upstream, held) = selection.first.take()?;
+        let Some(address) = selection.address(upstream, &addresses, first) else {
+            selection.exhausted.push(upstream);
+            return None;
+        };
         Some(Attempt {
             upstream,
-            addresses: Arc::clone(addresses),
+            addresses,
             address,
             held,
         })
@@ -266,16 +281,10 @@ impl Pool {
             };
             match self.upstreams[upstream].target.addresses().await {
                 Some(Ok(addresses)) => {
-                    // Every upstream's own addresses take turns, too.
-                    let first = selection.turn / self.upstreams.len();
-                    if let Some(address) = selection.address(upstream, &addresses, first) {
-                        return Ok(Attempt {
-                            upstream,
-                            addresses,
-                            address,
-                            held,
-                        });
+                    if let Some(attempt) = self.attempt(selection, upstream, addresses, held) {
+                        return Ok(attempt);
                     }
+                    continue;
                 }
                 Some(Err(failure)) => {
                     self.upstreams[upstream]
