@@ -122,8 +122,6 @@ pub(super) struct World {
     free_since: Option<OffsetDateTime>,
     serials: u64,
     clock_steps: u32,
-    /// Since when the clock shows what it should.
-    clock_right_since: OffsetDateTime,
     sessions: u32,
     questions: u32,
     orders: u32,
@@ -189,7 +187,6 @@ impl World {
             free_since: None,
             serials: 0,
             clock_steps: 0,
-            clock_right_since: START,
             sessions: 0,
             questions: 0,
             orders: 0,
@@ -334,7 +331,6 @@ impl World {
             Event::Clock { offset } => {
                 self.clock_steps += 1;
                 self.offset = offset;
-                self.clock_right_since = self.now;
             }
             Event::Broken(site) => {
                 self.look_at(site);
@@ -436,12 +432,7 @@ impl World {
         let session = Duration::HOUR;
         let turns = self.sites.len() as i32 / NEW_ORDERS.0 as i32;
         let others = NEW_ORDERS.1 * turns + Duration::minutes(30);
-        // What was ordered by a clock that was ahead counts as ordered when that was found out.
-        let by_wrong_clock = match since - self.clock_right_since < NEW_ORDERS.1 {
-            true => NEW_ORDERS.1,
-            false => Duration::ZERO,
-        };
-        after_failures.max(session) * 1.1 + others + by_wrong_clock
+        after_failures.max(session) * 1.1 + others
     }
 
     /// The end: what there is to say, and what must hold over all.
