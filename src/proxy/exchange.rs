@@ -31,7 +31,7 @@ use super::relay::{Relay, Request};
 use super::relay_http2::StreamRelay;
 use super::respond::Answer;
 use super::tunnel::Tunnel;
-use super::upstream::Turned;
+use super::upstream::{Turned, Upstream};
 use super::{Proxy, access_log, dial, forwarded_http2};
 use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
@@ -527,11 +527,14 @@ impl<C: Client> Exchange<'_, C> {
 
     fn note_dialled(&self, context: &Context) {
         if let Some(upstream) = context.forwarding.as_ref().and_then(Forwarding::dialled) {
-            let site = context.site_label();
-            let metrics = &self.proxy.metrics;
-            metrics.upstream_healthy(site, upstream.label(), true);
-            tracing::info!(site, upstream = upstream.label(), "upstream is back");
+            self.note_back(context, upstream);
         }
+    }
+
+    fn note_back(&self, context: &Context, upstream: &Upstream) {
+        let (site, upstream) = (context.site_label(), upstream.label());
+        self.proxy.metrics.upstream_healthy(site, upstream, true);
+        tracing::info!(site, upstream, "upstream is back");
     }
 
     fn note_dial_failed(&self, context: &mut Context, error: &dial::DialError) {
@@ -556,12 +559,11 @@ impl<C: Client> Exchange<'_, C> {
         let Some((upstream, turned)) = forwarding.and_then(|it| it.ended(status)) else {
             return;
         };
-        let (site, upstream) = (context.site_label(), upstream.label());
-        let back = matches!(turned, Turned::Back);
-        self.proxy.metrics.upstream_healthy(site, upstream, back);
         match turned {
-            Turned::Back => tracing::info!(site, upstream, "upstream is back"),
+            Turned::Back => self.note_back(context, upstream),
             Turned::Ejected(time) => {
+                let (site, upstream) = (context.site_label(), upstream.label());
+                self.proxy.metrics.upstream_healthy(site, upstream, false);
                 let cause = match (failure, status) {
                     (Some(failure), _) => failure.to_string(),
                     (None, Some(status)) => format!("it answers {}", status.as_u16()),
