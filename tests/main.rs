@@ -46,6 +46,7 @@ mod load_balancing;
 mod manual_delete;
 mod manual_import;
 mod manual_revoke;
+mod many_connections;
 mod on_demand;
 mod on_demand_budgets;
 mod on_demand_memory;

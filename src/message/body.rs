@@ -240,6 +240,7 @@ pub fn may_trail(name: &[u8]) -> bool {
     ];
     let known = super::Known::of(name);
     known == super::Known::Other
+        && super::head::is_field_name(name)
         && !FORBIDDEN
             .iter()
             .any(|forbidden| name.eq_ignore_ascii_case(forbidden))

@@ -71,6 +71,9 @@ impl RequestHead {
         }
         for (name, value) in &parts.headers {
             let (name, value) = (name.as_str().as_bytes(), value.as_bytes());
+            if !is_field_name(name) {
+                return None;
+            }
             let said = (head.fields.get(Known::Host)).filter(|_| name == b"host");
             match said {
                 Some(authority) if authority.eq_ignore_ascii_case(value) => {}
@@ -172,7 +175,10 @@ impl ResponseHead {
             ..ResponseHead::new(parts.status)
         };
         for (name, value) in &parts.headers {
-            head.fields.push(name.as_str().as_bytes(), value.as_bytes());
+            let name = name.as_str().as_bytes();
+            if is_field_name(name) {
+                head.fields.push(name, value.as_bytes());
+            }
         }
         head
     }
@@ -198,6 +204,12 @@ impl ResponseHead {
         out.extend_from_slice(self.reason());
         out.extend_from_slice(b"\r\n");
     }
+}
+
+/// What the `http` crate takes for a name is one, but for this: a quotation mark is no part of a token
+/// (RFC 9110 section 5.6.2), and what another recipient makes of it nobody knows.
+pub fn is_field_name(name: &[u8]) -> bool {
+    memchr::memchr(b'"', name).is_none()
 }
 
 fn keeps_alive(version: Version, fields: &Fields) -> bool {

@@ -304,7 +304,7 @@ fn field(line: &[u8], reading: Reading) -> Result<(Span, Span), HeadError> {
     let colon = memchr(b':', line).ok_or(HeadError::FieldName)?;
     let name = match reading {
         Reading::Strict => &line[..colon],
-        Reading::Lenient => line[..colon].trim_ascii_end(),
+        Reading::Lenient => without_space_behind(&line[..colon]),
     };
     if !is_token(name) {
         return Err(HeadError::FieldName);
@@ -317,6 +317,13 @@ fn field(line: &[u8], reading: Reading) -> Result<(Span, Span), HeadError> {
         return Err(HeadError::FieldValue);
     }
     Ok((span(0, name.len()), span(start, end)))
+}
+
+/// Without spaces and tabs, and nothing else that is white somewhere.
+fn without_space_behind(name: &[u8]) -> &[u8] {
+    let is_space = |byte: &u8| matches!(byte, b' ' | b'\t');
+    let end = name.iter().rposition(|byte| !is_space(byte));
+    &name[..end.map_or(0, |last| last + 1)]
 }
 
 fn span(start: usize, end: usize) -> Span {

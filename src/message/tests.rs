@@ -168,6 +168,8 @@ fn responses_are_mended_a_little() {
         "HTTP/1.1 OK\r\n\r\n",
         "HTTP/1.1 200 O\rK\r\n\r\n",
         "HTTP/1.1 200 OK\r\nno colon\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX\x0c: a\r\n\r\n",
+        "HTTP/1.1 200 OK\r\nX\r: a\r\n\r\n",
         "HTTP/1.1 200 OK\r\n folded\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX: a\0b\r\n\r\n",
         "HTTP/1.1 200 OK\r\nX: a\r\n b\0c\r\n\r\n",
@@ -272,6 +274,7 @@ fn trailers_say_nothing_about_the_message() {
         "Host",
         "authorization",
         "X-Forwarded-For",
+        "x\"y",
     ] {
         trailers.push(name.as_bytes(), b"5");
     }
@@ -333,6 +336,14 @@ fn http2_requests_become_the_same_heads() {
     assert!(http2("https://a.test/", &[("host", "b.test")], true).is_none());
     assert!(http2("https://a.test/", &[("content-length", "5")], true).is_none());
     assert!(http2("https://a.test/", &[("content-length", "+5")], false).is_none());
+    assert!(
+        http2(
+            "https://a.test/",
+            &[("transfer-encoding\"", "chunked")],
+            false
+        )
+        .is_none()
+    );
     let framing = |fields: &[_]| http2("https://a.test/", fields, false).unwrap().framing;
     assert_eq!(framing(&[]), Framing::Chunked);
     assert_eq!(framing(&[("content-length", "5")]), Framing::Length(5));

@@ -35,7 +35,7 @@ use super::upstream::{Turned, Upstream};
 use super::{Proxy, access_log, dial, forwarded_http2};
 use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
-use crate::message::RequestHead;
+use crate::message::{Known, RequestHead};
 
 /// How often one request may be sent on its way: dials that failed, and kept connections that
 /// turned out to be closed.
@@ -432,6 +432,7 @@ impl<C: Client> Exchange<'_, C> {
             method: &self.request.method,
             framing: self.request.framing,
             upgrade,
+            expects: !self.request.framing.is_empty() && self.request.fields.has(Known::Expect),
             limits: Limits::new(&timeouts.unwrap_or_default(), patient, context.started),
             max_body: context.max_body(),
             rates: context.min_rates(),

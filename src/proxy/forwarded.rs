@@ -93,7 +93,7 @@ fn write_passed(output: &mut Vec<u8>, request: &RequestHead, wanted: impl Fn(&Fi
     let nominated = |field: &Field<'_>| {
         nominates && field.known != Known::Host && fields.lists(Known::Connection, field.name)
     };
-    let mut cookies_written = false;
+    let (mut cookies_written, mut expects) = (false, false);
     for field in fields.iter() {
         match field.known {
             Known::Claim => {}
@@ -103,8 +103,11 @@ fn write_passed(output: &mut Vec<u8>, request: &RequestHead, wanted: impl Fn(&Fi
                     write_field(output, field.name, length.to_string().as_bytes());
                 }
             }
-            // It did not exist then (RFC 9110 section 10.1.1).
-            Known::Expect if request.version == Version::HTTP_10 => {}
+            Known::Expect => {
+                if !std::mem::replace(&mut expects, true) && expects_continue(request, &field) {
+                    write_field(output, field.name, b"100-continue");
+                }
+            }
             known if known.is_hop_by_hop() => {}
             _ if nominated(&field) || !wanted(&field) => {}
             Known::Cookie => {
@@ -115,6 +118,15 @@ fn write_passed(output: &mut Vec<u8>, request: &RequestHead, wanted: impl Fn(&Fi
             _ => write_field(output, field.name, field.value),
         }
     }
+}
+
+/// Whether a body is held back until it is asked for (RFC 9110 section 10.1.1). In any other form an
+/// expectation may be one to the next recipient and none to another, and then they do not agree on
+/// whether a body has been sent; without a body, and in HTTP/1.0, there is none.
+fn expects_continue(request: &RequestHead, field: &Field<'_>) -> bool {
+    field.value.eq_ignore_ascii_case(b"100-continue")
+        && !request.framing.is_empty()
+        && request.version != Version::HTTP_10
 }
 
 /// HTTP/2 clients may split cookies, HTTP/1.1 servers know one header (RFC 9113 section 8.2.3).

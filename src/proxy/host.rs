@@ -87,11 +87,16 @@ fn split_port(authority: &[u8]) -> Result<&[u8], HostError> {
     let (host, port) = authority.split_at(host_end);
     match port {
         [] => Ok(host),
-        [b':', digits @ ..] if digits.len() <= 5 && digits.iter().all(u8::is_ascii_digit) => {
-            Ok(host)
-        }
+        [b':', digits @ ..] if is_port(digits) => Ok(host),
         _ => Err(HostError::Malformed),
     }
+}
+
+fn is_port(digits: &[u8]) -> bool {
+    let value = |sum: u32, digit: &u8| sum * 10 + u32::from(digit - b'0');
+    digits.len() <= 5
+        && digits.iter().all(u8::is_ascii_digit)
+        && digits.iter().fold(0, value) <= u32::from(u16::MAX)
 }
 
 fn position(text: &[u8], wanted: u8) -> Option<usize> {

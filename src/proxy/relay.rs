@@ -36,6 +36,8 @@ pub struct Request<'r> {
     pub framing: Framing,
     /// Whether a switch of protocols was asked for.
     pub upgrade: bool,
+    /// Whether the upstream is to ask for the body.
+    pub expects: bool,
     /// How long which side may take.
     pub limits: TimeLimits,
     /// How much body is taken, in bytes.
@@ -291,10 +293,13 @@ impl<'r, C: Client> Relay<'r, C> {
                 head.length().map_err(UpstreamError::Head)?;
                 let contradicts =
                     framing == Framing::Chunked && head.fields.has(Known::ContentLength);
+                // Whoever has not asked for a body may not have read it.
+                let unasked = self.request.expects && self.interims == 0;
                 self.reusable = head.keeps_alive()
                     && head.version == Version::HTTP_11
                     && framing != Framing::UntilClose
-                    && !contradicts;
+                    && !contradicts
+                    && !unasked;
                 if let Some(adjustment) = &self.request.adjust {
                     adjustment.apply(&mut head);
                 }

@@ -3,11 +3,14 @@
 
 mod bodies;
 mod clients;
+mod desync;
 mod http2;
 mod responses;
 mod retries;
 mod smuggling;
 mod smuggling_http2;
+mod smuggling_http2_published;
+mod smuggling_published;
 mod streaming;
 mod table;
 mod truncation;

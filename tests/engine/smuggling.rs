@@ -10,15 +10,15 @@ use crate::support::perennial::Perennial;
 use crate::support::recorder::Recorder;
 
 /// One way to smuggle.
-struct Case {
-    name: &'static str,
+pub(super) struct Case {
+    name: String,
     sent: Vec<u8>,
     right: Verdict,
 }
 
 /// What is to become of it.
 #[derive(Clone, Copy, Debug)]
-enum Verdict {
+pub(super) enum Verdict {
     /// Answered with 400 or what says it better, and the connection is closed. Nothing whole has
     /// reached the upstream.
     Refused,
@@ -26,6 +26,8 @@ enum Verdict {
     Denied(u16),
     /// The upstream sees these, as `METHOD TARGET BODY`, and then whatever comes next.
     Passed(&'static [&'static str]),
+    /// The upstream sees exactly these bytes, but for the fields that say who asked.
+    Shown(&'static [&'static str]),
     /// These, and what comes behind them is refused.
     PassedThenRefused(&'static [&'static str]),
     /// It is not whole: no answer but a refusal, nothing whole upstream.
@@ -34,21 +36,23 @@ enum Verdict {
     Either(&'static Verdict, &'static Verdict),
 }
 
-use Verdict::{Denied, Either, Passed, PassedThenRefused, Refused, Unfinished};
+use Verdict::{Denied, Either, Passed, PassedThenRefused, Refused, Shown, Unfinished};
 
 const HELLO: Verdict = Passed(&["POST / hello"]);
 const REFUSED_OR_HELLO: Verdict = Either(&Refused, &HELLO);
-const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a.example.test\r\n\r\n";
+pub(super) const SMUGGLED: &str = "GET /smuggled HTTP/1.1\r\nHost: a.example.test\r\n\r\n";
 
 /// What came of a case.
 #[derive(Debug)]
-struct Observed {
+pub(super) struct Observed {
     statuses: Vec<u16>,
     /// What came behind the answers, if it was no answer.
     noise: Option<String>,
     /// A further request on the connection was answered, and arrived as it was sent.
     goes_on: bool,
     seen: Vec<String>,
+    /// The same, byte for byte.
+    raw: Vec<String>,
     malformed: Vec<String>,
 }
 
@@ -69,6 +73,11 @@ impl Verdict {
                         && statuses.len() == requests.len()
                         && observed.seen == requests
                 }
+                Shown(requests) => {
+                    statuses.iter().all(|status| *status == 200)
+                        && statuses.len() == requests.len()
+                        && observed.raw == requests
+                }
                 PassedThenRefused(requests) => {
                     statuses.len() > requests.len()
                         && refused(&statuses[requests.len()..])
@@ -85,7 +94,7 @@ impl Verdict {
     fn answers(&self) -> usize {
         match *self {
             Refused | Denied(_) => 1,
-            Passed(requests) => requests.len(),
+            Passed(requests) | Shown(requests) => requests.len(),
             PassedThenRefused(requests) => requests.len() + 1,
             Unfinished => 0,
             Either(one, other) => one.answers().max(other.answers()),
@@ -93,24 +102,24 @@ impl Verdict {
     }
 }
 
-fn case(name: &'static str, sent: impl Into<Vec<u8>>, right: Verdict) -> Case {
+pub(super) fn case(name: impl Into<String>, sent: impl Into<Vec<u8>>, right: Verdict) -> Case {
     Case {
-        name,
+        name: name.into(),
         sent: sent.into(),
         right,
     }
 }
 
 /// A POST with these field lines, `\r\n` between them.
-fn post(fields: &str, body: &str) -> String {
+pub(super) fn post(fields: &str, body: &str) -> String {
     format!("POST / HTTP/1.1\r\nHost: {NAME}\r\n{fields}\r\n\r\n{body}")
 }
 
-fn get(fields: &str) -> String {
+pub(super) fn get(fields: &str) -> String {
     format!("GET / HTTP/1.1\r\nHost: {NAME}\r\n{fields}\r\n\r\n")
 }
 
-fn chunked(body: &str) -> String {
+pub(super) fn chunked(body: &str) -> String {
     post("Transfer-Encoding: chunked", body)
 }
 
@@ -121,6 +130,7 @@ async fn observe(perennial: &Perennial, recorder: &Recorder, case: &Case) -> Obs
         noise: None,
         goes_on: false,
         seen: Vec::new(),
+        raw: Vec::new(),
         malformed: Vec::new(),
     };
     // Some are refused before they are sent.
@@ -161,10 +171,28 @@ async fn observe(perennial: &Perennial, recorder: &Recorder, case: &Case) -> Obs
     let reached = arrived(recorder, |_| {});
     observed.seen = reached.seen;
     observed.malformed = reached.malformed;
+    observed.raw = recorder.take_raw().iter().map(|it| shown(it)).collect();
+    if observed.goes_on {
+        observed.raw.pop();
+    }
     if observed.goes_on && observed.seen.pop().as_deref() != Some("GET /next") {
         observed.noise = Some("an answer to another request".to_owned());
     }
     observed
+}
+
+/// Without the fields that say who asked, each of which has to be there once.
+fn shown(raw: &[u8]) -> String {
+    let mut text: String = raw.iter().map(|&byte| char::from(byte)).collect();
+    for name in ["X-Forwarded-For", "X-Forwarded-Proto", "X-Forwarded-Host"] {
+        let lines = text.matches(&format!("\r\n{name}: ")).count();
+        let Some(start) = text.find(&format!("{name}: ")).filter(|_| lines == 1) else {
+            return format!("{lines} times {name}: {text}");
+        };
+        let length = text[start..].find("\r\n").map_or(0, |length| length + 2);
+        text.replace_range(start..start + length, "");
+    }
+    text
 }
 
 impl Row for Case {
@@ -172,7 +200,7 @@ impl Row for Case {
     type Observed = Observed;
 
     fn name(&self) -> &str {
-        self.name
+        &self.name
     }
 
     fn right(&self) -> &Verdict {

@@ -9,10 +9,10 @@ use crate::support::h2_frames::{self as frames, Frames, Outcome};
 use crate::support::perennial::Perennial;
 use crate::support::recorder::Recorder;
 
-type Field = (Vec<u8>, Vec<u8>);
+pub(super) type Field = (Vec<u8>, Vec<u8>);
 
-struct Case {
-    name: &'static str,
+pub(super) struct Case {
+    name: String,
     fields: Vec<Field>,
     body: Option<&'static [u8]>,
     trailers: Option<Vec<Field>>,
@@ -20,7 +20,7 @@ struct Case {
 }
 
 #[derive(Clone, Copy, Debug)]
-enum Verdict {
+pub(super) enum Verdict {
     /// The stream or the connection is reset, or answered with 400; nothing whole upstream.
     Refused,
     /// Answered with this status; nothing upstream.
@@ -33,7 +33,7 @@ enum Verdict {
 use Verdict::{Denied, Either, Passed, Refused};
 
 #[derive(Debug)]
-struct Observed {
+pub(super) struct Observed {
     outcome: Outcome,
     seen: Vec<String>,
     malformed: Vec<String>,
@@ -62,11 +62,11 @@ impl Verdict {
     }
 }
 
-fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Field {
+pub(super) fn field(name: impl AsRef<[u8]>, value: impl AsRef<[u8]>) -> Field {
     (name.as_ref().to_vec(), value.as_ref().to_vec())
 }
 
-fn pseudo(method: &str, path: &str) -> Vec<Field> {
+pub(super) fn pseudo(method: &str, path: &str) -> Vec<Field> {
     vec![
         field(":method", method),
         field(":scheme", "https"),
@@ -76,16 +76,16 @@ fn pseudo(method: &str, path: &str) -> Vec<Field> {
 }
 
 /// With a replaced pseudo-header field; without it where `value` is `None`.
-fn replaced(name: &str, value: Option<&[u8]>) -> Vec<Field> {
+pub(super) fn replaced(name: &str, value: Option<&[u8]>) -> Vec<Field> {
     let mut fields = pseudo("GET", "/");
     fields.retain(|(given, _)| given != name.as_bytes());
     fields.extend(value.map(|value| field(name, value)));
     fields
 }
 
-fn case(name: &'static str, fields: Vec<Field>, right: Verdict) -> Case {
+pub(super) fn case(name: impl Into<String>, fields: Vec<Field>, right: Verdict) -> Case {
     Case {
-        name,
+        name: name.into(),
         fields,
         body: None,
         trailers: None,
@@ -94,13 +94,13 @@ fn case(name: &'static str, fields: Vec<Field>, right: Verdict) -> Case {
 }
 
 /// A GET with one field more.
-fn get(name: &'static str, extra: Field, right: Verdict) -> Case {
+pub(super) fn get(name: impl Into<String>, extra: Field, right: Verdict) -> Case {
     let fields = [pseudo("GET", "/"), vec![extra]].concat();
     case(name, fields, right)
 }
 
 /// A POST of `hello` with more fields.
-fn post(name: &'static str, extra: &[(&str, &str)], right: Verdict) -> Case {
+pub(super) fn post(name: impl Into<String>, extra: &[(&str, &str)], right: Verdict) -> Case {
     let extra = extra
         .iter()
         .map(|(name, value)| field(name, value))
@@ -112,7 +112,15 @@ fn post(name: &'static str, extra: &[(&str, &str)], right: Verdict) -> Case {
 }
 
 impl Case {
-    fn trailers(mut self, trailers: &[(&str, &str)]) -> Case {
+    /// The DATA that is sent.
+    pub(super) fn body(self, body: &'static [u8]) -> Case {
+        Case {
+            body: Some(body),
+            ..self
+        }
+    }
+
+    pub(super) fn trailers(mut self, trailers: &[(&str, &str)]) -> Case {
         let trailers = trailers.iter().map(|(name, value)| field(name, value));
         self.trailers = Some(trailers.collect());
         self
@@ -176,7 +184,7 @@ impl Row for Case {
     type Observed = Observed;
 
     fn name(&self) -> &str {
-        self.name
+        &self.name
     }
 
     fn right(&self) -> &Verdict {

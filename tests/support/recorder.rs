@@ -13,6 +13,7 @@ use super::wire::{Message, Wire};
 pub struct Recorder {
     pub addr: SocketAddr,
     seen: Arc<Mutex<Vec<Seen>>>,
+    raw: Arc<Mutex<Vec<Vec<u8>>>>,
     task: JoinHandle<()>,
 }
 
@@ -30,15 +31,26 @@ impl Recorder {
     pub async fn start(place: &Place) -> Recorder {
         let addr = place.free();
         let listener = TcpListener::bind(addr).await.expect("a free address");
-        let seen = Arc::default();
-        let log = Arc::clone(&seen);
+        let (seen, raw) = (Arc::default(), Arc::default());
+        let (log, bytes) = (Arc::clone(&seen), Arc::clone(&raw));
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();
             while let Ok((stream, _)) = listener.accept().await {
-                connections.spawn(serve(Wire::new(stream), Arc::clone(&log)));
+                let (log, bytes) = (Arc::clone(&log), Arc::clone(&bytes));
+                connections.spawn(serve(Wire::new(stream), log, bytes));
             }
         });
-        Recorder { addr, seen, task }
+        Recorder {
+            addr,
+            seen,
+            raw,
+            task,
+        }
+    }
+
+    /// The whole requests since the last call, byte for byte.
+    pub fn take_raw(&self) -> Vec<Vec<u8>> {
+        std::mem::take(&mut *self.raw.lock().unwrap())
     }
 
     /// What was seen since the last call.
@@ -54,7 +66,11 @@ impl Drop for Recorder {
 }
 
 /// Every request is on record before its answer is sent.
-async fn serve(mut wire: Wire<TcpStream>, log: Arc<Mutex<Vec<Seen>>>) {
+async fn serve(
+    mut wire: Wire<TcpStream>,
+    log: Arc<Mutex<Vec<Seen>>>,
+    bytes: Arc<Mutex<Vec<Vec<u8>>>>,
+) {
     loop {
         let seen = match wire.request().await {
             Ok(request) if request.cut.is_none() => Seen::Request(request),
@@ -63,6 +79,9 @@ async fn serve(mut wire: Wire<TcpStream>, log: Arc<Mutex<Vec<Seen>>>) {
             Err(why) => Seen::Malformed(why),
         };
         let goes_on = matches!(seen, Seen::Request(_));
+        if goes_on {
+            bytes.lock().unwrap().push(wire.rewind());
+        }
         log.lock().unwrap().push(seen);
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
         if !goes_on || wire.send(answer).await.is_err() {

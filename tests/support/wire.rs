@@ -11,6 +11,8 @@ use super::wait::SOON;
 pub struct Wire<S> {
     pub stream: S,
     buffer: Vec<u8>,
+    /// Everything that was read since [`Wire::rewind`].
+    tape: Vec<u8>,
     end: Option<End>,
 }
 
@@ -54,6 +56,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         Wire {
             stream,
             buffer: Vec::new(),
+            tape: Vec::new(),
             end: None,
         }
     }
@@ -91,10 +94,19 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Wire<S> {
         let mut part = [0; 16 * 1024];
         match self.stream.read(&mut part).await {
             Ok(0) => self.end = Some(End::Closed),
-            Ok(length) => self.buffer.extend_from_slice(&part[..length]),
+            Ok(length) => {
+                self.buffer.extend_from_slice(&part[..length]);
+                self.tape.extend_from_slice(&part[..length]);
+            }
             Err(error) => self.end = Some(End::Broken(error.to_string())),
         }
         self.end.is_none()
+    }
+
+    /// What has been used since the last call, byte for byte.
+    pub fn rewind(&mut self) -> Vec<u8> {
+        let used = self.tape.len() - self.buffer.len();
+        self.tape.drain(..used).collect()
     }
 
     fn unread(&self) -> String {
