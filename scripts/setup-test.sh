@@ -1,6 +1,6 @@
 #!/bin/sh
 # Installs what the tests need and this machine lacks: curl, openssl, nginx (an upstream that is
-# not ours) and python3 (another), certbot, lego and rsync (they renew what is served), BIND (a DNS
+# not ours), python3 and Node (others), certbot, lego and rsync (they renew what is served), BIND (a DNS
 # server), certutil (the trust of browsers), h2spec (a conformance suite for HTTP/2), and Pebble, the
 # ACME server that Let's Encrypt's authors test with; Caddy (another ACME server), and step-ca
 # (a third one) where PERENNIAL_WITH_STEP_CA=1 asks for it. Safe to run again.
@@ -20,6 +20,7 @@ install_programs() {
         need_without_unit nginx-light nginx.service "an upstream for the tests; it is not started as a service"
     fi
     command -v python3 >/dev/null 2>&1 || need python3 "another upstream for the tests"
+    command -v node >/dev/null 2>&1 || need nodejs "another one, with HTTP/2 and trailers"
     command -v certbot >/dev/null 2>&1 ||
         need_without_unit certbot certbot.timer "renews a certificate in the tests; its timer stays off"
     command -v lego >/dev/null 2>&1 || need lego "renews a certificate in the tests"

@@ -249,3 +249,74 @@ async fn where_too_many_are_ejected_all_are_used() {
     scene.wait_healthy(1, false).await;
     assert_eq!(scene.served(6).await, [true, true]);
 }
+
+/// How often an upstream was ejected for this.
+async fn ejections(scene: &Scene, patient: usize, cause: &str) -> f64 {
+    let upstream = format!("upstream=\"{}\"", scene.patients[patient].addr);
+    let cause = format!("cause=\"{cause}\"");
+    let name = "perennial_upstream_ejections_total";
+    let value = scene.perennial.metric(name, &[&upstream, &cause]).await;
+    value.unwrap_or_default()
+}
+
+impl Scene {
+    async fn get_path(&self, path: &str) -> u16 {
+        let https = self.perennial.place.https;
+        let client = http_client(NAME, https, None, Version::Http1);
+        let url = format!("https://{NAME}:{}{path}", https.port());
+        let response = client.get(url).send().await.expect("an answer");
+        response.status().as_u16()
+    }
+}
+
+/// The same upstream in two routes is one machine: where it is, and whether it speaks, both know.
+/// What it answers is each route's own.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_share_what_is_known_of_a_machine() {
+    const EJECTION: &str = "ejection = { failures = 1, statuses = [503], time = \"1h\", max_time = \"1h\" }\n\
+                            load_balancing = { panic_threshold = 100 }\n";
+    let mut scene = Scene::start(EJECTION).await;
+    let upstreams = scene
+        .patients
+        .each_ref()
+        .map(|patient| patient.addr.to_string());
+    let route = format!(
+        "{EJECTION}[[sites.routes]]\npath = \"/other\"\nupstreams = {upstreams:?}\n{EJECTION}"
+    );
+    let config = format!(
+        "{}{}",
+        scene.tls.pair.table(),
+        site(NAME, &scene.patients, &route)
+    );
+    scene.perennial.rewrite_config(&config);
+    scene.perennial.restart().await;
+    scene.perennial.wait_ready().await;
+    // Answers.
+    scene.patients[0].state.status.store(503, Ordering::SeqCst);
+    let mut answers = Vec::new();
+    for _ in 0..4 {
+        answers.push(scene.get_path("/other").await);
+    }
+    answers.sort_unstable();
+    assert_eq!(answers, [200, 200, 200, 503]);
+    assert_eq!(ejections(&scene, 0, "statuses").await, 1.0);
+    scene.patients[0].state.status.store(200, Ordering::SeqCst);
+    assert_eq!(scene.served(4).await, [true, true]);
+    // The machine.
+    scene.patients[1].server.stop().await;
+    for _ in 0..4 {
+        assert_eq!(scene.get_path("/").await, 200);
+    }
+    assert_eq!(ejections(&scene, 1, "dial").await, 1.0);
+    let before = scene.perennial.log_lines_with("cannot be dialled").len();
+    assert_eq!(before, 1);
+    // It is the one that is left to this route, and is known to be away: it comes after the one
+    // that has answered badly, without a single dial.
+    scene.patients[1].server.start().await;
+    let [first, second] = [0, 1].map(|i| scene.patients[i].requests());
+    for _ in 0..4 {
+        assert_eq!(scene.get_path("/other").await, 200);
+    }
+    assert_eq!(scene.patients[0].requests(), first + 4);
+    assert_eq!(scene.patients[1].requests(), second);
+}

@@ -214,3 +214,49 @@ async fn weights_change_live() {
     })
     .await;
 }
+
+/// Of two that chance names, never the one with more: what is busy gets nothing.
+#[tokio::test(flavor = "multi_thread")]
+async fn of_two_at_random_the_less_busy_gets_the_next() {
+    let rest = "upstreams = [\"{0}\", \"{1}\", \"{2}\"]\nload_balancing = \"random\"";
+    let scene = Scene::start(3, rest).await;
+    let (client, url) = (scene.client(Version::Http1), scene.url("/hold"));
+    let held = tokio::spawn(async move { client.get(url).send().await });
+    let busy = wait_until(SOON, "a request that is held", async || {
+        let mut upstreams = scene.upstreams.iter();
+        upstreams.position(|upstream| upstream.held() == 1)
+    })
+    .await;
+    for version in BOTH {
+        let names = scene.ask(version, 40, None).await;
+        let counts = counts(&names);
+        assert!(!counts.contains_key(&*format!("u{busy}")), "{names:?}");
+        // Chance: that one of two gets none of 40 does not happen.
+        assert_eq!(counts.len(), 2, "{names:?}");
+    }
+    scene.upstreams[busy].release();
+    held.await.expect("no panic").expect("an answer");
+    let names = scene.ask(Version::Http1, 60, None).await;
+    assert_eq!(counts(&names).len(), 3, "{names:?}");
+}
+
+/// Who comes back begins with a tenth of its share; with an hour to grow in, it still has that when
+/// this is over.
+#[tokio::test(flavor = "multi_thread")]
+async fn who_comes_back_gets_little_at_first() {
+    let rest = "upstreams = [\"{0}\", \"{1}\"]\nejection = { time = \"1s\", max_time = \"1s\" }\n\
+                load_balancing = { slow_start = \"1h\" }";
+    let scene = Scene::start(2, rest).await;
+    assert_eq!(counts(&scene.ask(Version::Http1, 22, None).await)["u1"], 11);
+    scene.upstreams[1].server.stop().await;
+    assert_eq!(counts(&scene.ask(Version::Http1, 4, None).await)["u0"], 4);
+    scene.upstreams[1].server.start().await;
+    wait_until(SOON, "it to be back", async || {
+        scene.ask(Version::Http1, 1, None).await;
+        let lines = scene.perennial.log_lines_with("upstream is back");
+        (!lines.is_empty()).then_some(())
+    })
+    .await;
+    let names = scene.ask(Version::Http1, 44, None).await;
+    assert_eq!(counts(&names)["u1"], 4, "{names:?}");
+}

@@ -58,6 +58,7 @@ mod proxy;
 mod proxy_answers;
 mod proxy_protocol;
 mod real_peers;
+mod real_peers_node;
 mod reload;
 mod reload_layouts;
 mod renewal_pebble;

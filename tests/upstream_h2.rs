@@ -361,3 +361,69 @@ async fn an_upstream_that_does_not_speak_it_is_named() {
     })
     .await;
 }
+
+/// Takes requests, and then hangs: its host is there, its program is not.
+struct Hanging {
+    addr: SocketAddr,
+    connections: Arc<AtomicUsize>,
+    task: JoinHandle<()>,
+}
+
+impl Drop for Hanging {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl Hanging {
+    async fn start(place: &Place) -> Hanging {
+        let addr = place.free();
+        let listener = TcpListener::bind(addr).await.expect("a free address");
+        let connections = Arc::new(AtomicUsize::new(0));
+        let count = connections.clone();
+        let task = tokio::spawn(async move {
+            let mut held = Vec::new();
+            while let Ok((stream, _)) = listener.accept().await {
+                count.fetch_add(1, Ordering::SeqCst);
+                let opened = h2::server::handshake(stream).await;
+                let mut connection = opened.expect("a connection");
+                let stream = connection.accept().await;
+                // Nobody reads it any more.
+                held.push((connection, stream));
+            }
+        });
+        Hanging {
+            addr,
+            connections,
+            task,
+        }
+    }
+}
+
+/// A call that may be silent for ever has no other end: PINGs find out that nobody is there.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_that_hangs_is_found_out() {
+    let place = Place::new();
+    let hanging = Hanging::start(&place).await;
+    let tls = FileTls::new(&place, &[NAME]);
+    let site = format!(
+        "[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\nupstreams = [\"h2c://{}\"]\n\
+         timeouts = {{ ping = \"200ms\" }}\n",
+        hanging.addr
+    );
+    let rest = format!("threads = 1\n{}{site}", tls.pair.table());
+    let mut perennial = Perennial::run(place, &rest).await;
+    perennial.wait_ready().await;
+    let https = perennial.place.https;
+    let client = http_client(NAME, https, None, Version::Http1);
+    for connections in 1..=2 {
+        let url = format!("https://{NAME}:{}/", https.port());
+        let request = client.post(url).header("content-type", "application/grpc");
+        let response = tokio::time::timeout(SOON, request.send()).await;
+        let response = response.expect("in time").expect("an answer");
+        assert_eq!(response.status(), 502);
+        assert_eq!(hanging.connections.load(Ordering::SeqCst), connections);
+    }
+    let told = perennial.log_lines_with("does not answer a PING");
+    assert_eq!(told.len(), 2, "{told:?}");
+}

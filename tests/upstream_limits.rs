@@ -123,6 +123,14 @@ async fn retries_have_a_budget() {
     let lines = log.log_lines_with("the budget for retries is spent");
     let lines = lines.iter().filter(|line| line.contains("request failed"));
     assert_eq!(lines.count(), seen[&502]);
+    let metric = async |name: &str| {
+        let name = format!("perennial_upstream_{name}_total");
+        let value = scene.perennial.metric(&name, &[NAME]).await;
+        value.unwrap_or_default() as usize
+    };
+    assert_eq!(metric("retries_refused").await, seen[&502]);
+    assert_eq!(metric("retries").await, 40 - seen[&502]);
+    assert_eq!(metric("ejections").await, 0);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -158,4 +166,42 @@ async fn an_upstream_has_so_much_time() {
         .iter()
         .filter(|line| line.contains("request failed"));
     assert_eq!(told.count(), 2, "{overdue:?}");
+}
+
+/// The same upstream in two routes is one machine: what one of them sends there, the other sees.
+#[tokio::test(flavor = "multi_thread")]
+async fn routes_share_the_places_of_an_upstream() {
+    let rest = "upstreams = [{ to = \"{}\", max_connections = 1 }]\n\
+                pending = { max = 1, timeout = \"1h\" }\n\
+                [[sites.routes]]\npath = \"/hold\"\nupstreams = [\"{}\"]\n\
+                [[sites.routes]]\npath = \"/count\"\n\
+                upstreams = [{ to = \"{}\", max_connections = 2 }]\n\
+                pending = \"off\"\n";
+    let scene = Scene::start(rest).await;
+    // The route for that has no bound of its own.
+    let first = scene.ask(Version::Http1, "/hold");
+    scene.wait_held(1).await;
+    let second = scene.ask(Version::Http1, "/");
+    scene.wait_pending(1).await;
+    // It is full for the one that takes a single request, and not for the one that takes two.
+    assert_eq!(scene.status(Version::Http2, "/other").await, 503);
+    assert_eq!(scene.status(Version::Http2, "/count").await, 405);
+    let other = scene.ask(Version::Http1, "/hold");
+    scene.wait_held(2).await;
+    assert_eq!(scene.status(Version::Http2, "/count").await, 503);
+    for _ in 0..2 {
+        scene.upstream.release();
+    }
+    for asked in [first, second, other] {
+        assert_eq!(asked.await.expect("no panic").status(), 200);
+    }
+    let refused = async |cause: &str| {
+        let name = "perennial_upstream_pending_refused_total";
+        let labels = [NAME, &*format!("cause=\"{cause}\"")];
+        scene.perennial.metric(name, &labels).await
+    };
+    assert_eq!(
+        (refused("full").await, refused("timeout").await),
+        (Some(2.0), None)
+    );
 }

@@ -113,3 +113,60 @@ async fn services_have_priorities() {
     })
     .await;
 }
+
+/// SRV records of upstreams with TLS and HTTP/2: the certificate has to be for the domain that was
+/// asked for, whatever name a record gives.
+#[tokio::test(flavor = "multi_thread")]
+async fn services_speak_tls_and_http2() {
+    let place = Place::new();
+    let tls = FileTls::new(&place, &[NAME, "example.test"]);
+    let node = crate::support::node::Node::start(&place, &tls.pair).await;
+    let records = format!(
+        "node IN A {}\n_https._tcp 60 IN SRV 1 1 {} node\n_h2._tcp 60 IN SRV 1 1 {} node\n\
+         _h2c._tcp 60 IN SRV 1 1 {} node\n_https._tcp.sub 60 IN SRV 1 1 {} node",
+        place.ip,
+        node.either.port(),
+        node.h2.port(),
+        node.h2c.port(),
+        node.either.port(),
+    );
+    let zone = Zone {
+        name: "example.test",
+        records: &records,
+        takes_updates: false,
+    };
+    let bind = Bind::start(&place, "bind", &[zone]).await;
+    let mut config = format!(
+        "resolvers = [\"{}\"]\n{}[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\n\
+         upstream_tls = {{ ca = {:?} }}\n",
+        bind.addr,
+        tls.pair.table(),
+        tls.root
+    );
+    for (path, upstream) in [
+        ("https", "srv+https://_https._tcp.example.test"),
+        ("h2", "srv+h2://_h2._tcp.example.test"),
+        ("h2c", "srv+h2c://_h2c._tcp.example.test"),
+        ("sub", "srv+https://_https._tcp.sub.example.test"),
+    ] {
+        let route = format!("[[sites.routes]]\npath = \"/{path}\"\nupstreams = [\"{upstream}\"]\n");
+        config.push_str(&route);
+    }
+    let mut perennial = Perennial::run(place, &config).await;
+    perennial.wait_ready().await;
+    let https = perennial.place.https;
+    let client = http_client(NAME, https, None, Version::Http1);
+    for (path, version) in [("https", "1.1"), ("h2", "2.0"), ("h2c", "2.0")] {
+        let url = format!("https://{NAME}:{}/{path}", https.port());
+        let response = client.get(url).send().await.expect("an answer");
+        let seen: serde_json::Value = response.json().await.expect("JSON");
+        assert_eq!(seen["version"], version, "{path}: {seen}");
+    }
+    let url = format!("https://{NAME}:{}/sub", https.port());
+    let response = client.get(url).send().await.expect("an answer");
+    assert_eq!(response.status(), 502);
+    let cause = perennial
+        .wait_for_log("upstream cannot be dialled", SOON)
+        .await;
+    assert!(cause.contains("sub.example.test"), "{cause}");
+}

@@ -33,6 +33,7 @@ pub struct Metrics {
     tls_handshakes: IntCounterVec,
     connections: IntGauge,
     refused_connections: IntCounterVec,
+    idle_closed: IntCounter,
     certificate_not_after: GaugeVec,
     certificate_reloads: IntCounterVec,
     certificate_reload_failing: IntGaugeVec,
@@ -50,6 +51,28 @@ pub struct Metrics {
 struct UpstreamMetrics {
     healthy: IntGaugeVec,
     pending: IntGaugeVec,
+    pending_refused: IntCounterVec,
+    ejections: IntCounterVec,
+    retries: IntCounterVec,
+    retries_refused: IntCounterVec,
+}
+
+/// Why an upstream is ejected.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EjectionCause {
+    Dial,
+    Failures,
+    Statuses,
+}
+
+impl EjectionCause {
+    fn label(self) -> &'static str {
+        match self {
+            EjectionCause::Dial => "dial",
+            EjectionCause::Failures => "failures",
+            EjectionCause::Statuses => "statuses",
+        }
+    }
 }
 
 impl UpstreamMetrics {
@@ -65,6 +88,30 @@ impl UpstreamMetrics {
                 registry,
                 "perennial_upstream_pending_requests",
                 "Requests that wait for an upstream because each has as many as it may have.",
+                &["site"],
+            ),
+            pending_refused: counters(
+                registry,
+                "perennial_upstream_pending_refused_total",
+                "Requests that got 503 because every upstream had as many as it may have: as many as may wait did (full), or it took too long (timeout).",
+                &["site", "cause"],
+            ),
+            ejections: counters(
+                registry,
+                "perennial_upstream_ejections_total",
+                "Times that an upstream was left alone for a while: it could not be dialled (dial), requests failed (failures), or its answers count as failures (statuses).",
+                &["site", "upstream", "cause"],
+            ),
+            retries: counters(
+                registry,
+                "perennial_upstream_retries_total",
+                "Times that a request was sent on its way again.",
+                &["site"],
+            ),
+            retries_refused: counters(
+                registry,
+                "perennial_upstream_retries_refused_total",
+                "Requests that were not sent again because the budget for retries was spent.",
                 &["site"],
             ),
         }
@@ -240,6 +287,13 @@ impl Metrics {
                 IntGauge::new("perennial_connections", "Open client connections."),
             ),
             refused_connections: refused_connections(&registry),
+            idle_closed: register(
+                &registry,
+                IntCounter::new(
+                    "perennial_connections_idle_closed_total",
+                    "Connections that waited for a request and were closed to make room for others.",
+                ),
+            ),
             certificate_not_after: float_gauges(
                 &registry,
                 "perennial_certificate_not_after_seconds",
@@ -324,6 +378,27 @@ impl Metrics {
             .set(waiting);
     }
 
+    /// An upstream is left alone for a while.
+    pub fn upstream_ejected(&self, site: &str, upstream: &str, cause: EjectionCause) {
+        let labels = [site, upstream, cause.label()];
+        self.upstreams.ejections.with_label_values(&labels).inc();
+    }
+
+    /// A request is sent again, or would be if it were `allowed`.
+    pub fn upstream_retry(&self, site: &str, allowed: bool) {
+        let counter = match allowed {
+            true => &self.upstreams.retries,
+            false => &self.upstreams.retries_refused,
+        };
+        counter.with_label_values(&[site]).inc();
+    }
+
+    /// A request found no place with an upstream. `cause`: `full` or `timeout`.
+    pub fn upstream_busy(&self, site: &str, cause: &'static str) {
+        let refused = &self.upstreams.pending_refused;
+        refused.with_label_values(&[site, cause]).inc();
+    }
+
     /// Drops all upstreams: a new configuration names its own.
     pub fn forget_upstreams(&self) {
         self.upstreams.healthy.reset();
@@ -341,6 +416,11 @@ impl Metrics {
     pub fn connection(&self) -> OpenConnection {
         self.connections.inc();
         OpenConnection(self.connections.clone())
+    }
+
+    /// A connection that waited for a request was closed to make room for another.
+    pub fn connection_made_room(&self) {
+        self.idle_closed.inc();
     }
 
     /// A connection was closed before anything was said on it; why, one of a fixed few words.

@@ -568,10 +568,33 @@ pub enum Upstream {
         tls: bool,
         http2: bool,
     },
-    /// `srv://name`: the targets of the SRV records (RFC 2782) of a name.
-    Srv(String),
+    /// `srv://name`: the targets of the SRV records (RFC 2782) of a name. `tls` and `http2`:
+    /// `srv+https://`, `srv+h2c://` and `srv+h2://`.
+    Srv {
+        name: String,
+        tls: bool,
+        http2: bool,
+    },
     /// `unix:/path`.
     Unix(PathBuf),
     /// `respond:TEXT`: a fixed 200 with this text, for trying things out.
     Respond(String),
+}
+
+impl Upstream {
+    /// Whether connections to it have TLS.
+    pub fn is_tls(&self) -> bool {
+        matches!(
+            self,
+            Upstream::Tcp { tls: true, .. } | Upstream::Srv { tls: true, .. }
+        )
+    }
+
+    /// Whether it speaks HTTP/2.
+    pub fn is_http2(&self) -> bool {
+        matches!(
+            self,
+            Upstream::Tcp { http2: true, .. } | Upstream::Srv { http2: true, .. }
+        )
+    }
 }

@@ -7,7 +7,7 @@ use super::assemble::check_paths_differ;
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{ActionDraft, ClientAuthDraft, Draft, SiteDraft, TlsDraft, UpstreamTlsDraft};
 use super::file_check::FilePurpose;
-use super::{ClientAuth, ClientIdentity, Member, Tls, TlsMode, Upstream, UpstreamTls};
+use super::{ClientAuth, ClientIdentity, Member, Tls, TlsMode, UpstreamTls};
 
 pub(super) fn tls(draft: TlsDraft) -> Tls {
     let files = draft.session_ticket_key_files.into_iter();
@@ -96,7 +96,7 @@ fn check_one_upstream_tls<'u>(
     mut members: impl Iterator<Item = &'u Member>,
     report: &Report<'_>,
 ) {
-    if !members.any(|member| matches!(member.upstream, Upstream::Tcp { tls: true, .. })) {
+    if !members.any(|member| member.upstream.is_tls()) {
         let problem = Problem::new("`upstream_tls` is set, but no upstream here has TLS");
         report.add(
             tls.at,

@@ -1,5 +1,5 @@
 //! Where requests go, as it is written: `host:port`, a bare port, `https://host`, `h2://host`,
-//! `h2c://host`, `unix:/path`, `srv://name`, `respond:TEXT`.
+//! `h2c://host`, `unix:/path`, `srv://name` (and `srv+https`, `srv+h2`, `srv+h2c`), `respond:TEXT`.
 
 use std::net::Ipv6Addr;
 use std::path::Path;
@@ -11,7 +11,7 @@ use crate::certificate::name::Name;
 
 const FORMS: &str = "it can be host:port, a port of this host, http://host:port, \
                      https://host:port, h2://host:port, h2c://host:port, unix:/path, \
-                     srv://name or respond:TEXT";
+                     srv://name, srv+https://name, srv+h2://name, srv+h2c://name or respond:TEXT";
 
 /// Parses an UPSTREAM; the path of a Unix socket is resolved against `base`.
 pub(super) fn upstream(text: &str, base: &Path) -> Result<Upstream, Problem> {
@@ -29,7 +29,10 @@ pub(super) fn upstream(text: &str, base: &Path) -> Result<Upstream, Problem> {
         Some(("https", rest)) => authority(text, rest, (true, false), Some(443)),
         Some(("h2c", rest)) => authority(text, rest, (false, true), Some(80)),
         Some(("h2", rest)) => authority(text, rest, (true, true), Some(443)),
-        Some(("srv", name)) => srv(text, name),
+        Some(("srv", name)) => srv(text, name, (false, false)),
+        Some(("srv+https", name)) => srv(text, name, (true, false)),
+        Some(("srv+h2c", name)) => srv(text, name, (false, true)),
+        Some(("srv+h2", name)) => srv(text, name, (true, true)),
         Some((scheme, _)) => Err(wrong(
             text,
             &format!("{scheme:?} is no known scheme"),
@@ -92,7 +95,7 @@ fn authority(
 }
 
 /// `_service._protocol.name` (RFC 2782).
-fn srv(text: &str, name: &str) -> Result<Upstream, Problem> {
+fn srv(text: &str, name: &str, (tls, http2): (bool, bool)) -> Result<Upstream, Problem> {
     let name = name.strip_suffix('/').unwrap_or(name);
     let labels: Vec<&str> = name.split('.').collect();
     let label = |label: &&str| {
@@ -101,7 +104,11 @@ fn srv(text: &str, name: &str) -> Result<Upstream, Problem> {
     };
     let begins = labels.iter().take(2).all(|label| label.starts_with('_'));
     match labels.len() > 2 && begins && labels.iter().all(label) && name.len() <= 253 {
-        true => Ok(Upstream::Srv(name.to_ascii_lowercase())),
+        true => Ok(Upstream::Srv {
+            name: name.to_ascii_lowercase(),
+            tls,
+            http2,
+        }),
         false => Err(wrong(
             text,
             "it names no SRV records",

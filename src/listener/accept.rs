@@ -224,7 +224,7 @@ fn admit(incoming: &Incoming, service: &Service) -> Result<Arrival, Refusal> {
         Peer::Tcp(client) => Some(client.ip().to_canonical()),
         Peer::Unix => None,
     };
-    let mut place = service.admission.enter()?;
+    let mut place = service.admission.enter(service.drain.idle())?;
     if service.admission.is_announced(ip) {
         return Ok(Arrival::Announced(place));
     }
@@ -263,7 +263,7 @@ async fn serve(
     };
     info.scope = service.scope.clone();
     let is_own = matches!(arrival, Arrival::Own);
-    let _place = match arrival {
+    let place = match arrival {
         Arrival::Own => None,
         Arrival::Client(place) => Some(place),
         Arrival::Announced(place) => {
@@ -287,7 +287,9 @@ async fn serve(
             ClientStream::tls(stream)
         }
     };
-    proxy.serve(stream, info, service.drain.clone()).await;
+    let idling = place.as_ref().map(Place::idling);
+    proxy.serve(stream, info, service.drain.of(idling)).await;
+    drop(place);
 }
 
 /// Lets the proxy say whose the connection is. `None`: it is refused.

@@ -1,5 +1,6 @@
 //! Who may have a connection: so many in all, so many for each client, and from whom a connection
-//! begins with the word of a proxy (PROXY protocol). It decides and counts; it closes nothing.
+//! begins with the word of a proxy (PROXY protocol). It decides and counts; what has to make room is told,
+//! and closes itself.
 
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -10,7 +11,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use arc_swap::ArcSwap;
+use tokio_util::sync::CancellationToken;
 
+use super::idle::{IdleConnections, Idling};
 use crate::admin::metrics::Metrics;
 use crate::config::{IpPrefix, ProxyProtocolFrom, Server};
 
@@ -42,6 +45,8 @@ struct Shared {
     by_client: [Mutex<HashMap<IpPrefix, usize>>; SHARDS],
     metrics: Arc<Metrics>,
     refusals: Mutex<Refusals>,
+    /// Of those that are open.
+    idle: IdleConnections,
     /// How many descriptors this process may have.
     descriptors: u64,
 }
@@ -89,6 +94,7 @@ struct Refusals {
 pub struct Place {
     admission: Admission,
     client: Option<IpPrefix>,
+    idling: Arc<Idling>,
 }
 
 impl Policy {
@@ -123,6 +129,7 @@ impl Admission {
             by_client: Default::default(),
             metrics,
             refusals: Mutex::default(),
+            idle: IdleConnections::default(),
             descriptors,
         }));
         admission.warn(server);
@@ -160,16 +167,24 @@ impl Admission {
         }
     }
 
-    /// One more connection, whosever it is.
-    pub fn enter(&self) -> Result<Place, Refusal> {
+    /// One more connection, whosever it is, which goes with `listener`. Where there are as many as there
+    /// may be, the one that has waited longest for a request has to go: for a moment there is one more.
+    pub fn enter(&self, listener: &CancellationToken) -> Result<Place, Refusal> {
         let max = self.0.policy.load().max;
         let before = self.0.open.fetch_add(1, Ordering::Relaxed);
         let place = Place {
             admission: self.clone(),
             client: None,
+            idling: self.0.idle.enter(listener),
         };
-        match before < max {
-            true => Ok(place),
+        if before < max {
+            return Ok(place);
+        }
+        match self.0.idle.make_room() {
+            true => {
+                self.0.metrics.connection_made_room();
+                Ok(place)
+            }
             false => Err(Refusal::MaxConnections),
         }
     }
@@ -200,6 +215,11 @@ impl Admission {
 }
 
 impl Place {
+    /// How the connection says what it does, and hears that it has to go.
+    pub fn idling(&self) -> Arc<Idling> {
+        Arc::clone(&self.idling)
+    }
+
     /// Whose the connection is, if it is one client's alone.
     pub fn belongs_to(&mut self, client: IpAddr) -> Result<(), Refusal> {
         let policy = self.admission.0.policy.load();
@@ -223,6 +243,7 @@ impl Place {
 impl Drop for Place {
     fn drop(&mut self) {
         self.admission.0.open.fetch_sub(1, Ordering::Relaxed);
+        self.admission.0.idle.leave(&self.idling);
         let Some(client) = self.client else { return };
         let mut clients = self.admission.shard(&client);
         if let Entry::Occupied(mut open) = clients.entry(client) {
@@ -256,11 +277,14 @@ mod tests {
     #[test]
     fn there_are_so_many_places_in_all() {
         let admission = admission("max_connections = 2");
-        let one = admission.enter().unwrap();
-        let _two = admission.enter().unwrap();
-        assert_eq!(admission.enter().err(), Some(Refusal::MaxConnections));
+        let one = admission.enter(&CancellationToken::new()).unwrap();
+        let _two = admission.enter(&CancellationToken::new()).unwrap();
+        assert_eq!(
+            admission.enter(&CancellationToken::new()).err(),
+            Some(Refusal::MaxConnections)
+        );
         drop(one);
-        assert!(admission.enter().is_ok());
+        assert!(admission.enter(&CancellationToken::new()).is_ok());
     }
 
     #[test]
@@ -278,7 +302,7 @@ mod tests {
         let admission =
             admission("max_connections_per_client = 1\ntrusted_proxies = [\"10.0.0.0/8\"]");
         let enter = |client: &str| {
-            let mut place = admission.enter().unwrap();
+            let mut place = admission.enter(&CancellationToken::new()).unwrap();
             place.belongs_to(ip(client)).map(|()| place)
         };
         let first = enter("192.0.2.1").unwrap();
@@ -306,10 +330,10 @@ mod tests {
     #[test]
     fn a_new_limit_holds_at_once() {
         let admission = admission("max_connections = 1");
-        let _one = admission.enter().unwrap();
-        assert!(admission.enter().is_err());
+        let _one = admission.enter(&CancellationToken::new()).unwrap();
+        assert!(admission.enter(&CancellationToken::new()).is_err());
         let config = Config::of_server("max_connections = 2");
         admission.reconfigure(&config.server);
-        assert!(admission.enter().is_ok());
+        assert!(admission.enter(&CancellationToken::new()).is_ok());
     }
 }

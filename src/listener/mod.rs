@@ -6,6 +6,7 @@ pub mod admission;
 pub mod client_auth;
 pub mod connection;
 pub mod drain;
+pub mod idle;
 pub mod passed;
 pub mod proxy_protocol;
 pub mod self_check;

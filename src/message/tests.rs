@@ -316,7 +316,9 @@ fn claims_are_recognised_in_disguise() {
 fn http2(uri: &str, fields: &[(&'static str, &str)], ends: bool) -> Option<RequestHead> {
     let mut builder = http::Request::builder().uri(uri);
     for (name, value) in fields {
-        builder = builder.header(*name, *value);
+        // As the h2 crate reads names.
+        let name = http::HeaderName::from_lowercase(name.as_bytes()).unwrap();
+        builder = builder.header(name, *value);
     }
     let (parts, ()) = builder.body(()).unwrap().into_parts();
     RequestHead::from_http2(&parts, ends)

@@ -10,6 +10,8 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::io::poll_read_buf;
 
+use super::stream_socket::StreamSocket;
+
 /// What is asked for at first: most heads of responses with a small body.
 const FIRST_READ: usize = 4 * 1024;
 
@@ -31,6 +33,8 @@ pub enum Socket {
     Tcp(TcpStream),
     Unix(UnixStream),
     Tls(TlsStream),
+    /// A stream of a connection that others have streams on, too.
+    Stream(Box<StreamSocket>),
 }
 
 impl AsyncRead for Socket {
@@ -43,6 +47,7 @@ impl AsyncRead for Socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_read(cx, buffer),
             Socket::Unix(stream) => Pin::new(stream).poll_read(cx, buffer),
             Socket::Tls(stream) => Pin::new(stream).poll_read(cx, buffer),
+            Socket::Stream(stream) => Pin::new(&mut **stream).poll_read(cx, buffer),
         }
     }
 }
@@ -57,6 +62,7 @@ impl AsyncWrite for Socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, data),
             Socket::Unix(stream) => Pin::new(stream).poll_write(cx, data),
             Socket::Tls(stream) => Pin::new(stream).poll_write(cx, data),
+            Socket::Stream(stream) => Pin::new(&mut **stream).poll_write(cx, data),
         }
     }
 
@@ -65,6 +71,7 @@ impl AsyncWrite for Socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_flush(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_flush(cx),
             Socket::Tls(stream) => Pin::new(stream).poll_flush(cx),
+            Socket::Stream(stream) => Pin::new(&mut **stream).poll_flush(cx),
         }
     }
 
@@ -73,6 +80,7 @@ impl AsyncWrite for Socket {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Stream(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }
@@ -101,6 +109,7 @@ impl Connection {
             Socket::Tcp(stream) => poll_read_buf(Pin::new(stream), cx, input),
             Socket::Unix(stream) => poll_read_buf(Pin::new(stream), cx, input),
             Socket::Tls(stream) => poll_read_buf(Pin::new(stream), cx, input),
+            Socket::Stream(stream) => poll_read_buf(Pin::new(&mut **stream), cx, input),
         }
     }
 
@@ -112,6 +121,7 @@ impl Connection {
                 Socket::Tcp(stream) => Pin::new(stream).poll_write(cx, rest),
                 Socket::Unix(stream) => Pin::new(stream).poll_write(cx, rest),
                 Socket::Tls(stream) => Pin::new(stream).poll_write(cx, rest),
+                Socket::Stream(stream) => Pin::new(&mut **stream).poll_write(cx, rest),
             };
             match ready!(written)? {
                 0 => return Poll::Ready(Err(io::ErrorKind::WriteZero.into())),
@@ -141,6 +151,8 @@ impl Connection {
         let read = match &mut self.socket {
             Socket::Tcp(stream) => stream.try_read(&mut byte),
             Socket::Unix(stream) => stream.try_read(&mut byte),
+            // It is for one exchange alone.
+            Socket::Stream(_) => return false,
             Socket::Tls(stream) => {
                 let mut buffer = ReadBuf::new(&mut byte);
                 let mut cx = Context::from_waker(Waker::noop());
@@ -166,6 +178,7 @@ impl Connection {
             Socket::Tcp(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Unix(stream) => Pin::new(stream).poll_shutdown(cx),
             Socket::Tls(stream) => Pin::new(stream).poll_shutdown(cx),
+            Socket::Stream(stream) => Pin::new(&mut **stream).poll_shutdown(cx),
         }
     }
 }

@@ -182,6 +182,11 @@ impl Forwarding {
         }
     }
 
+    /// For metrics.
+    pub fn site_label(&self) -> &str {
+        &self.site.label
+    }
+
     pub fn pool(&self) -> &Pool {
         &self.site.routes[self.route].pool
     }

@@ -11,6 +11,7 @@ use pingora::ErrorType::ConnectError;
 use pingora::OrErr;
 use pingora::connectors::TransportConnector;
 use pingora::connectors::l4::Connect;
+use pingora::protocols::ALPN;
 use pingora::protocols::l4::stream::Stream;
 use pingora::upstreams::peer::HttpPeer;
 use tokio::io::AsyncWriteExt;
@@ -77,6 +78,25 @@ pub async fn dial(
     // It leaves with the head of the request.
     connection.output.extend(header.unwrap_or_default());
     Ok(connection)
+}
+
+/// A connection to an upstream of HTTP/2 over TLS on which it is to speak HTTP/1.1, if it agrees to
+/// that: what it cannot do over HTTP/2 is asked for there.
+pub async fn http1(address: &Address, limit: Duration) -> Result<Connection, DialError> {
+    let Endpoint::Tls { peer, transport } = address.endpoint() else {
+        let reason = "without TLS nobody can say what else it speaks";
+        return Err(DialError::unfit(reason.to_owned()));
+    };
+    let mut peer = peer.clone();
+    peer.options.alpn = ALPN::H1;
+    let socket = in_time(limit, tls(&peer, transport, None)).await?;
+    match &socket {
+        Socket::Tls(stream) if stream.selected_alpn_proto() == Some(ALPN::H2) => {
+            let reason = "it speaks HTTP/2 alone".to_owned();
+            Err(DialError::unfit(reason))
+        }
+        _ => Ok(Connection::new(socket)),
+    }
 }
 
 /// The same, for whoever speaks something else on it.

@@ -12,11 +12,12 @@ use http::{Method, StatusCode};
 use tokio::time::Instant;
 
 use super::access::{Denial, Guard};
+use super::address::Address;
 use super::answering::dressed;
 use super::changes::{self, Adjustment, Subject};
 use super::client::Client;
 use super::compress::Compressing;
-use super::connection::Connection;
+use super::connection::{Connection, Socket};
 use super::context::{Context, Forwarding};
 use super::decision::{Action, Decision};
 use super::failure::{Failure, UpstreamError};
@@ -30,9 +31,11 @@ use super::progress::Limits;
 use super::relay::{Relay, Request};
 use super::relay_http2::StreamRelay;
 use super::respond::Answer;
+use super::stream_socket::StreamSocket;
 use super::tunnel::Tunnel;
 use super::upstream::{Turned, Upstream};
 use super::{Proxy, access_log, dial, forwarded_http2};
+use crate::admin::metrics::EjectionCause;
 use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
 use crate::message::{Known, RequestHead};
@@ -259,9 +262,14 @@ impl<C: Client> Exchange<'_, C> {
                 Some(total) => Box::pin(in_all(started + total, forwarding.advance())).await??,
             }
         }
-        if next != Next::First && !forwarding.pool().may_retry() {
-            let spent = "not tried again: the budget for retries is spent".to_owned();
-            return Err(last.unwrap_or_else(|| forwarding.nowhere(spent)));
+        if next != Next::First {
+            let allowed = forwarding.pool().may_retry();
+            let metrics = &self.proxy.metrics;
+            metrics.upstream_retry(forwarding.site_label(), allowed);
+            if !allowed {
+                let spent = "not tried again: the budget for retries is spent".to_owned();
+                return Err(last.unwrap_or_else(|| forwarding.nowhere(spent)));
+            }
         }
         forwarding.note_version();
         let address = forwarding.address()?;
@@ -278,10 +286,7 @@ impl<C: Client> Exchange<'_, C> {
             .map(|total| (started + total).saturating_duration_since(std::time::Instant::now()));
         let limit = left.map_or(timeouts.dial, |left| left.min(timeouts.dial));
         let dialled = match address.is_http2() {
-            true => {
-                let placed = Box::pin(self.proxy.multiplexed.place(address, limit)).await;
-                placed.map(Way::Http2)
-            }
+            true => Box::pin(self.over_http2(address, limit, timeouts.ping)).await,
             false => {
                 let header = announced.map(|version| origin.announcement(version, self.connection));
                 let dialled = Box::pin(dial::dial(address, limit, header)).await;
@@ -298,6 +303,29 @@ impl<C: Client> Exchange<'_, C> {
             Err(error) => {
                 self.note_dial_failed(context, &error);
                 Ok(None)
+            }
+        }
+    }
+
+    /// A place on a connection of HTTP/2; for a WebSocket that it does not take there, a connection of
+    /// HTTP/1.1 to the same upstream, where that has one.
+    async fn over_http2(
+        &self,
+        address: &Address,
+        limit: Duration,
+        ping: Option<Duration>,
+    ) -> Result<Way, dial::DialError> {
+        let place = self.proxy.multiplexed.place(address, limit, ping).await?;
+        if !forwarded::wants_upgrade(self.request) || place.takes_web_sockets(limit).await {
+            return Ok(Way::Http2(place));
+        }
+        match dial::http1(address, limit).await {
+            Ok(connection) => Ok(Way::Http1(connection, false)),
+            // It gets the request without its wish, and says what it makes of it.
+            Err(error) => {
+                let upstream = address.label();
+                tracing::debug!(upstream, %error, "no WebSocket to an upstream of HTTP/2");
+                Ok(Way::Http2(place))
             }
         }
     }
@@ -362,10 +390,15 @@ impl<C: Client> Exchange<'_, C> {
         let mut text = Vec::new();
         self.write_head(&mut text, false, origin, context);
         let tls = context.forwarding_mut()?.address()?.is_tls();
-        let head = forwarded_http2::request(&text, self.request, tls)?;
+        let mut head = forwarded_http2::request(&text, self.request, tls)?;
+        let upgrade = forwarded::wants_upgrade(self.request)
+            && place.sender.is_extended_connect_protocol_enabled();
+        if upgrade {
+            forwarded_http2::extended_connect(&mut head);
+        }
         // A stream that is refused was not worked on, whatever the method (RFC 9113 section 8.7).
         let replay = replay.unwrap_or_else(|| Replay::Kept(Vec::new()));
-        let ends = self.request.framing.is_empty();
+        let ends = self.request.framing.is_empty() && !upgrade;
         let mut sender = place.sender.clone();
         let begun = match poll_fn(|cx| sender.poll_ready(cx)).await {
             Ok(()) => sender.send_request(head, ends),
@@ -380,12 +413,13 @@ impl<C: Client> Exchange<'_, C> {
                 return Ok(Attempt::Again(replay, UpstreamError::from(error).into()));
             }
         };
-        let request = self.to_relay(false, origin, context);
-        let relayed = match self.codings(context) {
-            None => relay_stream(request, self.client, stream, replay).await,
+        let request = self.to_relay(upgrade, origin, context);
+        let accept = upgrade.then(|| forwarded::accepted(self.request));
+        let relayed = match self.codings(context).filter(|_| !upgrade) {
+            None => relay_stream(request, self.client, stream, replay, accept).await,
             Some(codings) => {
                 let mut client = Compressing::new(self.client, &self.request.method, codings);
-                let mut relayed = relay_stream(request, &mut client, stream, replay).await;
+                let mut relayed = relay_stream(request, &mut client, stream, replay, None).await;
                 relayed.sent.1 = client.sent();
                 relayed
             }
@@ -393,7 +427,13 @@ impl<C: Client> Exchange<'_, C> {
         (context.status, context.bytes) = relayed.sent;
         let replay = relayed.replay;
         match relayed.result {
-            Ok(()) => Ok(Attempt::Over),
+            Ok(()) => {
+                if let Some(stream) = relayed.switched {
+                    let mut upstream = Connection::new(Socket::Stream(Box::new(stream)));
+                    Box::pin(self.tunnel(&mut upstream, context)).await?;
+                }
+                Ok(Attempt::Over)
+            }
             Err(Failure::Upstream(error)) => {
                 let again = self.may_repeat_stream(&error, place.reused, relayed.ignored);
                 if !is_about_stream(&error) {
@@ -500,6 +540,8 @@ impl<C: Client> Exchange<'_, C> {
             Some(status) => {
                 let mut answer = dressed(Answer::failure(status), context);
                 if let Failure::Busy(busy) = failure {
+                    let metrics = &self.proxy.metrics;
+                    metrics.upstream_busy(context.site_label(), busy.label());
                     answer = answer.with_retry_after(busy.retry_after());
                 }
                 self.answer(answer, origin, context).await;
@@ -544,6 +586,10 @@ impl<C: Client> Exchange<'_, C> {
         if let Some((upstream, time)) = forwarding.and_then(Forwarding::dial_failed) {
             let (site, upstream) = (context.site_label(), upstream.label());
             self.proxy.metrics.upstream_healthy(site, upstream, false);
+            if !time.is_zero() {
+                let cause = EjectionCause::Dial;
+                self.proxy.metrics.upstream_ejected(site, upstream, cause);
+            }
             tracing::warn!(site, upstream, left_alone = ?time, cause = %error, "upstream cannot be dialled");
         }
     }
@@ -565,6 +611,11 @@ impl<C: Client> Exchange<'_, C> {
             Turned::Ejected(time) => {
                 let (site, upstream) = (context.site_label(), upstream.label());
                 self.proxy.metrics.upstream_healthy(site, upstream, false);
+                let cause = match failure {
+                    Some(_) => EjectionCause::Failures,
+                    None => EjectionCause::Statuses,
+                };
+                self.proxy.metrics.upstream_ejected(site, upstream, cause);
                 let cause = match (failure, status) {
                     (Some(failure), _) => failure.to_string(),
                     (None, Some(status)) => format!("it answers {}", status.as_u16()),
@@ -609,6 +660,8 @@ struct Relayed {
     reusable: bool,
     ignored: bool,
     replay: Replay,
+    /// What has become a WebSocket.
+    switched: Option<StreamSocket>,
 }
 
 async fn relay<C: Client>(
@@ -625,17 +678,19 @@ async fn relay<C: Client>(
         reusable: relay.is_reusable(),
         ignored: relay.was_ignored(),
         replay: relay.take_replay(),
+        switched: None,
     }
 }
 
-/// The same on a stream.
+/// The same on a stream. `accept`: it is to become a WebSocket.
 async fn relay_stream<C: Client>(
     request: Request<'_>,
     client: &mut C,
     stream: (ResponseFuture, SendStream<Bytes>),
     replay: Replay,
+    accept: Option<String>,
 ) -> Relayed {
-    let mut relay = StreamRelay::new(request, client, stream, replay);
+    let mut relay = StreamRelay::new(request, client, stream, replay).switching(accept);
     let result = poll_fn(|cx| relay.poll(cx)).await;
     Relayed {
         result,
@@ -643,6 +698,7 @@ async fn relay_stream<C: Client>(
         reusable: false,
         ignored: relay.was_ignored(),
         replay: relay.take_replay(),
+        switched: relay.into_switched(),
     }
 }
 

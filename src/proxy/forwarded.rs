@@ -1,6 +1,7 @@
 //! A request as the upstream gets it: an HTTP/1.1 head that says who asked, without what the client
 //! says about that, which nobody has vouched for, and without what is about the client's connection.
 
+use base64::Engine;
 use http::{Method, Version};
 
 use super::answered::nominates;
@@ -35,6 +36,14 @@ pub fn wants_upgrade(request: &RequestHead) -> bool {
             .fields
             .all(Known::Upgrade)
             .all(|protocol| protocol.eq_ignore_ascii_case(b"websocket"))
+}
+
+/// The answer to a client's `Sec-WebSocket-Key` (RFC 6455 section 4.2.2).
+pub fn accepted(request: &RequestHead) -> String {
+    const MAGIC: &[u8] = b"258EAFA5-E914-47DA-95CA-C5AB0DC85B11";
+    let key = request.fields.named("sec-websocket-key").next();
+    let digest = boring::sha::sha1(&[key.unwrap_or_default(), MAGIC].concat());
+    base64::engine::general_purpose::STANDARD.encode(digest)
 }
 
 /// Adds the head for the upstream.
@@ -242,6 +251,13 @@ mod tests {
         assert!(!upgrade("websocket", "Content-Length: 5\r\n"));
         let unasked = written("/", "Upgrade: websocket\r\n");
         assert!(!unasked.contains("websocket"), "{unasked}");
+    }
+
+    /// The example of RFC 6455 section 1.3.
+    #[test]
+    fn keys_are_answered() {
+        let request = parsed("/", "Sec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n");
+        assert_eq!(accepted(&request), "s3pPLMBiTxaQ9kYGzzhZRbK+xOo=");
     }
 
     #[test]

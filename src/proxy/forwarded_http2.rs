@@ -2,6 +2,7 @@
 //! HTTP/1.1 would get, said in the other way.
 
 use bytes::Bytes;
+use h2::ext::Protocol;
 use http::uri::{Authority, PathAndQuery};
 use http::{HeaderName, HeaderValue, Method, Request, Uri, header};
 
@@ -58,6 +59,14 @@ pub fn request(
     uri.path_and_query = Some(path);
     *head.uri_mut() = Uri::from_parts(uri).map_err(|error| unsayable(&error.to_string()))?;
     Ok(head)
+}
+
+/// Makes of a request for a WebSocket what it is in HTTP/2 (RFC 8441 section 5).
+pub fn extended_connect(head: &mut Request<()>) {
+    *head.method_mut() = Method::CONNECT;
+    let protocol = Protocol::from_static("websocket");
+    head.extensions_mut().insert(protocol);
+    head.headers_mut().remove(header::SEC_WEBSOCKET_KEY);
 }
 
 fn unsayable(why: &str) -> UpstreamError {

@@ -68,6 +68,8 @@ pub struct Http1 {
     exchange: Exchange,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     drain: Drain,
+    /// Its request came when it had been told to go.
+    makes_room: bool,
     life: Life,
     watchdog: Watchdog,
     /// The client must not take what it got for a whole response.
@@ -123,6 +125,7 @@ impl Http1 {
             exchange: Exchange::default(),
             closing: Box::pin(drain.idle_closes()),
             drain,
+            makes_room: false,
             life: Life::Fresh,
             watchdog: Watchdog::default(),
             cut_off: false,
@@ -133,7 +136,9 @@ impl Http1 {
     /// Waits for the next request.
     pub async fn next(&mut self, head: &mut RequestHead) -> Incoming {
         let mut end = HeadEnd::default();
-        let mut deadline = Instant::now() + KEEPALIVE_TIMEOUT;
+        let now = Instant::now();
+        self.drain.waits(now);
+        let mut deadline = now + KEEPALIVE_TIMEOUT;
         let mut begun = false;
         loop {
             // RFC 9112 section 2.2: an empty line before a request is none.
@@ -150,11 +155,14 @@ impl Http1 {
             }
             if !begun && !self.input.is_empty() {
                 begun = true;
+                self.makes_room |= self.drain.works();
                 deadline = Instant::now() + HEAD_TIMEOUT;
             }
             match poll_fn(|cx| self.poll_more(cx, head, deadline)).await {
                 More::Some => {}
-                More::Closing if self.life == Life::Used => return Incoming::End,
+                More::Closing if self.life == Life::Used || self.drain.makes_room() => {
+                    return Incoming::End;
+                }
                 More::Closing => {
                     self.life = Life::Late;
                     deadline = deadline.min(Instant::now() + FIRST_REQUEST_TIMEOUT);
@@ -207,10 +215,11 @@ impl Http1 {
         }
         self.input.advance(length);
         self.life = Life::Used;
+        self.makes_room |= self.drain.works();
         self.body = BodyReader::new(head.framing);
         self.exchange = Exchange {
             version: head.version,
-            goes_on: head.keeps_alive(),
+            goes_on: head.keeps_alive() && !self.makes_room,
             expects_continue: head.fields.has(Known::Expect),
             wants_trailers: head.fields.lists(Known::Te, b"trailers"),
             ..Exchange::default()

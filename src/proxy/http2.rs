@@ -73,12 +73,17 @@ async fn run(
     mut serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
     let mut draining = std::pin::pin!(drain.begun());
+    let mut making_room = std::pin::pin!(drain.idle_closes());
+    // Whether it is known to wait for a stream.
+    let mut waits = false;
     // Whether the client knows that no more streams may begin.
     let mut told = false;
     let mut watchdog = Watchdog::default();
     let mut idle_since = Instant::now();
     poll_fn(|cx| {
-        if !told && draining.as_mut().poll(cx).is_ready() {
+        let goes = !told
+            && (draining.as_mut().poll(cx).is_ready() || making_room.as_mut().poll(cx).is_ready());
+        if goes {
             told = true;
             idle_since = Instant::now();
             connection.graceful_shutdown();
@@ -93,6 +98,12 @@ async fn run(
         }
         if connection.has_streams() {
             idle_since = Instant::now();
+            if std::mem::replace(&mut waits, false) {
+                // If it was told to go just now, its streams still end in peace.
+                drain.works();
+            }
+        } else if !told && !std::mem::replace(&mut waits, true) {
+            drain.waits(idle_since);
         }
         loop {
             let timeout = if told { GOAWAY_TIMEOUT } else { IDLE_TIMEOUT };

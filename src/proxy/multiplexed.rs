@@ -6,17 +6,20 @@ use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::atomic::{AtomicBool, AtomicU64, AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::task::Poll;
 use std::time::Duration;
 
 use bytes::Bytes;
 use h2::client::{Builder, Connection, SendRequest};
 use pingora::protocols::ALPN;
 use socket2::{SockRef, TcpKeepalive};
+use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 
 use super::address::{Address, Destination};
 use super::connection::Socket;
 use super::dial::{self, DialError};
+use super::heard::{Heard, Pinger};
 
 /// Streams at once on one connection, where its peer would take more: what most servers take.
 const MAX_STREAMS: usize = 100;
@@ -39,8 +42,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 /// How often that is looked at.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(5);
 
-/// A peer that is gone without a word is found out by the kernel: pings of HTTP/2 would do, too, but
-/// servers of gRPC end connections that send too many.
+/// A host that is gone without a word is found out by the kernel; one whose program hangs by pings.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(30);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(10);
 const KEEPALIVE_COUNT: u32 = 3;
@@ -49,7 +51,16 @@ const USER_TIMEOUT: Duration = Duration::from_secs(60);
 type Sender = SendRequest<Bytes>;
 
 /// What reads and writes the frames of a connection.
-pub type Driver = Connection<Socket, Bytes>;
+pub type Driver = Connection<Heard, Bytes>;
+
+/// A connection that has just been opened.
+pub struct Opened {
+    pub sender: Sender,
+    /// Nothing moves before it is polled.
+    pub driver: Driver,
+    /// Whether something has come.
+    something: Arc<AtomicBool>,
+}
 
 /// The connections of one worker. Clones share them.
 #[derive(Clone, Default)]
@@ -81,6 +92,26 @@ struct State {
     streams: AtomicUsize,
     /// Whether it gets no more streams.
     retired: AtomicBool,
+    /// Milliseconds of silence until its peer is asked whether it is there; 0: it never is.
+    ping: AtomicU64,
+    /// Somebody wants to know what its peer can do.
+    curious: Notify,
+    /// Whether what its peer said first has come.
+    settled: watch::Sender<bool>,
+}
+
+impl State {
+    fn set_ping(&self, ping: Option<Duration>) {
+        let milliseconds = ping.map_or(0, |ping| ping.as_millis() as u64);
+        if self.ping.load(Ordering::Relaxed) != milliseconds {
+            self.ping.store(milliseconds, Ordering::Relaxed);
+        }
+    }
+
+    fn ping(&self) -> Option<Duration> {
+        let milliseconds = self.ping.load(Ordering::Relaxed);
+        (milliseconds != 0).then(|| Duration::from_millis(milliseconds))
+    }
 }
 
 /// A place for one stream, which counts until this is dropped.
@@ -99,6 +130,20 @@ impl Place {
             reused,
             state: open.state.clone(),
         }
+    }
+
+    /// Whether the peer takes WebSockets (RFC 8441 section 3). Of a new connection that is known once
+    /// the peer has said something, which is waited for within `limit`.
+    pub async fn takes_web_sockets(&self, limit: Duration) -> bool {
+        if !self.sender.is_extended_connect_protocol_enabled() {
+            let mut settled = self.state.settled.subscribe();
+            if !*settled.borrow_and_update() {
+                self.state.curious.notify_one();
+                // That it says nothing is an answer, too.
+                let _ = tokio::time::timeout(limit, settled.wait_for(|it| *it)).await;
+            }
+        }
+        self.sender.is_extended_connect_protocol_enabled()
     }
 
     /// No more streams on this connection.
@@ -124,7 +169,19 @@ impl Open {
 
 impl Multiplexed {
     /// A place on a connection to this address; on a new one where there is none, within `limit`.
-    pub async fn place(&self, address: &Address, limit: Duration) -> Result<Place, DialError> {
+    /// `ping`: how long its peer may be silent.
+    pub async fn place(
+        &self,
+        address: &Address,
+        limit: Duration,
+        ping: Option<Duration>,
+    ) -> Result<Place, DialError> {
+        let place = self.find(address, limit).await?;
+        place.state.set_ping(ping);
+        Ok(place)
+    }
+
+    async fn find(&self, address: &Address, limit: Duration) -> Result<Place, DialError> {
         if let Some(place) = self.take(address) {
             return Ok(place);
         }
@@ -145,7 +202,7 @@ impl Multiplexed {
         }
         let version = address.version();
         match open(address, limit).await {
-            Ok((sender, driver)) => Ok(self.add(address, version, sender, driver)),
+            Ok(opened) => Ok(self.add(address, version, opened)),
             Err(error) => {
                 *dialling.last() = Some(error.clone());
                 dialling.failures.fetch_add(1, Ordering::Relaxed);
@@ -162,9 +219,9 @@ impl Multiplexed {
         Some(Place::new(open, true))
     }
 
-    fn add(&self, address: &Address, version: u64, sender: Sender, driver: Driver) -> Place {
+    fn add(&self, address: &Address, version: u64, opened: Opened) -> Place {
         let open = Open {
-            sender,
+            sender: opened.sender.clone(),
             version,
             state: Arc::default(),
         };
@@ -178,17 +235,41 @@ impl Multiplexed {
             .open
             .push(open);
         drop(slots);
-        tokio::spawn(connections.drive(destination, state, driver));
+        // Its last sender ends it: none may be left behind.
+        let Opened {
+            mut driver,
+            something,
+            ..
+        } = opened;
+        let pinger = Pinger::new(driver.ping_pong(), something);
+        tokio::spawn(connections.drive(destination, state, driver, pinger));
         place
     }
 
     /// Moves the frames of one connection until it ends, and takes it away before it does.
-    async fn drive(self, destination: Arc<Destination>, state: Arc<State>, mut driver: Driver) {
-        let mut sweep = tokio::time::interval(SWEEP_INTERVAL);
+    async fn drive(
+        self,
+        destination: Arc<Destination>,
+        state: Arc<State>,
+        mut driver: Driver,
+        mut pinger: Pinger,
+    ) {
+        let mut sweep = Box::pin(tokio::time::sleep(sweep_interval(&state)));
+        let mut curious = std::pin::pin!(state.curious.notified());
         let mut idle_since = Instant::now();
         let result = poll_fn(|cx| {
-            while sweep.poll_tick(cx).is_ready() {
+            if curious.as_mut().poll(cx).is_ready() {
+                curious.set(state.curious.notified());
+                pinger.ask(Instant::now());
+            }
+            while sweep.as_mut().poll(cx).is_ready() {
                 let now = Instant::now();
+                sweep.as_mut().reset(now + sweep_interval(&state));
+                if let Some(limit) = state.ping()
+                    && pinger.is_gone(now, limit)
+                {
+                    return Poll::Ready(Err(Ended::Silent(limit)));
+                }
                 if state.streams.load(Ordering::Relaxed) > 0 {
                     idle_since = now;
                 } else if now - idle_since >= IDLE_TIMEOUT || state.retired.load(Ordering::Relaxed)
@@ -197,11 +278,24 @@ impl Multiplexed {
                     self.remove(&destination, &state);
                 }
             }
-            Pin::new(&mut driver).poll(cx)
+            let ended = Pin::new(&mut driver).poll(cx);
+            if pinger.poll_answer(cx) {
+                state.settled.send_replace(true);
+            }
+            ended.map_err(Ended::Failed)
         })
         .await;
         if let Err(error) = result {
-            tracing::debug!(?destination, %error, "HTTP/2 connection to an upstream");
+            match error {
+                Ended::Failed(error) => {
+                    tracing::debug!(?destination, %error, "HTTP/2 connection to an upstream");
+                }
+                Ended::Silent(limit) => tracing::warn!(
+                    ?destination,
+                    ?limit,
+                    "an upstream does not answer a PING: its connection is given up"
+                ),
+            }
         }
         self.remove(&destination, &state);
     }
@@ -229,8 +323,20 @@ impl Dialling {
     }
 }
 
-/// A new connection, within `limit`. Nothing moves on it before the second part is polled.
-pub async fn open(address: &Address, limit: Duration) -> Result<(Sender, Driver), DialError> {
+/// Why a connection has come to an end that was not wanted.
+enum Ended {
+    Failed(h2::Error),
+    Silent(Duration),
+}
+
+/// How often is looked at a connection: often enough to see that its peer has been silent.
+fn sweep_interval(state: &State) -> Duration {
+    let ping = state.ping().map(|ping| ping / 3);
+    ping.map_or(SWEEP_INTERVAL, |ping| ping.min(SWEEP_INTERVAL))
+}
+
+/// A new connection, within `limit`.
+pub async fn open(address: &Address, limit: Duration) -> Result<Opened, DialError> {
     let socket = dial::socket(address, limit).await?;
     match &socket {
         Socket::Tcp(stream) => keep_alive(&SockRef::from(stream)),
@@ -238,11 +344,17 @@ pub async fn open(address: &Address, limit: Duration) -> Result<(Sender, Driver)
             let reason = "it does not speak HTTP/2: its TLS agrees to another protocol, or to none";
             return Err(DialError::unfit(reason.to_owned()));
         }
-        Socket::Tls(_) | Socket::Unix(_) => {}
+        Socket::Tls(_) | Socket::Unix(_) | Socket::Stream(_) => {}
     }
+    let (socket, something) = Heard::new(socket);
     let handshake = settings().handshake(socket);
     match tokio::time::timeout(limit, handshake).await {
-        Ok(opened) => opened.map_err(|error| DialError::unfit(format!("HTTP/2 failed: {error}"))),
+        Ok(Ok((sender, driver))) => Ok(Opened {
+            sender,
+            driver,
+            something,
+        }),
+        Ok(Err(error)) => Err(DialError::unfit(format!("HTTP/2 failed: {error}"))),
         Err(_) => Err(DialError::timeout(limit)),
     }
 }

@@ -16,6 +16,7 @@ use super::http2::{fields_of, header_map};
 use super::intake::{Intake, Replay};
 use super::progress::{Moved, Progress, Waiting};
 use super::relay::{MAX_INTERIM, Request};
+use super::stream_socket::StreamSocket;
 use crate::message::{Framing, ResponseHead};
 
 /// One exchange on one stream. The head of the request is sent already.
@@ -33,6 +34,9 @@ pub struct StreamRelay<'r, C> {
     status: Option<StatusCode>,
     sent: u64,
     progress: Progress,
+    /// The `Sec-WebSocket-Accept` of a client of HTTP/1.1 whose stream becomes a WebSocket.
+    accept: Option<String>,
+    switched: Option<RecvStream>,
 }
 
 enum Upload {
@@ -77,7 +81,20 @@ impl<'r, C: Client> StreamRelay<'r, C> {
             status: None,
             sent: 0,
             progress,
+            accept: None,
+            switched: None,
         }
+    }
+
+    /// The stream is to become a WebSocket: `accept` is the answer to the client's key.
+    pub fn switching(self, accept: Option<String>) -> StreamRelay<'r, C> {
+        StreamRelay { accept, ..self }
+    }
+
+    /// The stream, if it has become a WebSocket.
+    pub fn into_switched(self) -> Option<StreamSocket> {
+        let down = self.switched?;
+        Some(StreamSocket::new(self.up, down))
     }
 
     /// The status that the client was sent, and how many bytes of body.
@@ -256,10 +273,31 @@ impl<'r, C: Client> StreamRelay<'r, C> {
         Ok(self.client.send_interim(&head)?)
     }
 
+    /// By any status of class 2xx the stream becomes a WebSocket (RFC 8441 section 4).
+    fn switch(&mut self, parts: &http::response::Parts, body: RecvStream) -> Result<(), Failure> {
+        let mut head = ResponseHead::from_http2(parts);
+        head.status = StatusCode::SWITCHING_PROTOCOLS;
+        head.fields.push(b"Upgrade", b"websocket");
+        if let Some(accept) = self.accept.take() {
+            head.fields.set(b"Sec-WebSocket-Accept", accept.as_bytes());
+        }
+        if let Some(adjustment) = &self.request.adjust {
+            adjustment.apply(&mut head);
+        }
+        self.status = Some(head.status);
+        self.client.send_head(&head, Framing::None)?;
+        self.switched = Some(body);
+        self.download = Download::Done;
+        Ok(())
+    }
+
     fn take_head(&mut self, response: http::Response<RecvStream>) -> Result<(), Failure> {
         self.heard = true;
         self.progress.moved = true;
         let (parts, body) = response.into_parts();
+        if self.request.upgrade && parts.status.is_success() {
+            return self.switch(&parts, body);
+        }
         let mut head = ResponseHead::from_http2(&parts);
         let framing = match head
             .framing(self.request.method)

@@ -63,8 +63,8 @@ impl Resolver {
     }
 
     /// The targets of the SRV records of a name.
-    pub fn service(name: String, dns: Dns) -> Resolver {
-        Resolver::of(Question::Service(name), Transport::Plain, dns)
+    pub fn service(name: String, transport: Transport, dns: Dns) -> Resolver {
+        Resolver::of(Question::Service(name), transport, dns)
     }
 
     fn of(question: Question, transport: Transport, dns: Dns) -> Resolver {

@@ -18,6 +18,7 @@ pub mod http1;
 pub mod http2;
 pub mod ledger;
 pub mod nginx;
+pub mod node;
 pub mod notify;
 pub mod other_cas;
 pub mod pebble;

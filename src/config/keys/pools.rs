@@ -221,5 +221,11 @@ pub(in crate::config) const TIMEOUTS: Section = Section {
             r#""off""#,
             "For everything, WebSockets excepted.",
         ),
+        key(
+            "ping",
+            DURATION_OR_OFF,
+            r#""30s""#,
+            "Of silence on a connection of HTTP/2, before the upstream is asked whether it is there; and for its answer.",
+        ),
     ],
 };

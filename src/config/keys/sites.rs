@@ -24,7 +24,7 @@ macro_rules! request_keys {
             key("basic_auth", Either(&[Path, Table(&BASIC_AUTH)]), r#""off""#, "A file with a line `NAME:HASH` for each user who is let in."),
             key("forward_auth", Either(&[URL, Words(&["off"]), Table(&FORWARD_AUTH)]), r#""off""#, "A URL that says with 2xx who is let in; any other answer is the client's."),
             key("max_body", Size, r#""off""#, "How large a request's body may be."),
-            key("upstreams", UPSTREAMS, "", "Where requests go: `host:port`, `3000`, `https://host:port`, `h2://host:port`, `h2c://host:port`, `unix:PATH`, `srv://NAME`, or `respond:TEXT`."),
+            key("upstreams", UPSTREAMS, "", "Where requests go: `host:port`, `3000`, `https://host:port`, `h2://host:port`, `h2c://host:port`, `unix:PATH`, `srv://NAME` (also `srv+https`, `srv+h2` and `srv+h2c`), or `respond:TEXT`."),
             key("redirect", Text("a URL or a path"), "", "Sends clients elsewhere, instead of `upstreams`. Can have placeholders."),
             key("respond", Text("a text"), "", "Answers by itself, instead of `upstreams`."),
             key("status", Whole(200, 599), "", "The status of `redirect` (default 302) or `respond` (default 200)."),

@@ -1,8 +1,8 @@
 //! What is said of upstreams and cannot be honoured.
 
+use super::super::TlsMode;
 use super::super::diagnostic::{Located, Problem, Report};
 use super::super::draft::{ActionDraft, SiteDraft};
-use super::super::{TlsMode, Upstream};
 use super::{CheckKind, HealthCheck, Member, Policy, PoolDraft, SameSite};
 
 /// Reports keys of a site and its routes that would have no effect.
@@ -36,7 +36,7 @@ fn check_announced(site: &SiteDraft, report: &Report<'_>) {
         let Some(announced) = announced.as_ref().filter(|it| it.value.is_some()) else {
             continue;
         };
-        let http2 = |member: &Member| matches!(member.upstream, Upstream::Tcp { http2: true, .. });
+        let http2 = |member: &Member| member.upstream.is_http2();
         if action.members().iter().any(http2) {
             let problem = Problem::new("`proxy_protocol` does not go with an upstream of HTTP/2");
             report.add(

@@ -270,6 +270,8 @@ pub struct Timeouts {
     pub idle: Wait,
     /// For everything from the request's head to the end of the response.
     pub total: Option<Duration>,
+    /// Of silence, before an upstream of HTTP/2 is asked whether it is there; and for its answer.
+    pub ping: Option<Duration>,
 }
 
 impl Default for Timeouts {
@@ -279,6 +281,7 @@ impl Default for Timeouts {
             response_header: Wait::Usual,
             idle: Wait::Usual,
             total: None,
+            ping: Some(Duration::from_secs(30)),
         }
     }
 }

@@ -340,6 +340,9 @@ impl<'a> Reader<'a> {
             response_header: wait("response_header"),
             idle: wait("idle"),
             total: self.wait(&table, "total", "10ms", "7d").flatten(),
+            ping: self
+                .wait(&table, "ping", "50ms", "1h")
+                .unwrap_or(usual.ping),
         })
     }
 

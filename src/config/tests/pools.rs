@@ -41,8 +41,22 @@ fn upstreams_can_be_tables() {
         http2: true,
     };
     assert_eq!(second.upstream, h2c);
-    assert_eq!(third.upstream, Upstream::Srv("_http._tcp.c.test".into()));
+    let services = |tls, http2| Upstream::Srv {
+        name: "_http._tcp.c.test".into(),
+        tls,
+        http2,
+    };
+    assert_eq!(third.upstream, services(false, false));
     assert_eq!(forward.settings, PoolSettings::default());
+    let others = "upstreams = [\"srv+https://_HTTP._tcp.c.test\", \
+                  \"srv+h2c://_http._tcp.c.test\", \"srv+h2://_http._tcp.c.test/\"]";
+    let others = forwards(others).remove(0).members;
+    for (other, how) in others
+        .iter()
+        .zip([(true, false), (false, true), (true, true)])
+    {
+        assert_eq!(other.upstream, services(how.0, how.1));
+    }
 }
 
 #[test]
@@ -63,6 +77,7 @@ fn a_route_says_otherwise_table_by_table() {
     let timeouts = site.settings.timeouts;
     assert_eq!((timeouts.dial, timeouts.total), (one, Some(nine)));
     assert_eq!(timeouts.idle, Wait::Forever);
+    assert_eq!(timeouts.ping, Some(Duration::from_secs(30)));
     assert_eq!(timeouts.response_header.limit(false), Some(Wait::USUAL));
     assert_eq!(timeouts.response_header.limit(true), None);
     let check = site.settings.health_check.as_ref().unwrap();

@@ -9,6 +9,7 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use tokio_util::sync::CancellationToken;
 
 use super::health::{Tick, note_change};
+use super::machine::Machines;
 use super::{Target, label};
 use crate::config::{HealthCheck, Member, Upstream, UpstreamTls};
 use crate::proxy::dns::Dns;
@@ -16,9 +17,12 @@ use crate::proxy::upstream_tls::UpstreamTrust;
 
 mod probe;
 
-/// The checks that run. Clones share them.
+/// What all pools know of upstreams together: the checks that run, and the machines. Clones share it.
 #[derive(Clone, Default)]
-pub struct HealthChecks(Arc<Mutex<Running>>);
+pub struct HealthChecks {
+    running: Arc<Mutex<Running>>,
+    machines: Machines,
+}
 
 type Running = HashMap<Key, Weak<Checked>>;
 
@@ -36,6 +40,10 @@ pub struct Checked {
 }
 
 impl HealthChecks {
+    pub fn machines(&self) -> &Machines {
+        &self.machines
+    }
+
     /// The check of an upstream, which begins with this where there is none yet. Nothing for one
     /// that is not dialled.
     pub fn get(
@@ -51,7 +59,7 @@ impl HealthChecks {
         let settings = trust.map(|trust| trust.settings.clone());
         let key = (member.upstream.clone(), settings, check.clone());
         // Every change is whole: a panic elsewhere leaves nothing half done.
-        let mut running = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(checked) = running.get(&key).and_then(Weak::upgrade) {
             return Some(checked);
         }

@@ -1,25 +1,24 @@
 //! How many requests each upstream has, how many it may have, and those that wait for a place.
 
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use super::machine::Machine;
 use crate::config::Pending;
 
-/// Of one upstream.
+/// Of one upstream in one pool.
 pub struct Load {
-    under_way: AtomicUsize,
+    machine: Arc<Machine>,
+    /// How many requests it may have, with those of other pools, before it gets one of this.
     max: usize,
 }
 
 /// A request that an upstream has, until this is dropped.
-pub struct Held {
-    load: Arc<Load>,
-    queue: Arc<Queue>,
-}
+pub struct Held(Arc<Machine>);
 
 /// The requests of a route that wait.
 pub struct Queue {
@@ -38,39 +37,37 @@ pub enum Busy {
 }
 
 impl Load {
-    pub fn new(max: Option<usize>) -> Load {
+    pub fn new(machine: Arc<Machine>, max: Option<usize>) -> Load {
         Load {
-            under_way: AtomicUsize::new(0),
+            machine,
             max: max.unwrap_or(usize::MAX),
         }
     }
 
+    /// A pool that has it hears of its places.
+    pub fn join(&self, queue: &Arc<Queue>, counts: &Arc<AtomicBool>) {
+        self.machine.join(queue, counts);
+    }
+
+    /// Of all pools.
     pub fn under_way(&self) -> usize {
-        self.under_way.load(Ordering::Relaxed)
+        self.machine.under_way()
     }
 
     pub fn has_room(&self) -> bool {
-        self.under_way.load(Ordering::SeqCst) < self.max
+        self.machine.under_way() < self.max
     }
 
-    /// Counts one more, if there is room for it. Whoever waits in `queue` hears of its end.
-    pub fn enter(self: &Arc<Load>, queue: &Arc<Queue>) -> Option<Held> {
-        let more = |count| (count < self.max).then_some(count + 1);
-        let (order, fail) = (Ordering::SeqCst, Ordering::SeqCst);
-        self.under_way.fetch_update(order, fail, more).ok()?;
-        Some(Held {
-            load: Arc::clone(self),
-            queue: Arc::clone(queue),
-        })
+    /// Counts one more, if there is room for it.
+    pub fn enter(&self) -> Option<Held> {
+        let entered = self.machine.enter(self.max);
+        entered.then(|| Held(Arc::clone(&self.machine)))
     }
 }
 
 impl Drop for Held {
     fn drop(&mut self) {
-        self.load.under_way.fetch_sub(1, Ordering::SeqCst);
-        if self.queue.waiting.load(Ordering::SeqCst) > 0 {
-            self.queue.freed.notify_one();
-        }
+        self.0.leave();
     }
 }
 
@@ -85,6 +82,13 @@ impl Queue {
 
     pub fn waiting(&self) -> usize {
         self.waiting.load(Ordering::Relaxed)
+    }
+
+    /// Whoever waits longest looks again.
+    pub fn a_place_is_free(&self) {
+        if self.waiting.load(Ordering::SeqCst) > 0 {
+            self.freed.notify_one();
+        }
     }
 
     /// Until `look` finds something, which it may whenever a place has become free.
@@ -112,6 +116,14 @@ impl Queue {
 }
 
 impl Busy {
+    /// For metrics.
+    pub fn label(self) -> &'static str {
+        match self {
+            Busy::Full(_) => "full",
+            Busy::TimedOut(_) => "timeout",
+        }
+    }
+
     /// When to ask again, in seconds.
     pub fn retry_after(self) -> u64 {
         match self {
@@ -141,23 +153,29 @@ mod tests {
         }))
     }
 
+    /// Two pools with the same machine.
     #[tokio::test(start_paused = true)]
     async fn whoever_waits_gets_the_place_that_becomes_free() {
-        let (load, queue) = (Arc::new(Load::new(Some(1))), queue(1));
-        let held = load.enter(&queue).unwrap();
-        assert!(load.enter(&queue).is_none() && !load.has_room());
-        let look = || load.enter(&queue);
-        let (next, ()) = tokio::join!(queue.wait(look), async {
-            while queue.waiting() == 0 {
+        let machine = Arc::<Machine>::default();
+        let (own, others) = (queue(1), queue(1));
+        for queue in [&own, &others] {
+            machine.join(queue, &Arc::new(AtomicBool::new(true)));
+        }
+        let load = Load::new(machine.clone(), Some(1));
+        let other = Load::new(machine, Some(1));
+        let held = load.enter().unwrap();
+        assert!(load.enter().is_none() && !other.has_room());
+        let (next, ()) = tokio::join!(others.wait(|| other.enter()), async {
+            while others.waiting() == 0 {
                 tokio::task::yield_now().await;
             }
-            let full = queue.wait(|| None::<()>).await;
+            let full = others.wait(|| None::<()>).await;
             assert_eq!(full, Err(Busy::Full(1)));
             drop(held);
         });
         assert!(next.is_ok() && load.under_way() == 1);
         drop(next);
-        assert!(load.has_room() && queue.waiting() == 0);
+        assert!(load.has_room() && others.waiting() == 0 && own.waiting() == 0);
     }
 
     #[tokio::test(start_paused = true)]

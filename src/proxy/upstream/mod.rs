@@ -6,11 +6,12 @@ mod budget;
 pub mod check;
 pub mod health;
 mod load;
+mod machine;
 mod sticky;
 
 use std::borrow::Cow;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
 use arc_swap::ArcSwap;
@@ -42,8 +43,8 @@ pub struct Pool {
     view: ArcSwap<View>,
     budget: Budget,
     queue: Arc<Queue>,
-    /// Whether it matters how many requests are under way.
-    counts: bool,
+    /// Whether it matters how many requests are under way, be it to another pool.
+    counts: Arc<AtomicBool>,
     cookies: Option<Cookies>,
 }
 
@@ -62,7 +63,7 @@ pub struct Upstream {
     /// What stands for it where keys are hashed.
     identity: u64,
     health: Health,
-    load: Arc<Load>,
+    load: Load,
 }
 
 /// What an upstream leads to.
@@ -140,10 +141,14 @@ impl Pool {
         services: &Services,
     ) -> Pool {
         let check = settings.health_check.as_ref();
-        let upstream = |member| {
+        let ejects = settings.ejection.is_some();
+        let upstream = |member: &Member| {
+            let machine = services.checks.machines().get(member, trust);
             let checked =
                 check.and_then(|check| services.checks.get(member, trust, check, &services.dns));
-            Upstream::new(member, trust, Health::checked_by(checked), &services.dns)
+            let health = Health::new(machine.clone(), ejects, checked);
+            let load = Load::new(machine, member.max_connections);
+            Upstream::new(member, trust, health, load, &services.dns)
         };
         let upstreams: Box<[Upstream]> = members.iter().map(upstream).collect();
         let policy = &settings.balancing.policy;
@@ -157,15 +162,21 @@ impl Pool {
             }
             _ => None,
         };
+        let queue = Arc::new(Queue::new(settings.pending));
+        let counts = bounded || (by_load && upstreams.len() > 1);
+        let counts = Arc::new(AtomicBool::new(counts));
+        for upstream in &upstreams {
+            upstream.load.join(&queue, &counts);
+        }
         Pool {
-            counts: bounded || (by_load && upstreams.len() > 1),
+            counts,
             upstreams,
             settings: settings.clone(),
             turn: AtomicUsize::new(0),
             // Of no change: it is made when it is first needed.
             view: ArcSwap::from_pointee(View::outdated()),
             budget: Budget::new(settings.retries, Tick::now()),
-            queue: Arc::new(Queue::new(settings.pending)),
+            queue,
             cookies,
         }
     }
@@ -309,17 +320,18 @@ impl Pool {
     }
 
     fn pick(&self, selection: &Selection) -> Picked {
-        if self.upstreams.len() == 1 && !self.counts {
+        let counts = self.counts.load(Ordering::Relaxed);
+        if self.upstreams.len() == 1 && !counts {
             return match selection.exhausted.is_empty() {
                 true => Picked::Upstream(0, None),
                 false => Picked::None,
             };
         }
         loop {
-            match self.look(selection) {
-                Ok(upstream) if !self.counts => return Picked::Upstream(upstream, None),
+            match self.look(selection, counts) {
+                Ok(upstream) if !counts => return Picked::Upstream(upstream, None),
                 // Somebody else may have taken the last place.
-                Ok(upstream) => match self.upstreams[upstream].load.enter(&self.queue) {
+                Ok(upstream) => match self.upstreams[upstream].load.enter() {
                     Some(held) => return Picked::Upstream(upstream, Some(held)),
                     None => continue,
                 },
@@ -330,11 +342,11 @@ impl Pool {
     }
 
     /// The error is whether there would be one, but for its load.
-    fn look(&self, selection: &Selection) -> Result<usize, bool> {
+    fn look(&self, selection: &Selection, counts: bool) -> Result<usize, bool> {
         let full = std::cell::Cell::new(false);
         let accepts = |upstream: usize| {
             let open = !selection.exhausted.contains(&upstream);
-            let room = !self.counts || self.upstreams[upstream].load.has_room();
+            let room = !counts || self.upstreams[upstream].load.has_room();
             full.set(full.get() || (open && !room));
             open && room
         };
@@ -425,10 +437,11 @@ impl Pool {
     /// An upstream answered. Returns it if it is ejected for that now, or back.
     pub fn answered(&self, attempt: &Attempt, status: StatusCode) -> Option<(&Upstream, Turned)> {
         let policy = self.settings.ejection.as_ref()?;
-        if !policy.statuses.is_empty() && policy.statuses.contains(status) {
-            return self.failed(attempt);
-        }
         let upstream = &self.upstreams[attempt.upstream];
+        if !policy.statuses.is_empty() && policy.statuses.contains(status) {
+            let time = upstream.health.answered_badly(policy, Tick::now())?;
+            return Some((upstream, Turned::Ejected(time)));
+        }
         (upstream.health.is_marked() && upstream.health.succeeded(Tick::now()))
             .then_some((upstream, Turned::Back))
     }
@@ -485,6 +498,7 @@ impl Upstream {
         member: &Member,
         trust: Option<&Arc<UpstreamTrust>>,
         health: Health,
+        load: Load,
         dns: &Dns,
     ) -> Upstream {
         let label = label(&member.upstream);
@@ -494,7 +508,7 @@ impl Upstream {
             identity: balance::hash(label.as_bytes()),
             label,
             health,
-            load: Arc::new(Load::new(member.max_connections)),
+            load,
         }
     }
 
@@ -542,7 +556,7 @@ impl Upstream {
         }
     }
 
-    /// Requests under way, where that is counted.
+    /// Requests under way from all routes, where that is counted.
     pub fn under_way(&self) -> usize {
         self.load.under_way()
     }
@@ -565,8 +579,8 @@ impl Target {
                 Ok(address) => Target::Fixed(Arc::new(Addresses::from(vec![address]))),
                 Err(error) => Target::Unusable(error.into()),
             },
-            config::Upstream::Srv(name) => {
-                Target::Named(Resolver::service(name.clone(), dns.clone()))
+            config::Upstream::Srv { name, tls, http2 } => {
+                services(name, (*tls, *http2), trust, dns)
             }
             config::Upstream::Respond(text) => Target::Respond(Bytes::from(text.clone())),
         }
@@ -594,17 +608,9 @@ fn tcp(
         .strip_prefix('[')
         .and_then(|rest| rest.strip_suffix(']'))
         .unwrap_or(host);
-    let transport = match (tls, host.parse::<Name>()) {
-        (false, _) if http2 => Transport::Http2(None),
-        (false, _) => Transport::Plain,
-        (true, Ok(name)) => {
-            let tls = TlsTransport::new(name, trust.cloned());
-            match http2 {
-                true => Transport::Http2(Some(tls)),
-                false => Transport::Tls(tls),
-            }
-        }
-        (true, Err(error)) => return Target::Unusable(format!("{host} {error}").into()),
+    let transport = match transport(host, (tls, http2), trust) {
+        Ok(transport) => transport,
+        Err(error) => return Target::Unusable(error.into()),
     };
     match host.parse::<std::net::IpAddr>() {
         Ok(ip) => {
@@ -612,6 +618,44 @@ fn tcp(
             Target::Fixed(Arc::new(Addresses::from(vec![address])))
         }
         Err(_) => Target::Named(Resolver::new(host.to_owned(), port, transport, dns.clone())),
+    }
+}
+
+/// `host`: who has to be there, where there is TLS.
+fn transport(
+    host: &str,
+    (tls, http2): (bool, bool),
+    trust: Option<&Arc<UpstreamTrust>>,
+) -> Result<Transport, String> {
+    let tls = match tls {
+        true => {
+            let name: Name = host.parse().map_err(|error| format!("{host} {error}"))?;
+            Some(TlsTransport::new(name, trust.cloned()))
+        }
+        false => None,
+    };
+    Ok(match (tls, http2) {
+        (tls, true) => Transport::Http2(tls),
+        (Some(tls), false) => Transport::Tls(tls),
+        (None, false) => Transport::Plain,
+    })
+}
+
+/// Anybody who can change an answer of DNS can name a target: what a certificate has to say is the
+/// domain that was asked for (RFC 9525 section 6.1), behind service and protocol.
+fn services(
+    name: &str,
+    how: (bool, bool),
+    trust: Option<&Arc<UpstreamTrust>>,
+    dns: &Dns,
+) -> Target {
+    let domain = name.splitn(3, '.').nth(2).unwrap_or(name);
+    match transport(domain, how, trust) {
+        Ok(transport) => {
+            let resolver = Resolver::service(name.to_owned(), transport, dns.clone());
+            Target::Named(resolver)
+        }
+        Err(error) => Target::Unusable(error.into()),
     }
 }
 
@@ -637,7 +681,12 @@ pub fn label(upstream: &config::Upstream) -> String {
             }
         }
         config::Upstream::Unix(path) => format!("unix:{}", path.display()),
-        config::Upstream::Srv(name) => format!("srv://{name}"),
+        config::Upstream::Srv { name, tls, http2 } => match (tls, http2) {
+            (false, false) => format!("srv://{name}"),
+            (true, false) => format!("srv+https://{name}"),
+            (false, true) => format!("srv+h2c://{name}"),
+            (true, true) => format!("srv+h2://{name}"),
+        },
         config::Upstream::Respond(_) => "respond".to_owned(),
     }
 }

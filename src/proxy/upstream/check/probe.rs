@@ -153,7 +153,11 @@ async fn over_http2(
         .body(())
         .map_err(|error| error.to_string())?;
     let opened = multiplexed::open(address, check.timeout).await;
-    let (sender, connection) = opened.map_err(|error| error.to_string())?;
+    let multiplexed::Opened {
+        sender,
+        driver: connection,
+        ..
+    } = opened.map_err(|error| error.to_string())?;
     let exchange = async move {
         let mut sender = sender.ready().await.map_err(failed)?;
         let (response, _): (_, h2::SendStream<Bytes>) =
