@@ -286,3 +286,39 @@ async fn the_limits_of_an_authority_hold_for_strangers_names() {
     let cause = seen["refusals"][0]["cause"].as_str().expect("a text");
     assert!(cause.contains("limit of 1 in 1d new orders"), "{cause}");
 }
+
+/// The handshake is on a connection of the old process: nobody else can finish it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handshake_that_waits_during_a_hand_over_is_finished() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let permission = PermissionServer::start(&place, Say::Wait).await;
+    let settings = format!("ask = \"{}\"\nask_timeout = \"10s\"", permission.url);
+    let mut perennial = Perennial::run(place, &config(&ca, &settings)).await;
+    let https = perennial.place.https;
+    let waits = tokio::spawn(async move { served_patiently(https, NAME).await });
+    wait_until(SOON, "the question", async || {
+        (!permission.asked().is_empty()).then_some(())
+    })
+    .await;
+    let admin = perennial.place.admin.to_string();
+    let upgraded = tokio::spawn(async move {
+        crate::support::perennial::cli(&["upgrade", "--admin", &admin]).await
+    });
+    // The new one could take over now, and waits for the old one.
+    wait_until(SOON, "the new process to be ready", async || {
+        let loads = perennial.log_lines_with("first load done");
+        (loads.len() == 2).then_some(())
+    })
+    .await;
+    permission.say(Say::Yes);
+    let served = waits.await.expect("no panic").expect("a certificate");
+    assert_eq!(ca.count(Kind::NewOrder), 1, "{}", served.serial);
+    let upgraded = upgraded.await.expect("no panic").assert_success();
+    let pid = upgraded.stdout.split_whitespace().nth(1).expect("its id");
+    perennial.adopt(pid.parse().expect("a number"));
+    // The new one has it from disk.
+    let again = served_patiently(https, NAME).await.expect("a certificate");
+    assert_eq!(again.serial, served.serial);
+    assert_eq!(perennial.wait_exit(SOON).await.code(), Some(0));
+}

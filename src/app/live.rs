@@ -39,6 +39,10 @@ pub(super) const DEFAULT_HTTPS_PORT: u16 = 443;
 const CHALLENGES_TIMEOUT: Duration = Duration::from_secs(10);
 const CHALLENGES_POLL: Duration = Duration::from_millis(50);
 
+/// How long the old process stays whole for handshakes that wait for a certificate on demand: they
+/// are on its connections, and nobody else can finish them.
+const ON_DEMAND_TIMEOUT: Duration = Duration::from_secs(20);
+
 /// How the log level of the running process is changed.
 pub struct LogControl {
     pub set: Box<dyn Fn(LogLevel) + Send + Sync>,
@@ -140,6 +144,8 @@ impl Live {
         let pid = successor.pid();
         tracing::info!(pid, "a new process loads, to take over");
         successor.ready().await?;
+        // What is ordered on demand has its challenges still to come, as a rule.
+        self.nobody_waits_on_demand(CHALLENGES_TIMEOUT).await;
         self.challenges_are_over().await;
         self.listeners.pause_all().await;
         self.admin.pause();
@@ -152,6 +158,7 @@ impl Live {
         // Before the new one says anything: the service manager listens to the main process alone.
         self.succession.service_manager.main_process(pid);
         successor.confirm().await;
+        self.nobody_waits_on_demand(ON_DEMAND_TIMEOUT).await;
         self.listeners.leave();
         self.admin.leave();
         self.succession.done.cancel();
@@ -166,6 +173,17 @@ impl Live {
         };
         // An order that is cut short is resumed by the new process.
         let _ = tokio::time::timeout(CHALLENGES_TIMEOUT, over).await;
+    }
+
+    /// Until no handshake waits for an order. Those that begin meanwhile are not waited for longer
+    /// than `limit` either.
+    async fn nobody_waits_on_demand(&self, limit: Duration) {
+        let over = async {
+            while self.on_demand.is_fetching() {
+                tokio::time::sleep(CHALLENGES_POLL).await;
+            }
+        };
+        let _ = tokio::time::timeout(limit, over).await;
     }
 
     /// Up to the last bind everything can be undone, and after it nothing can fail.
@@ -201,7 +219,7 @@ impl Live {
         self.listeners.admission().reconfigure(&new.server);
         self.config.store(new.clone());
         self.set_log_level(&old, &new);
-        self.log.access_log.configure(&new.access_log);
+        self.log.access_log.configure(&new);
         let grace_period = new.server.grace_period;
         if let Err(error) = self.listeners.change(bound, &plan, grace_period).await {
             tracing::error!(%error, "a listener cannot be served");

@@ -160,6 +160,11 @@ impl Gate {
         self.refused.insert(name, refusal, now);
     }
 
+    /// Whether anything is being had.
+    pub fn is_fetching(&self) -> bool {
+        !self.fetches.is_empty()
+    }
+
     pub fn report(&self) -> GateReport {
         let refusals = self.refused.iter().take(REPORTED_REFUSALS);
         GateReport {

@@ -132,6 +132,11 @@ impl OnDemand {
         }
     }
 
+    /// Whether any handshake waits for what is being had.
+    pub fn is_fetching(&self) -> bool {
+        self.0.gate().is_fetching()
+    }
+
     /// For `/status` and the metrics. `None`: nothing is had on demand.
     pub fn report(&self) -> Option<GateReport> {
         self.0.wait.load().as_ref()?;

@@ -21,6 +21,8 @@ pub enum Say {
     Redirect,
     /// Nothing, ever.
     Nothing,
+    /// Nothing until something else is to be said.
+    Wait,
 }
 
 /// Stopped when dropped.
@@ -73,7 +75,11 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
     }
     let query = uri.query().unwrap_or_default().to_owned();
     shared.asked.lock().unwrap().push(query);
-    let say = *shared.say.lock().unwrap();
+    let mut say = *shared.say.lock().unwrap();
+    while say == Say::Wait {
+        tokio::time::sleep(std::time::Duration::from_millis(10)).await;
+        say = *shared.say.lock().unwrap();
+    }
     match say {
         Say::Yes => StatusCode::OK.into_response(),
         Say::Status(status) => StatusCode::from_u16(status)
@@ -83,6 +89,6 @@ async fn answer(State(shared): State<Arc<Shared>>, uri: Uri) -> Response {
             let place = [(header::LOCATION, "/yes")];
             (StatusCode::FOUND, place).into_response()
         }
-        Say::Nothing => std::future::pending::<Response<Body>>().await,
+        Say::Nothing | Say::Wait => std::future::pending::<Response<Body>>().await,
     }
 }
