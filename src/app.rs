@@ -47,6 +47,7 @@ mod hand_over;
 mod listeners;
 mod live;
 mod plan;
+mod reaper;
 mod service_manager;
 pub mod tls_files;
 mod watching;
@@ -95,7 +96,7 @@ pub fn run(
         None => Passed::from_service_manager()?,
     };
     let descriptors = raise_file_limit();
-    log.access_log.configure(&config.access_log);
+    log.access_log.configure(&config);
     let config = Arc::new(config);
     let sockets = Sockets::bind(&config, passed)?;
     let state = StateDir::open(&config.server.state_dir)?;
@@ -163,6 +164,7 @@ async fn serve(
     predecessor: Option<Predecessor>,
 ) -> Result<(), AppError> {
     let (upgrade, upgrades) = mpsc::channel(1);
+    tokio::spawn(reaper::run());
     let mut signals = Signals::new(start.rescan.clone(), upgrade.clone())?;
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());

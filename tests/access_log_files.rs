@@ -220,3 +220,36 @@ async fn no_request_waits_for_it() {
     perennial.signal(Signal::TERM);
     perennial.wait_exit(SOON).await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_may_have_a_file_of_its_own() {
+    let place = Place::new();
+    let (shared, own) = (place.path("access.log"), place.path("own.log"));
+    let with = |log: &str| {
+        let text = sites(&shared, "format = \"combined\"");
+        text.replace("access_log = false", log)
+    };
+    let named = format!("access_log = {:?}", own.display().to_string());
+    let perennial = proxy(place, &with(&named)).await;
+    let quiet = "quiet.wild.example.test";
+    let https = perennial.place.https;
+    let ask = async |path: &str| {
+        let connection = crate::support::http1::KeepAlive::open(https, quiet, None).await;
+        let mut connection = connection.expect("a connection");
+        assert_eq!(connection.get(path).await.expect("an answer").0, 200);
+    };
+    ask("/own").await;
+    assert_eq!(get(&perennial, "/shared", &[]).await.body, "hello");
+    assert!(line(&own, "GET /own").await.contains("\" 200 5 "));
+    line(&shared, "GET /shared").await;
+    let text = |path: &Path| std::fs::read_to_string(path).expect("a file");
+    assert!(!text(&own).contains("/shared") && !text(&shared).contains("/own"));
+    // Taken back while it runs.
+    let config = perennial.place.path("perennial.toml");
+    let before = std::fs::read_to_string(&config).expect("a file");
+    std::fs::write(&config, before.replace(&named, "access_log = true")).expect("written");
+    perennial.wait_for_log("configuration reloaded", SOON).await;
+    ask("/again").await;
+    line(&shared, "GET /again").await;
+    assert!(!text(&own).contains("/again"));
+}

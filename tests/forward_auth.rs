@@ -15,7 +15,7 @@ use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::recorder::{Recorder, Seen};
 use crate::support::server::Server;
-use crate::support::wait::SOON;
+use crate::support::wait::{SOON, wait_until};
 
 type Asked = Arc<Mutex<Vec<(String, HeaderMap)>>>;
 
@@ -213,4 +213,55 @@ async fn circles_are_seen() {
     let answer = get(&scene.perennial, "/circle/x", &[]).await;
     assert_eq!(answer.status, 508, "{}", answer.body);
     scene.perennial.wait_for_log("asks itself", SOON).await;
+}
+
+/// Over a Unix socket, and over TLS with an authority of one's own, which may change.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_may_be_a_socket_or_have_an_authority_of_its_own() {
+    use crate::support::certs::TestCa;
+    let place = Place::new();
+    let asked = Asked::default();
+    let socket = place.path("auth.sock");
+    let _local = Server::unix(&socket, authority(Arc::clone(&asked))).await;
+    let (first, second) = (TestCa::new(), TestCa::new());
+    let addr = place.free();
+    let leaf = second.leaf(&[&addr.ip().to_string()]);
+    let config = crate::support::upstream::server_config(&leaf, None);
+    let _secured = Server::tls(addr, authority(Arc::clone(&asked)), config).await;
+    let ca = place.write("auth-ca.pem", &first.root_pem);
+    let text = format!(
+        "[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\nrespond = \"in\"\n\
+         forward_auth = \"unix:auth.sock:/verify?x=y\"\n\
+         [[sites.routes]]\npath = \"/secured\"\nrespond = \"in\"\n\
+         forward_auth = {{ url = \"https://{addr}/secured\", ca = {:?} }}\n",
+        ca.display().to_string()
+    );
+    let perennial = proxy(place, &text).await;
+    let good = ["--header", "Cookie: session=good"];
+    let answer = get(&perennial, "/", &good).await;
+    assert_eq!((answer.status, &*answer.body), (200, "in"));
+    assert_eq!(get(&perennial, "/", &[]).await.status, 302);
+    let lines: Vec<String> = asked
+        .lock()
+        .unwrap()
+        .drain(..)
+        .map(|(line, _)| line)
+        .collect();
+    assert_eq!(lines, ["GET /verify?x=y", "GET /verify?x=y"]);
+    // Another authority has signed it: nobody is let in.
+    assert_eq!(get(&perennial, "/secured", &good).await.status, 502);
+    std::fs::write(&ca, &second.root_pem).expect("written");
+    wait_until(SOON, "the new authority", async || {
+        let answer = get(&perennial, "/secured", &good).await;
+        (answer.status == 200).then_some(())
+    })
+    .await;
+    // One that is broken leaves the one before.
+    std::fs::write(&ca, "nothing").expect("written");
+    wait_until(SOON, "a look at it", async || {
+        assert_eq!(get(&perennial, "/secured", &good).await.status, 200);
+        let pattern = "forward_auth goes on with the authorities of before";
+        (!perennial.log_lines_with(pattern).is_empty()).then_some(())
+    })
+    .await;
 }

@@ -447,3 +447,55 @@ async fn the_example_of_an_application_with_an_api() {
     );
     assert_eq!(api.requests(), 1);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn directories_are_listed_where_that_is_said() {
+    let place = tree();
+    write(&place, &[("list/<b>&.txt", "12345"), ("list/sub/x", "")]);
+    let www = place.path("www");
+    write(&place, &[("list/.hidden", "SECRET")]);
+    symlink("../../secret.txt", www.join("list/out")).expect("a link");
+    symlink("sub/x", www.join("list/link")).expect("a link");
+    let perennial = site(place, "browse = true").await;
+    for version in VERSIONS {
+        let page = get(&perennial, "/list/", &[version]).await;
+        assert_eq!(page.status, 200);
+        assert_eq!(page.field("content-type"), Some("text/html; charset=utf-8"));
+        assert_eq!(page.field("vary"), Some("Accept"));
+        for shown in [
+            "<title>/list</title>",
+            "<a href=\"./%3Cb%3E%26.txt\">&lt;b&gt;&amp;.txt</a></td><td>5</td>",
+            "<a href=\"./sub/\">sub/</a>",
+            "<a href=\"./link\">link</a>",
+            "<a href=\"../\">../</a>",
+        ] {
+            assert!(page.body.contains(shown), "{shown}: {}", page.body);
+        }
+        for hidden in ["hidden", "out", "<b>"] {
+            assert!(!page.body.contains(hidden), "{hidden}: {}", page.body);
+        }
+        let json = ["--header", "Accept: application/json", version];
+        let listed = get(&perennial, "/list/", &json).await;
+        assert_eq!(listed.field("content-type"), Some("application/json"));
+        let rows: serde_json::Value = serde_json::from_str(&listed.body).expect("JSON");
+        let rows: Vec<_> = rows
+            .as_array()
+            .expect("rows")
+            .iter()
+            .map(|row| (&row["name"], &row["type"], &row["size"]))
+            .map(|(name, kind, size)| format!("{name} {kind} {size}"))
+            .collect();
+        let expected = [
+            "\"sub\" \"directory\" null",
+            "\"<b>&.txt\" \"file\" 5",
+            "\"link\" \"file\" 0",
+        ];
+        assert_eq!(rows, expected);
+        let head = get(&perennial, "/list/", &["--head", version]).await;
+        assert_eq!((head.status, &*head.body), (200, ""));
+        // An index is served, and a directory is one.
+        assert_eq!(get(&perennial, "/", &[version]).await.body, "<h1>top</h1>");
+        assert_eq!(get(&perennial, "/list", &[version]).await.status, 308);
+        assert_eq!(get(&perennial, "/.git/", &[version]).await.status, 404);
+    }
+}

@@ -183,7 +183,7 @@ mod tests {
             takeover: None,
             routes: Vec::new(),
             hsts: None,
-            access_log: true,
+            access_log: crate::config::SiteLog::Shared,
             error_pages: crate::config::ErrorPages::default(),
         }
     }

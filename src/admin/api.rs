@@ -32,6 +32,7 @@ use crate::config::Config;
 use crate::config::watch::{ConfigReport, ConfigWatch, Outcome};
 use crate::on_demand::OnDemand;
 use crate::proxy::{Routing, access_log};
+use crate::stderr_log;
 
 /// What the admin API shows, and what it can set off.
 pub struct Api {
@@ -197,7 +198,8 @@ impl Api {
         self.metrics.set_queue(&self.worker.queue());
         self.metrics.set_config(&self.config_report());
         self.routing.load().register(&self.metrics);
-        self.metrics.set_lost_lines(access_log::lost_lines());
+        self.metrics
+            .set_lost_lines(access_log::lost_lines(), stderr_log::lost());
         let gate = self.on_demand.report();
         self.metrics.set_on_demand(gate.as_ref(), report.on_demand);
         self.metrics.set_proof(&self.proof.lock());

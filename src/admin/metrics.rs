@@ -43,6 +43,7 @@ pub struct Metrics {
     queue: QueueMetrics,
     config_reloads: IntCounterVec,
     lost_lines: IntCounter,
+    lost_log_lines: IntCounter,
     config_reload_failing: IntGauge,
     on_demand: OnDemandMetrics,
 }
@@ -330,6 +331,7 @@ impl Metrics {
             config_reload_failing: config_reload_failing(&registry),
             on_demand: OnDemandMetrics::new(&registry),
             lost_lines: lost_lines(&registry),
+            lost_log_lines: lost_log_lines(&registry),
             registry,
         };
         metrics.set_build_info();
@@ -337,9 +339,11 @@ impl Metrics {
     }
 
     /// How many lines of the access log were lost.
-    pub fn set_lost_lines(&self, lines: u64) {
-        let known = self.lost_lines.get();
-        self.lost_lines.inc_by(lines.saturating_sub(known));
+    /// `access`: of the access log, `other`: of the rest of the log.
+    pub fn set_lost_lines(&self, access: u64, other: u64) {
+        for (counter, lines) in [(&self.lost_lines, access), (&self.lost_log_lines, other)] {
+            counter.inc_by(lines.saturating_sub(counter.get()));
+        }
     }
 
     /// All metrics in Prometheus' text exposition format, version 0.0.4.
@@ -618,6 +622,13 @@ fn config_reloads(registry: &Registry) -> IntCounterVec {
 fn lost_lines(registry: &Registry) -> IntCounter {
     let name = "perennial_access_log_lost_lines_total";
     let help = "Lines of the access log that nobody took in time.";
+    register(registry, IntCounter::new(name, help))
+}
+
+fn lost_log_lines(registry: &Registry) -> IntCounter {
+    let name = "perennial_log_lost_lines_total";
+    let help =
+        "Lines of the log on stderr that nobody took in time, those of the access log apart.";
     register(registry, IntCounter::new(name, help))
 }
 

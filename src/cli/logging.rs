@@ -7,6 +7,7 @@ use tracing_subscriber::EnvFilter;
 use crate::app::LogControl;
 use crate::config::LogLevel;
 use crate::proxy::access_log;
+use crate::stderr_log;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct LogArgs {
@@ -40,9 +41,10 @@ pub(super) fn start(args: &LogArgs, configured: LogLevel) -> LogControl {
         (None, None) => None,
     };
     let level = args.log_level.unwrap_or(configured);
+    let lines = stderr_log::start();
     let builder = tracing_subscriber::fmt()
         .with_env_filter(from_environment.unwrap_or_else(|| filter(level)))
-        .with_writer(std::io::stderr);
+        .with_writer(move || lines);
     let set: Box<dyn Fn(LogLevel) + Send + Sync> = match args.log_format {
         LogFormat::Human => {
             let builder = builder.with_ansi(std::io::stderr().is_terminal());

@@ -23,6 +23,7 @@ use std::process::ExitCode;
 use clap::{Parser, Subcommand};
 
 use crate::local_ca::trust_store::Change;
+use crate::stderr_log;
 
 /// The configuration is wrong, or the command line is (EX_USAGE of sysexits.h).
 pub const EXIT_USAGE: u8 = 64;
@@ -87,7 +88,14 @@ pub fn main() -> ExitCode {
             return ExitCode::from(if error.use_stderr() { EXIT_USAGE } else { 0 });
         }
     };
-    match cli.command {
+    let code = run(cli.command);
+    // What is not taken by then is lost.
+    stderr_log::flush(stderr_log::PATIENCE);
+    code
+}
+
+fn run(command: Command) -> ExitCode {
+    match command {
         Command::Proxy(args) => proxy::main(args),
         Command::Run(args) => run::main(args),
         Command::Check(args) => check::main(args),

@@ -1,10 +1,10 @@
 //! Who may ask, how much and how often: `allow`, `deny`, `max_body`, `rate_limit`, `basic_auth` and
 //! `forward_auth` of a site or a route.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use super::diagnostic::{Located, Problem};
-use super::forward_auth::{ForwardAuth, forward_auth};
+use super::forward_auth::{ForwardAuth, Read, forward_auth};
 use super::ip_prefix::IpPrefix;
 use super::keys::{BASIC_AUTH, RATE_LIMIT};
 use super::limits::{Limit, limit};
@@ -74,11 +74,16 @@ pub(super) struct AccessDraft {
     allow: Option<Vec<IpPrefix>>,
     rate_limit: Option<Option<RateLimit>>,
     basic_auth: Option<Option<BasicAuth>>,
-    forward_auth: Option<Option<ForwardAuth>>,
+    forward_auth: Option<Read>,
     max_body: Option<Option<u64>>,
 }
 
 impl AccessDraft {
+    /// The bundle that `forward_auth` is trusted by, and where it is named.
+    pub(super) fn auth_ca(&self) -> Option<&Located<PathBuf>> {
+        self.forward_auth.as_ref()?.ca.as_ref()
+    }
+
     /// What is written here, over what the site has.
     pub(super) fn over(self, site: &Access) -> Access {
         Access {
@@ -88,7 +93,7 @@ impl AccessDraft {
             basic_auth: self.basic_auth.unwrap_or_else(|| site.basic_auth.clone()),
             forward_auth: self
                 .forward_auth
-                .unwrap_or_else(|| site.forward_auth.clone()),
+                .map_or_else(|| site.forward_auth.clone(), |read| read.auth),
             max_body: self.max_body.unwrap_or(site.max_body),
         }
     }
@@ -127,7 +132,9 @@ impl<'a> Reader<'a> {
             allow: prefixes("allow"),
             rate_limit: table.get("rate_limit").and_then(rate_limit),
             basic_auth: table.get("basic_auth").and_then(|v| self.basic_auth(v)),
-            forward_auth: table.get("forward_auth").and_then(forward_auth),
+            forward_auth: table
+                .get("forward_auth")
+                .and_then(|v| forward_auth(v, self.base)),
             max_body: max_body.map(|size| size.value),
         }
     }

@@ -98,6 +98,22 @@ const REDACT: Kind = Kind {
     example: "[\"invite\"]",
 };
 
+/// Where the lines of one site's requests go.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub enum SiteLog {
+    /// Where those of the others go.
+    #[default]
+    Shared,
+    Off,
+    /// A file of its own, in the form of `[access_log]`.
+    File(PathBuf),
+}
+
+const SITE_LOG: Kind = Kind {
+    what: "true, false or a path in quotes",
+    example: "\"/var/log/perennial/example.com.log\"",
+};
+
 /// What is written in `[access_log]`.
 #[derive(Default)]
 pub(super) struct AccessLogDraft {
@@ -109,6 +125,20 @@ pub(super) struct AccessLogDraft {
 }
 
 impl<'a> Reader<'a> {
+    /// `access_log` of a site, and where it is named.
+    pub(super) fn site_log(&self, value: Value<'a>) -> Option<Located<SiteLog>> {
+        if let Some(on) = value.as_boolean() {
+            let log = if on { SiteLog::Shared } else { SiteLog::Off };
+            return Some(Located {
+                value: log,
+                at: value.at,
+            });
+        }
+        value.parse(SITE_LOG, |text| {
+            file_path(text, self.base).map(SiteLog::File)
+        })
+    }
+
     pub(super) fn access_log(&self, value: Value<'a>) -> AccessLogDraft {
         let Some(table) = value.table(&ACCESS_LOG) else {
             return AccessLogDraft::default();
@@ -139,16 +169,27 @@ impl<'a> Reader<'a> {
 }
 
 impl AccessLogDraft {
-    /// The file, and where it is named.
-    pub(super) fn file(draft: &Draft) -> Option<Located<PathBuf>> {
-        let output = draft.access_log.output.as_ref()?;
-        match &output.value {
-            LogOutput::File(path) => Some(Located {
+    /// The files, and where they are named.
+    pub(super) fn files(draft: &Draft) -> Vec<Located<PathBuf>> {
+        let own = draft.access_log.output.iter().filter_map(|output| {
+            let LogOutput::File(path) = &output.value else {
+                return None;
+            };
+            Some((path, output.at))
+        });
+        let of_sites = draft.sites.iter().filter_map(|site| {
+            let log = site.access_log.as_ref()?;
+            let SiteLog::File(path) = &log.value else {
+                return None;
+            };
+            Some((path, log.at))
+        });
+        own.chain(of_sites)
+            .map(|(path, at)| Located {
                 value: path.clone(),
-                at: output.at,
-            }),
-            _ => None,
-        }
+                at,
+            })
+            .collect()
     }
 }
 

@@ -7,6 +7,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use std::path::PathBuf;
 use std::time::Duration;
 
+use super::access::AccessDraft;
 use super::access_log::{AccessLogDraft, access_log};
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
@@ -174,7 +175,7 @@ fn site(draft: SiteDraft, default_takeover: Option<Takeover>) -> Site {
         takeover,
         routes,
         hsts: draft.hsts.map(|hsts| hsts.value),
-        access_log: draft.access_log.unwrap_or(true),
+        access_log: draft.access_log.map(|log| log.value).unwrap_or_default(),
         error_pages: draft.error_pages,
     }
 }
@@ -632,9 +633,20 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
                 .map(|path| reference(FilePurpose::DnsProgram, path)),
         )
         .chain(
-            AccessLogDraft::file(draft)
+            AccessLogDraft::files(draft)
                 .iter()
                 .map(|path| reference(FilePurpose::AccessLog, path)),
+        )
+        .chain(
+            draft
+                .sites
+                .iter()
+                .flat_map(|site| {
+                    let routes = site.routes.iter().map(|route| &route.access);
+                    std::iter::once(&site.access).chain(routes)
+                })
+                .filter_map(AccessDraft::auth_ca)
+                .map(|path| reference(FilePurpose::AuthCa, path)),
         )
         .chain(
             roots(draft)

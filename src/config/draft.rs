@@ -7,7 +7,7 @@ use std::time::Duration;
 use http::{Method, StatusCode};
 
 use super::access::AccessDraft;
-use super::access_log::AccessLogDraft;
+use super::access_log::{AccessLogDraft, SiteLog};
 use super::diagnostic::Located;
 use super::dns::read::DnsDraft;
 use super::limits::LimitsDraft;
@@ -122,7 +122,7 @@ pub(super) struct SiteDraft {
     pub(super) request_fields: FieldRules,
     pub(super) response_fields: FieldRules,
     pub(super) error_pages: ErrorPages,
-    pub(super) access_log: Option<bool>,
+    pub(super) access_log: Option<Located<SiteLog>>,
     pub(super) access: AccessDraft,
     pub(super) compress: Option<Vec<Coding>>,
     /// What happens to requests that no route is for.

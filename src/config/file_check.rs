@@ -41,6 +41,8 @@ pub enum FilePurpose {
     ClientCa,
     /// `crl` of `client_auth`.
     ClientCrl,
+    /// `ca` of `forward_auth`.
+    AuthCa,
     /// `ca` of `upstream_tls`.
     UpstreamCa,
     /// `certificate` of `upstream_tls`.
@@ -119,8 +121,10 @@ impl FileReference {
     fn check_content(&self, content: &str) -> Result<(), Problem> {
         // Certificates and keys have many forms: whether a pair is one is for the module that
         // serves it to say.
-        if self.purpose == FilePurpose::TrustAnchors
-            && !content.contains("-----BEGIN CERTIFICATE-----")
+        if matches!(
+            self.purpose,
+            FilePurpose::TrustAnchors | FilePurpose::AuthCa
+        ) && !content.contains("-----BEGIN CERTIFICATE-----")
         {
             return Err(self.wrong("holds no PEM certificate"));
         }
@@ -149,6 +153,7 @@ impl FileReference {
             FilePurpose::ClientCa => "client CA bundle",
             FilePurpose::ClientCrl => "revocation list",
             FilePurpose::UpstreamCa => "upstream CA bundle",
+            FilePurpose::AuthCa => "CA bundle of forward_auth",
             FilePurpose::UpstreamCertificate => "upstream client certificate",
             FilePurpose::UpstreamPrivateKey => "upstream client key",
             FilePurpose::SessionTicketKey => "session ticket key",

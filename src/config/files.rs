@@ -20,6 +20,8 @@ pub struct Files {
     pub follow_symlinks: bool,
     /// Whether names that begin with a dot are served; `.well-known` always is.
     pub dot_files: bool,
+    /// Whether what is in a directory without an index is listed.
+    pub browse: bool,
     /// Whether `FILE.br`, `FILE.zst` and `FILE.gz` are served for `FILE` to whoever takes them.
     pub precompressed: bool,
 }
@@ -33,6 +35,7 @@ impl Files {
             fallback: None,
             follow_symlinks: false,
             dot_files: false,
+            browse: false,
             precompressed: true,
         }
     }
@@ -52,11 +55,12 @@ const FALLBACK: Kind = Kind {
 };
 
 /// The keys that say something about a `root`.
-const BESIDE_ROOT: [&str; 5] = [
+const BESIDE_ROOT: [&str; 6] = [
     "index",
     "fallback",
     "follow_symlinks",
     "dot_files",
+    "browse",
     "precompressed",
 ];
 
@@ -82,6 +86,7 @@ impl<'a> Reader<'a> {
         };
         files.follow_symlinks = flag("follow_symlinks", files.follow_symlinks);
         files.dot_files = flag("dot_files", files.dot_files);
+        files.browse = flag("browse", files.browse);
         files.precompressed = flag("precompressed", files.precompressed);
         Some((files, root.at))
     }

@@ -48,7 +48,7 @@ use std::time::Duration;
 use http::StatusCode;
 
 pub use access::{Access, BasicAuth, PasswordHash, RateKey, RateLimit};
-pub use access_log::{AccessLog, LogFormat, LogOutput, SECRET_PARAMETERS};
+pub use access_log::{AccessLog, LogFormat, LogOutput, SECRET_PARAMETERS, SiteLog};
 pub use command_line::CommandLine;
 pub use compress::Coding;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
@@ -459,8 +459,8 @@ pub struct Site {
     /// with requests, if it says so, is the last route, `/*`.
     pub routes: Vec<Route>,
     pub hsts: Option<Hsts>,
-    /// Whether its requests are in the access log.
-    pub access_log: bool,
+    /// Where the lines of its requests go.
+    pub access_log: SiteLog,
     /// What is shown instead of our own error texts.
     pub error_pages: ErrorPages,
 }

@@ -593,7 +593,7 @@ impl<'a> Reader<'a> {
                 .get("error_pages")
                 .map(|v| self.error_pages(v))
                 .unwrap_or_default(),
-            access_log: table.get("access_log").and_then(Value::boolean),
+            access_log: table.get("access_log").and_then(|v| self.site_log(v)),
             access: self.access(table),
             compress: self.compress(table),
             action,

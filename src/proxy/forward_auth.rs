@@ -1,8 +1,11 @@
 //! Asking somebody else whether a request is let in: one GET with the client's fields, that says what
 //! was asked for. 2xx lets it in; any other answer is the client's.
 
-use std::sync::{Arc, LazyLock};
-use std::time::Duration;
+use std::collections::HashMap;
+use std::os::unix::fs::MetadataExt as _;
+use std::path::PathBuf;
+use std::sync::{Arc, LazyLock, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime};
 
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -30,8 +33,33 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 static LOOP_MARK: LazyLock<String> =
     LazyLock::new(|| format!("perennial-{:016x}", rand::random::<u64>()));
 
-/// For all routes: connections are kept between questions.
-static CLIENT: LazyLock<Result<reqwest::Client, String>> = LazyLock::new(client);
+/// For all routes: connections are kept between questions. One for each way that is asked over.
+static CLIENTS: LazyLock<Mutex<HashMap<Way, Kept>>> = LazyLock::new(Mutex::default);
+
+/// How often it is looked whether a bundle of authorities has changed.
+const CA_LOOK: Duration = Duration::from_secs(2);
+
+/// How somebody is reached.
+#[derive(Clone, Debug, PartialEq, Eq, Hash)]
+struct Way {
+    socket: Option<PathBuf>,
+    ca: Option<PathBuf>,
+}
+
+/// A client, and what it was made of.
+struct Kept {
+    client: reqwest::Client,
+    ca: Option<Stamp>,
+    looked: Instant,
+}
+
+/// What changes when a file does.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Stamp {
+    modified: Option<SystemTime>,
+    length: u64,
+    inode: u64,
+}
 
 /// Fields of a request, in place of any that its client has sent.
 #[derive(Debug)]
@@ -107,8 +135,7 @@ pub async fn ask(
     if comes_from_us(&request.fields) {
         return Err(AuthError::Loop { url: url() });
     }
-    let client = CLIENT.as_ref();
-    let client = client.map_err(|error| AuthError::Client(error.clone()))?;
+    let client = client_for(auth).map_err(AuthError::Client)?;
     let Ok(_turn) = QUESTIONS.try_acquire() else {
         return Err(AuthError::Busy { url: url() });
     };
@@ -123,7 +150,7 @@ pub async fn ask(
         },
     };
     let question = client
-        .get(&*auth.url)
+        .get(&*auth.asked)
         .timeout(auth.timeout)
         .headers(question(request, origin, request_id));
     let mut response = question.send().await.map_err(failed)?;
@@ -140,17 +167,80 @@ pub async fn ask(
     Ok(Verdict::Refused(refusal(&response, body)))
 }
 
+/// The client for this way; made anew when its bundle of authorities has changed.
+fn client_for(auth: &ForwardAuth) -> Result<reqwest::Client, String> {
+    let way = Way {
+        socket: auth.socket.clone(),
+        ca: auth.ca.clone(),
+    };
+    // Every change is whole: a panic elsewhere leaves nothing half done.
+    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    let now = Instant::now();
+    if let Some(kept) = clients.get_mut(&way) {
+        let is_late = way.ca.is_some() && now - kept.looked >= CA_LOOK;
+        if !is_late {
+            return Ok(kept.client.clone());
+        }
+        kept.looked = now;
+        // What is gone or broken leaves what was there, as everywhere.
+        if kept.ca == stamp(&way) {
+            return Ok(kept.client.clone());
+        }
+    }
+    let ca = stamp(&way);
+    let client = match (client(&way), clients.get_mut(&way)) {
+        (Ok(client), _) => client,
+        (Err(error), Some(kept)) => {
+            let url = &auth.url;
+            tracing::warn!(%url, error, "forward_auth goes on with the authorities of before");
+            return Ok(kept.client.clone());
+        }
+        (Err(error), None) => return Err(error),
+    };
+    let kept = Kept {
+        client: client.clone(),
+        ca,
+        looked: now,
+    };
+    clients.insert(way, kept);
+    Ok(client)
+}
+
+fn stamp(way: &Way) -> Option<Stamp> {
+    let metadata = std::fs::metadata(way.ca.as_ref()?).ok()?;
+    Some(Stamp {
+        modified: metadata.modified().ok(),
+        length: metadata.len(),
+        inode: metadata.ino(),
+    })
+}
+
 /// No redirects: they are the client's to follow.
-fn client() -> Result<reqwest::Client, String> {
+fn client(way: &Way) -> Result<reqwest::Client, String> {
     let builder = || {
         let builder = http_client::builder().connect_timeout(CONNECT_TIMEOUT);
-        builder.no_proxy()
+        let builder = builder.no_proxy();
+        match &way.socket {
+            Some(socket) => builder.unix_socket(socket.as_path()),
+            None => builder,
+        }
     };
-    // A host without any roots of its own, as minimal containers are, has http:// at least.
-    let built = builder()
-        .build()
-        .or_else(|_| builder().tls_certs_only([]).build());
-    built.map_err(|error| causes(&error))
+    let Some(ca) = &way.ca else {
+        // A host without any roots of its own, as minimal containers are, has http:// at least.
+        let built = builder()
+            .build()
+            .or_else(|_| builder().tls_certs_only([]).build());
+        return built.map_err(|error| causes(&error));
+    };
+    let named = |error: &dyn std::fmt::Display| format!("its ca {}: {error}", ca.display());
+    let pem = std::fs::read(ca).map_err(|error| named(&error))?;
+    let authorities = reqwest::Certificate::from_pem_bundle(&pem);
+    let authorities = authorities.map_err(|error| named(&causes(&error)))?;
+    if authorities.is_empty() {
+        return Err(named(&"it holds no PEM certificate"));
+    }
+    let built = builder().tls_certs_only(authorities).build();
+    built.map_err(|error| named(&causes(&error)))
 }
 
 fn comes_from_us(fields: &Fields) -> bool {

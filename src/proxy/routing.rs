@@ -21,7 +21,7 @@ use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
     self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
-    ListenAddress, MinRates, PathPattern, ProxyProtocol, Template, TlsMode,
+    ListenAddress, MinRates, PathPattern, ProxyProtocol, SiteLog, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
@@ -58,8 +58,8 @@ pub struct Site {
     pub client_auth: Option<ClientAuth>,
     pub routes: Vec<Route>,
     pub error_pages: ErrorPages,
-    /// Whether its requests are in the access log.
-    pub access_log: bool,
+    /// Where the lines of its requests go.
+    pub access_log: SiteLog,
     hsts: Option<Hsts>,
     pub settings: Arc<Settings>,
 }
@@ -282,7 +282,7 @@ impl Site {
             client_auth: site.client_auth.clone(),
             routes: routes.collect(),
             error_pages: site.error_pages.clone(),
-            access_log: site.access_log,
+            access_log: site.access_log.clone(),
             hsts: site.hsts.as_ref().map(|hsts| Hsts {
                 value: hsts.value.clone(),
                 internal: site.tls != TlsMode::Auto,
@@ -418,7 +418,7 @@ pub(super) mod tests {
             routes: routes.collect(),
             hsts: None,
             error_pages: ErrorPages::default(),
-            access_log: true,
+            access_log: SiteLog::Shared,
         }
     }
 

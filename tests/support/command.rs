@@ -39,11 +39,18 @@ pub struct Lines(Arc<Mutex<Printed>>);
 #[derive(Default)]
 struct Printed {
     lines: Vec<String>,
+    /// Whether nobody reads for now.
+    paused: bool,
     /// The pipes that are still open, with the beginning of the line to come.
     pipes: Vec<(OwnedFd, Vec<u8>)>,
 }
 
 impl Lines {
+    /// Nobody reads what is printed until that is taken back.
+    pub fn pause(&self, paused: bool) {
+        self.0.lock().unwrap().paused = paused;
+    }
+
     /// Every line that has been written by now, be it still in the pipe.
     pub fn all(&self) -> Vec<String> {
         let mut printed = self.0.lock().unwrap();
@@ -54,7 +61,14 @@ impl Lines {
 
 impl Printed {
     fn drain(&mut self) {
-        let Printed { lines, pipes } = self;
+        let Printed {
+            lines,
+            pipes,
+            paused,
+        } = self;
+        if *paused {
+            return;
+        }
         pipes.retain_mut(|(pipe, rest)| {
             let mut buffer = [0; 16 * 1024];
             loop {

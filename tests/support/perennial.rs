@@ -263,6 +263,11 @@ impl Perennial {
         cli(&[arguments, &["--admin", &admin]].concat()).await
     }
 
+    /// Whether anybody reads what it says.
+    pub fn read_log(&self, read: bool) {
+        self.log.pause(!read);
+    }
+
     pub fn log(&self) -> Vec<String> {
         self.log.all()
     }

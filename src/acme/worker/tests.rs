@@ -66,7 +66,7 @@ fn site(hosts: &[&str], tls: TlsMode) -> Site {
         takeover: None,
         routes: Vec::new(),
         hsts: None,
-        access_log: true,
+        access_log: crate::config::SiteLog::Shared,
         error_pages: crate::config::ErrorPages::default(),
     }
 }

@@ -22,7 +22,7 @@ macro_rules! request_keys {
             key("deny", NETWORKS, "", "Who is not."),
             key("rate_limit", Either(&[Limit, Table(&RATE_LIMIT)]), r#""off""#, "How many requests a client may send: so many at once, then evenly."),
             key("basic_auth", Either(&[Path, Table(&BASIC_AUTH)]), r#""off""#, "A file with a line `NAME:HASH` for each user who is let in."),
-            key("forward_auth", Either(&[URL, Words(&["off"]), Table(&FORWARD_AUTH)]), r#""off""#, "A URL that says with 2xx who is let in; any other answer is the client's."),
+            key("forward_auth", Either(&[URL, Words(&["off"]), Table(&FORWARD_AUTH)]), r#""off""#, "A URL, or `unix:SOCKET:/PATH`, that says with 2xx who is let in; any other answer is the client's."),
             key("max_body", Size, r#""off""#, "How large a request's body may be."),
             key("upstreams", UPSTREAMS, "", "Where requests go: `host:port`, `3000`, `https://host:port`, `h2://host:port`, `h2c://host:port`, `unix:PATH`, `srv://NAME` (also `srv+https`, `srv+h2` and `srv+h2c`), or `respond:TEXT`."),
             key("redirect", Text("a URL or a path"), "", "Sends clients elsewhere, instead of `upstreams`. Can have placeholders."),
@@ -34,6 +34,7 @@ macro_rules! request_keys {
             key("fallback", Text("a path"), "", "The file below `root` that is served where there is none, for applications of one page."),
             key("follow_symlinks", Flag, "", "Whether symbolic links may lead out of `root`. Default: `false`"),
             key("dot_files", Flag, "", "Whether names below `root` that begin with a dot are served. `.well-known` always is. Default: `false`"),
+            key("browse", Flag, "", "Whether what is in a directory of `root` without an index is listed, as a page or, with `Accept: application/json`, as JSON. Names that are not served are not there. Default: `false`"),
             key("precompressed", Flag, "", "Whether `FILE.br`, `FILE.zst` and `FILE.gz` are served for `FILE`, where they are not older. Default: `true`"),
             key("compress", Either(&[Flag, List(&Words(&["zstd", "br", "gzip"]))]), "false", "Whether bodies are compressed that are not, or in what, the best first."),
             key("upstream_tls", Table($upstream_tls), "", "TLS towards upstreams with `https://` or `h2://`."),
@@ -110,9 +111,9 @@ pub(in crate::config) const SITE: Section = Section {
         ),
         key(
             "access_log",
-            Flag,
+            Either(&[Flag, Path]),
             "true",
-            "Whether its requests are in the access log."
+            "Whether its requests are in the access log, or a file of its own for them, in the form of `[access_log]`."
         ),
         key("routes", Tables(&ROUTE), "", "What happens at some paths."),
     ],
@@ -207,6 +208,12 @@ pub(in crate::config) const FORWARD_AUTH: Section = Section {
             URL,
             "",
             "Asked with GET for each request, with the client's fields and `X-Forwarded-Method`, `-Uri`, `-Host`, `-Proto`, `-For`. Required.",
+        ),
+        key(
+            "ca",
+            Path,
+            "",
+            "A bundle of authorities that a URL with `https://` is trusted by, instead of the system's; read again when it changes.",
         ),
         key(
             "copy_headers",

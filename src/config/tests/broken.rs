@@ -94,7 +94,7 @@ fn unknown_keys_get_the_best_help() {
     assert_eq!(
         help("[[sites]]\n[[sites.routes]]\nx = 1"),
         "known here: path, methods, headers, strip_prefix, rewrite, request_headers, \
-         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, proxy_protocol, root, index, fallback, follow_symlinks, dot_files, precompressed, compress, upstream_tls, \
+         response_headers, allow, deny, rate_limit, basic_auth, forward_auth, max_body, upstreams, redirect, respond, status, proxy_protocol, root, index, fallback, follow_symlinks, dot_files, browse, precompressed, compress, upstream_tls, \
          load_balancing, health_check, ejection, retries, pending, timeouts"
     );
 }
@@ -968,6 +968,10 @@ fn forward_auth() {
         (
             "{ url = \"http://a.test\", timeout = \"1h\" }",
             "4:51: \"1h\" is out of bounds",
+        ),
+        (
+            "{ url = \"http://a.test\", ca = \"ca.pem\" }",
+            "4:46: `ca` has no effect: forward_auth is not asked over TLS",
         ),
     ] {
         let text = format!(

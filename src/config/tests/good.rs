@@ -546,7 +546,7 @@ fn listeners_on_unix_sockets_and_who_may_connect() {
 fn files_and_compression() {
     let site = site(
         "root = \"www\"\nindex = [\"a.html\", \"b.html\"]\nfallback = \"/app/a.html\"\n\
-         follow_symlinks = true\ndot_files = true\nprecompressed = false\ncompress = true\n\
+         follow_symlinks = true\ndot_files = true\nbrowse = true\nprecompressed = false\ncompress = true\n\
          [[sites.routes]]\npath = \"/raw/*\"\nroot = \"/srv/raw\"\ncompress = false\n\
          [[sites.routes]]\npath = \"/api/*\"\nupstreams = [\"1\"]\ncompress = [\"gzip\"]\n",
     );
@@ -559,6 +559,7 @@ fn files_and_compression() {
         fallback: Some("app/a.html".into()),
         follow_symlinks: true,
         dot_files: true,
+        browse: true,
         precompressed: false,
     };
     assert_eq!(own.action, Action::Files(files));
@@ -581,10 +582,13 @@ fn the_access_log() {
     assert_eq!((log.sample, log.query), (50, true));
     let redacts = |name: &str| log.redact.iter().any(|known| **known == *name);
     assert!(redacts("invite"));
-    assert!(!config.sites[0].access_log);
+    assert_eq!(config.sites[0].access_log, SiteLog::Off);
     let config = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\n");
     assert_eq!(config.access_log, AccessLog::default());
-    assert!(config.sites[0].access_log);
+    assert_eq!(config.sites[0].access_log, SiteLog::Shared);
+    let text = "[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"1\"]\naccess_log = \"own.log\"\n";
+    let own = SiteLog::File("dir/own.log".into());
+    assert_eq!(good(text).sites[0].access_log, own);
 }
 
 #[test]
@@ -593,17 +597,26 @@ fn forward_auth_is_inherited_and_taken_back() {
         "upstreams = [\"1\"]\nforward_auth = \"http://127.0.0.1:9000/verify\"\n\
          [[sites.routes]]\npath = \"/open/*\"\nupstreams = [\"1\"]\nforward_auth = \"off\"\n\
          [[sites.routes]]\npath = \"/own/*\"\nupstreams = [\"1\"]\n\
-         forward_auth = { url = \"https://auth.test/\", copy_headers = [\"X-User\"], timeout = \"1s\" }\n",
+         forward_auth = { url = \"https://auth.test/\", copy_headers = [\"X-User\"], timeout = \"1s\", \
+         ca = \"ca.pem\" }\n\
+         [[sites.routes]]\npath = \"/sock/*\"\nupstreams = [\"1\"]\n\
+         forward_auth = \"unix:auth.sock:/a?b\"\n",
     );
     let auth = |route: usize| site.routes[route].access.forward_auth.clone();
     assert_eq!(auth(0), None);
     let own = ForwardAuth {
         url: "https://auth.test/".into(),
+        asked: "https://auth.test/".into(),
+        socket: None,
+        ca: Some("dir/ca.pem".into()),
         copy_headers: vec!["X-User".into()],
         timeout: Duration::from_secs(1),
     };
-    assert_eq!(auth(1), Some(own));
-    let inherited = auth(2).unwrap();
+    assert_eq!(auth(2), Some(own));
+    let local = auth(1).unwrap();
+    assert_eq!(&*local.asked, "http://localhost/a?b");
+    assert_eq!(local.socket, Some("dir/auth.sock".into()));
+    let inherited = auth(3).unwrap();
     assert_eq!(&*inherited.url, "http://127.0.0.1:9000/verify");
     assert_eq!(inherited.timeout, Duration::from_secs(5));
 }

@@ -2,7 +2,9 @@
 //! for whoever takes the lines: where nobody does, they are counted and lost.
 
 use std::cell::{Cell, RefCell};
+use std::collections::HashMap;
 use std::io;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::Ordering;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
@@ -13,9 +15,10 @@ use http::{StatusCode, Version};
 use super::context::Context;
 use super::decision::{authority, origin_form, path_of};
 use super::failure::Fault;
-use crate::config::{self, LogFormat, LogOutput, SECRET_PARAMETERS};
+use crate::config::{self, Config, LogFormat, LogOutput, SECRET_PARAMETERS, SiteLog};
 use crate::listener::ConnectionInfo;
 use crate::message::{Known, RequestHead};
+use crate::stderr_log;
 
 use combined::Entry;
 pub use line::Format;
@@ -41,6 +44,8 @@ struct Log {
     sample: u32,
     query: bool,
     redact: Vec<Box<str>>,
+    /// Of sites with one of their own.
+    files: HashMap<PathBuf, To>,
 }
 
 enum To {
@@ -68,8 +73,13 @@ pub struct Control {
 #[derive(Default)]
 struct Running {
     output: Option<LogOutput>,
-    writer: Option<(Arc<LineWriter>, Writing)>,
+    writer: Option<Started>,
+    /// Of sites with a file of their own.
+    files: HashMap<PathBuf, Started>,
 }
+
+/// Where lines are handed in, and the thread that writes them.
+type Started = (Arc<LineWriter>, Writing);
 
 impl Control {
     /// Nothing is written until it is configured.
@@ -82,7 +92,13 @@ impl Control {
     }
 
     /// Goes by this configuration from now on. Lines of before go where they should have.
-    pub fn configure(&self, config: &config::AccessLog) {
+    pub fn configure(&self, config: &Config) {
+        let mut paths: Vec<&Path> = config.sites.iter().filter_map(own_file).collect();
+        let config = &config.access_log;
+        if let LogOutput::File(shared) = &config.output {
+            // One file has one writer.
+            paths.retain(|path| *path != shared);
+        }
         let mut running = self.running.lock().unwrap_or_else(PoisonError::into_inner);
         let before = match running.output.as_ref() == Some(&config.output) {
             true => None,
@@ -109,9 +125,17 @@ impl Control {
             sample: config.sample,
             query: config.query,
             redact: redacted_names(config),
+            files: running.own_files(&paths),
         })));
-        // It writes what it has.
-        drop(before);
+        // They write what they have.
+        let gone: Vec<PathBuf> = running
+            .files
+            .keys()
+            .filter(|path| !paths.contains(&path.as_path()))
+            .cloned()
+            .collect();
+        let gone: Vec<_> = gone.iter().map(|path| running.files.remove(path)).collect();
+        drop((before, gone));
     }
 }
 
@@ -120,21 +144,48 @@ fn redacted_names(config: &config::AccessLog) -> Vec<Box<str>> {
     known.into_iter().chain(config.redact.clone()).collect()
 }
 
+/// The file that the lines of a site alone go to.
+fn own_file(site: &config::Site) -> Option<&Path> {
+    match &site.access_log {
+        SiteLog::File(path) => Some(path),
+        SiteLog::Shared | SiteLog::Off => None,
+    }
+}
+
+fn start(out: Output) -> Option<Started> {
+    let started = LineWriter::start(out)
+        .inspect_err(|error| tracing::warn!(%error, "the access log has no thread of its own"));
+    let (writer, writing) = started.ok()?;
+    Some((Arc::new(writer), writing))
+}
+
 impl Running {
+    /// The writers of these files. What runs already goes on.
+    fn own_files(&mut self, paths: &[&Path]) -> HashMap<PathBuf, To> {
+        let mut found = HashMap::new();
+        for path in paths.iter().map(|path| path.to_path_buf()) {
+            if !self.files.contains_key(&path)
+                && let Some(started) = start(Output::File(file::LogFile::new(path.clone())))
+            {
+                self.files.insert(path.clone(), started);
+            }
+            if let Some((writer, _)) = self.files.get(&path) {
+                found.insert(path, To::Writer(Arc::clone(writer)));
+            }
+        }
+        found
+    }
+
     /// The writer of before.
-    fn replace(&mut self, output: &LogOutput) -> Option<(Arc<LineWriter>, Writing)> {
+    fn replace(&mut self, output: &LogOutput) -> Option<Started> {
         self.output = Some(output.clone());
         let out = match output {
-            LogOutput::Stderr => Output::Stream(Box::new(io::stderr())),
+            LogOutput::Stderr => Output::Stream(Box::new(stderr_log::Turned)),
             LogOutput::Stdout => Output::Stream(Box::new(io::stdout())),
             LogOutput::File(path) => Output::File(file::LogFile::new(path.clone())),
             LogOutput::Off => return self.writer.take(),
         };
-        let started = LineWriter::start(out)
-            .inspect_err(|error| tracing::warn!(%error, "the access log has no thread of its own"))
-            .ok();
-        let started = started.map(|(writer, writing)| (Arc::new(writer), writing));
-        std::mem::replace(&mut self.writer, started)
+        std::mem::replace(&mut self.writer, start(out))
     }
 }
 
@@ -171,14 +222,24 @@ pub fn record(
 ) {
     let log = LOG.load();
     let log = log.as_deref();
-    let site = context.site.as_ref();
-    if site.is_none_or(|site| site.access_log) && is_wanted(log, context, status) {
+    let site = context.site.as_ref().map(|site| &site.access_log);
+    let own = match site {
+        // Without a thread for the file there is the log of all.
+        Some(SiteLog::File(path)) => log.and_then(|log| log.files.get(path)),
+        _ => None,
+    };
+    let is_on = match own {
+        Some(_) => true,
+        None => site != Some(&SiteLog::Off) && is_on(log),
+    };
+    if is_on && is_wanted(log, context, status) {
         let facts = Facts {
             request,
             context,
             connection,
             status,
             duration,
+            own,
         };
         facts.record(log);
     }
@@ -204,9 +265,6 @@ fn is_wanted(log: Option<&Log>, context: &Context, status: StatusCode) -> bool {
     thread_local! {
         static SKIPPED: Cell<u32> = const { Cell::new(0) };
     }
-    if !is_on(log) {
-        return false;
-    }
     let sample = log.map_or(1, |log| log.sample);
     let failed = status.is_client_error() || status.is_server_error();
     if sample <= 1 || failed || !context.failures.is_empty() {
@@ -229,10 +287,11 @@ pub fn record_malformed(connection: &ConnectionInfo, status: StatusCode, reason:
         && let Form::Combined = log.format
     {
         let entry = Entry::malformed(&connection.client_ip, status);
-        return emit(Some(log), |text| combined::write(text, &entry));
+        return emit(Some(log), None, |text| combined::write(text, &entry));
     }
     emit_fields(
         log,
+        None,
         &[
             ("client", Value::Word(&connection.client_ip)),
             ("status", Value::Number(status.as_u16().into())),
@@ -248,6 +307,8 @@ struct Facts<'f> {
     connection: &'f ConnectionInfo,
     status: StatusCode,
     duration: Duration,
+    /// Where it goes, if not where those of other sites do.
+    own: Option<&'f To>,
 }
 
 impl Facts<'_> {
@@ -281,7 +342,7 @@ impl Facts<'_> {
             referer: referer.as_deref(),
             agent: self.request.fields.get(Known::UserAgent),
         };
-        emit(Some(log), |text| combined::write(text, &entry));
+        emit(Some(log), self.own, |text| combined::write(text, &entry));
     }
 
     fn record_fields(&self, log: Option<&Log>) {
@@ -333,34 +394,31 @@ impl Facts<'_> {
             fields[count] = field;
             count += 1;
         }
-        emit_fields(log, &fields[..count]);
+        emit_fields(log, self.own, &fields[..count]);
     }
 }
 
-fn emit_fields(log: Option<&Log>, fields: &[(&str, Value<'_>)]) {
-    emit(log, |text| match log {
-        Some(Log {
-            to: To::Writer(_),
-            format: Form::Fields(format),
-            ..
-        }) => line::write(text, *format, TARGET, fields),
-        _ => line::write_fields(text, fields),
+fn emit_fields(log: Option<&Log>, own: Option<&To>, fields: &[(&str, Value<'_>)]) {
+    emit(log, own, |text| {
+        match (own.or(log.map(|log| &log.to)), log.map(|log| log.format)) {
+            (Some(To::Writer(_)), Some(Form::Fields(format))) => {
+                line::write(text, format, TARGET, fields);
+            }
+            _ => line::write_fields(text, fields),
+        }
     });
 }
 
 /// Hands a line on. The thread's own buffer is reused.
-fn emit(log: Option<&Log>, write: impl FnOnce(&mut Vec<u8>)) {
+fn emit(log: Option<&Log>, own: Option<&To>, write: impl FnOnce(&mut Vec<u8>)) {
     thread_local! {
         static LINE: RefCell<Vec<u8>> = const { RefCell::new(Vec::new()) };
     }
     LINE.with_borrow_mut(|text| {
         text.clear();
         write(text);
-        match log {
-            Some(Log {
-                to: To::Writer(writer),
-                ..
-            }) => writer.write(text),
+        match own.or(log.map(|log| &log.to)) {
+            Some(To::Writer(writer)) => writer.write(text),
             _ => {
                 let text = String::from_utf8_lossy(text);
                 tracing::info!(target: TARGET, "{}", text.trim());

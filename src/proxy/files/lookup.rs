@@ -6,11 +6,13 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::path::Path;
 
-use rustix::fs::{FileType, Mode, OFlags, Stat};
+use rustix::fs::{AtFlags, Dir, FileType, Mode, OFlags, Stat, statat};
 use rustix::io::Errno;
 use time::OffsetDateTime;
 
 use super::super::coding::Coding;
+use super::listing::Listing;
+use super::target::is_served;
 use super::{FileError, Question, media};
 use crate::config::Files;
 
@@ -19,6 +21,8 @@ pub enum Lookup {
     File(Box<Found>),
     /// A directory whose path was asked for without a slash at its end.
     Directory,
+    /// A directory without an index.
+    Listing(Listing),
     Missing,
 }
 
@@ -37,7 +41,7 @@ pub struct Found {
 /// What was opened.
 enum Opened {
     File(File, Stat),
-    Directory,
+    Directory(OwnedFd),
 }
 
 /// Finds what is served for a question. Blocks.
@@ -49,13 +53,16 @@ pub fn find(files: &Files, question: &Question) -> Result<Lookup, FileError> {
         (Some(Opened::File(file, stat)), false) => {
             return below.lookup(name, file, &stat, question, None);
         }
-        (Some(Opened::Directory), false) => return Ok(Lookup::Directory),
-        (Some(Opened::Directory), true) => {
+        (Some(Opened::Directory(_)), false) => return Ok(Lookup::Directory),
+        (Some(Opened::Directory(directory)), true) => {
             for index in &files.index {
                 let name = joined(name, index.as_bytes());
                 if let Some(Opened::File(file, stat)) = below.open(&name)? {
                     return below.lookup(&name, file, &stat, question, None);
                 }
+            }
+            if files.browse {
+                return below.list(name, &directory).map(Lookup::Listing);
             }
         }
         (Some(Opened::File(..)), true) | (None, _) => {}
@@ -125,6 +132,47 @@ impl Below<'_> {
         Ok(Lookup::File(Box::new(found)))
     }
 
+    /// What of a directory is served. A link is what it leads to, if that is.
+    fn list(&self, name: &[u8], directory: &OwnedFd) -> Result<Listing, FileError> {
+        let wrong = |error: Errno| FileError::Read {
+            root: self.files.root.clone(),
+            name: String::from_utf8_lossy(name).into_owned(),
+            source: io::Error::from(error),
+        };
+        let mut listing = Listing::of(name);
+        for entry in Dir::read_from(directory).map_err(wrong)? {
+            let entry = entry.map_err(wrong)?;
+            let own = entry.file_name().to_bytes();
+            let depth = usize::from(!name.is_empty());
+            if !is_served(own, depth, self.files.dot_files) {
+                continue;
+            }
+            if listing.is_full() {
+                break;
+            }
+            let stat = match statat(directory, own, AtFlags::SYMLINK_NOFOLLOW) {
+                Ok(stat) => stat,
+                // It is gone.
+                Err(_) => continue,
+            };
+            match FileType::from_raw_mode(stat.st_mode) {
+                FileType::RegularFile => listing.add_file(own, &stat),
+                FileType::Directory => listing.add_directory(own, &stat),
+                FileType::Symlink => match self.open(&joined(name, own)) {
+                    Ok(Some(Opened::File(_, stat))) => listing.add_file(own, &stat),
+                    Ok(Some(Opened::Directory(linked))) => {
+                        if let Ok(stat) = rustix::fs::fstat(&linked) {
+                            listing.add_directory(own, &stat);
+                        }
+                    }
+                    Ok(None) | Err(_) => {}
+                },
+                _ => {}
+            }
+        }
+        Ok(listing)
+    }
+
     /// Whether there is one. What is older than the file itself was made of another one.
     fn take_sibling(
         &self,
@@ -170,7 +218,7 @@ impl Below<'_> {
         let stat = rustix::fs::fstat(&opened).map_err(wrong)?;
         Ok(match FileType::from_raw_mode(stat.st_mode) {
             FileType::RegularFile => Some(Opened::File(File::from(opened), stat)),
-            FileType::Directory => Some(Opened::Directory),
+            FileType::Directory => Some(Opened::Directory(opened)),
             _ => None,
         })
     }
@@ -232,7 +280,7 @@ fn open_without_links(root: impl AsFd, name: &[u8]) -> rustix::io::Result<OwnedF
     Ok(opened)
 }
 
-fn modified(stat: &Stat) -> OffsetDateTime {
+pub(super) fn modified(stat: &Stat) -> OffsetDateTime {
     let seconds = i128::from(stat.st_mtime) * 1_000_000_000;
     let nanos = seconds + i128::from(stat.st_mtime_nsec);
     OffsetDateTime::from_unix_timestamp_nanos(nanos).unwrap_or(OffsetDateTime::UNIX_EPOCH)

@@ -4,6 +4,7 @@
 
 mod body;
 mod conditions;
+mod listing;
 mod lookup;
 mod media;
 mod range;
@@ -90,6 +91,8 @@ struct Question {
     /// client takes.
     fallback: bool,
     fallback_by_accept: bool,
+    /// Whether a directory is listed for a program.
+    wants_json: bool,
 }
 
 impl Folder {
@@ -142,6 +145,7 @@ impl Question {
             // A missing script must not be a page; a page may well have a dot in its name.
             fallback: files.fallback.is_some() && (!has_extension || takes_html()),
             fallback_by_accept: has_extension,
+            wants_json: files.browse && listing::wants_json(request),
             target,
         }
     }
@@ -151,6 +155,9 @@ fn reply_to(files: &Files, question: &Question) -> Result<Reply, FileError> {
     let found = match lookup::find(files, question)? {
         lookup::Lookup::File(found) => *found,
         lookup::Lookup::Directory => return Ok(Reply::Directory),
+        lookup::Lookup::Listing(listing) => {
+            return Ok(Reply::Answer(listing.answer(question)));
+        }
         lookup::Lookup::Missing => return Ok(Reply::Missing),
     };
     reply::reply(found, question, clock::now())

@@ -47,7 +47,7 @@ impl Target {
 
 /// One name in a directory. An encoded slash would be a second one, and what begins with a dot is a
 /// configuration, a repository, or one of the two directories that lead elsewhere.
-fn is_served(segment: &[u8], depth: usize, dot_files: bool) -> bool {
+pub(super) fn is_served(segment: &[u8], depth: usize, dot_files: bool) -> bool {
     let is_name = !segment.is_empty() && !segment.iter().any(|byte| matches!(byte, b'/' | 0));
     let leads_elsewhere = matches!(segment, b"." | b"..");
     // RFC 8615: its place is at the top.
