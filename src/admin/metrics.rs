@@ -288,13 +288,7 @@ impl Metrics {
                 IntGauge::new("perennial_connections", "Open client connections."),
             ),
             refused_connections: refused_connections(&registry),
-            idle_closed: register(
-                &registry,
-                IntCounter::new(
-                    "perennial_connections_idle_closed_total",
-                    "Connections that waited for a request and were closed to make room for others.",
-                ),
-            ),
+            idle_closed: idle_closed(&registry),
             certificate_not_after: float_gauges(
                 &registry,
                 "perennial_certificate_not_after_seconds",
@@ -608,6 +602,12 @@ fn refused_connections(registry: &Registry) -> IntCounterVec {
         "Connections that were closed at once, by reason: a limit, a missing PROXY protocol header, nothing left of what the host has (accept).",
         &["reason"],
     )
+}
+
+fn idle_closed(registry: &Registry) -> IntCounter {
+    let name = "perennial_connections_idle_closed_total";
+    let help = "Connections that waited for a request and were closed to make room for others.";
+    register(registry, IntCounter::new(name, help))
 }
 
 fn config_reloads(registry: &Registry) -> IntCounterVec {
