@@ -15,6 +15,7 @@ pub mod clock;
 #[doc(hidden)]
 pub mod config;
 mod http_client;
+mod spare;
 mod stderr_log;
 mod token_bucket;
 

@@ -79,7 +79,9 @@ async fn run(
     // Whether the client knows that no more streams may begin.
     let mut told = false;
     let mut watchdog = Watchdog::default();
+    // While there are streams it is set when the watchdog rings, and when the last one has ended.
     let mut idle_since = Instant::now();
+    let mut was_busy = false;
     poll_fn(|cx| {
         let goes = !told
             && (draining.as_mut().poll(cx).is_ready() || making_room.as_mut().poll(cx).is_ready());
@@ -96,8 +98,11 @@ async fn run(
                 Poll::Pending => break,
             }
         }
-        if connection.has_streams() {
+        let is_busy = connection.has_streams();
+        if std::mem::replace(&mut was_busy, is_busy) && !is_busy {
             idle_since = Instant::now();
+        }
+        if is_busy {
             if std::mem::replace(&mut waits, false) {
                 // If it was told to go just now, its streams still end in peace.
                 drain.works();
