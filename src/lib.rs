@@ -15,6 +15,7 @@ pub mod clock;
 #[doc(hidden)]
 pub mod config;
 mod http_client;
+mod spare;
 mod token_bucket;
 
 #[doc(hidden)]

@@ -12,10 +12,12 @@ use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
 use tokio::net::TcpStream;
 use tokio_util::io::poll_read_buf;
 
+use crate::spare;
+
 /// What is read from the socket at once where less was asked for. BoringSSL asks for the five bytes
 /// of a record's header and then for the record: most requests are one read this way, and what is
 /// not filled tells that there is nothing more, so that nobody has to ask.
-const AHEAD_BYTES: usize = 4 * 1024;
+const AHEAD_BYTES: usize = spare::BUFFER_BYTES;
 
 /// How long the other side may take to take our last word.
 const CLOSE_TIMEOUT: Duration = Duration::from_secs(5);
@@ -114,6 +116,9 @@ impl AsyncRead for ClientStream {
         cx: &mut Context<'_>,
         buf: &mut ReadBuf<'_>,
     ) -> Poll<io::Result<()>> {
+        // Whoever reads until nothing comes asks once more than there is to read: TLS would not find
+        // that out for less than a sixth of a request's price.
+        ready!(self.poll_readable(cx));
         match &mut self.0 {
             Transport::Plain(stream) => Pin::new(stream).poll_read(cx, buf),
             Transport::Tls(stream) => Pin::new(&mut **stream).poll_read(cx, buf),
@@ -175,10 +180,10 @@ impl AsyncRead for ReadAhead {
             }
             // Asked before there is any memory: a connection that waits has none.
             ready!(this.socket.poll_read_ready(cx))?;
-            this.buffer.reserve(AHEAD_BYTES);
+            this.buffer = spare::buffer();
             let read = poll_read_buf(Pin::new(&mut this.socket), cx, &mut this.buffer);
             if !matches!(read, Poll::Ready(Ok(1..))) {
-                this.buffer = BytesMut::new();
+                spare::give_buffer(&mut this.buffer);
             }
             ready!(read)?;
         }
@@ -186,7 +191,7 @@ impl AsyncRead for ReadAhead {
         buf.put_slice(&this.buffer[..length]);
         this.buffer.advance(length);
         if this.buffer.is_empty() {
-            this.buffer = BytesMut::new();
+            spare::give_buffer(&mut this.buffer);
         }
         Poll::Ready(Ok(()))
     }

@@ -1,14 +1,37 @@
 //! Header and trailer fields (RFC 9110 section 5), kept as one text with the places of names and
 //! values in it.
 
+use std::mem;
+
+use crate::spare::{self, Pile};
+
 /// Room is made for so many at once: browsers send as many.
 const USUAL_FIELDS: usize = 16;
 
-/// The fields of a head or of a trailer section, in order.
+/// The memory of more fields than that is not left to the next head.
+const MOST_SPARE: usize = 8 * USUAL_FIELDS;
+
+thread_local! {
+    static SPARE: Pile<(Vec<u8>, Vec<Line>)> = const { Pile::new() };
+}
+
+/// The fields of a head or of a trailer section, in order. Dropped, they leave their memory to the
+/// next.
 #[derive(Clone, Debug, Default)]
 pub struct Fields {
     text: Vec<u8>,
     lines: Vec<Line>,
+}
+
+impl Drop for Fields {
+    fn drop(&mut self) {
+        let (mut text, mut lines) = (mem::take(&mut self.text), mem::take(&mut self.lines));
+        if text.capacity() <= spare::MOST_BYTES && (1..=MOST_SPARE).contains(&lines.capacity()) {
+            text.clear();
+            lines.clear();
+            Pile::give(&SPARE, (text, lines));
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -230,6 +253,11 @@ impl Fields {
 
     /// Begins anew with a text whose fields are still to be found.
     pub(super) fn restart(&mut self, text: &[u8]) {
+        if self.lines.capacity() == 0
+            && let Some(spare) = Pile::take(&SPARE)
+        {
+            (self.text, self.lines) = spare;
+        }
         self.text.clear();
         self.text.extend_from_slice(text);
         self.lines.clear();
@@ -266,4 +294,9 @@ pub fn write_field(out: &mut Vec<u8>, name: &[u8], value: &[u8]) {
     out.extend_from_slice(b": ");
     out.extend_from_slice(value);
     out.extend_from_slice(b"\r\n");
+}
+
+/// Adds `Name: length` CRLF.
+pub fn write_length(out: &mut Vec<u8>, name: &[u8], length: u64) {
+    write_field(out, name, itoa::Buffer::new().format(length).as_bytes());
 }

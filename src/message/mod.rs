@@ -12,6 +12,6 @@ mod parse;
 mod tests;
 
 pub use body::{BodyError, BodyReader, Step, may_trail, write_chunk, write_last_chunk};
-pub use fields::{Field, Fields, Known, write_field};
+pub use fields::{Field, Fields, Known, write_field, write_length};
 pub use head::{Framing, RequestHead, ResponseHead};
 pub use parse::{HeadEnd, HeadError, Limits};

@@ -220,10 +220,13 @@ fn request_framing(fields: &Fields, version: Version) -> Result<Framing, HeadErr
 
 /// RFC 9110 section 8.6: digits alone.
 pub(super) fn parse_length(value: &[u8]) -> Option<u64> {
-    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+    if value.is_empty() {
         return None;
     }
-    std::str::from_utf8(value).ok()?.parse().ok()
+    value.iter().try_fold(0_u64, |length, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        length.checked_mul(10)?.checked_add(digit)
+    })
 }
 
 fn parse_version(version: &[u8]) -> Result<Version, HeadError> {
@@ -301,22 +304,23 @@ fn unfold(fields: &mut Fields, start: usize, end: usize) -> Result<(), HeadError
 
 /// RFC 9112 section 5.
 fn field(line: &[u8], reading: Reading) -> Result<(Span, Span), HeadError> {
-    let colon = memchr(b':', line).ok_or(HeadError::FieldName)?;
-    let name = match reading {
-        Reading::Strict => &line[..colon],
-        Reading::Lenient => line[..colon].trim_ascii_end(),
+    let name = token_length(line);
+    let after = match reading {
+        Reading::Strict => &line[name..],
+        Reading::Lenient => line[name..].trim_ascii_start(),
     };
-    if !is_token(name) {
-        return Err(HeadError::FieldName);
-    }
-    let value = line[colon + 1..].trim_ascii_end();
-    let start = line.len() - line[colon + 1..].trim_ascii_start().len();
-    let end = (colon + 1 + value.len()).max(start);
+    let value = match (name, after) {
+        (1.., [b':', value @ ..]) => value,
+        _ => return Err(HeadError::FieldName),
+    };
     // What `trim_ascii` takes for white space and RFC 9110 does not is refused here.
-    if has_controls(&line[colon + 1..]) {
+    if has_controls(value) {
         return Err(HeadError::FieldValue);
     }
-    Ok((span(0, name.len()), span(start, end)))
+    let value = value.trim_ascii_start();
+    let start = line.len() - value.len();
+    let end = start + value.trim_ascii_end().len();
+    Ok((span(0, name), span(start, end)))
 }
 
 fn span(start: usize, end: usize) -> Span {
@@ -328,8 +332,14 @@ fn span(start: usize, end: usize) -> Span {
 
 /// RFC 9110 section 5.6.2.
 pub(super) fn is_token(text: &[u8]) -> bool {
+    !text.is_empty() && token_length(text) == text.len()
+}
+
+/// How much of the text could be a token.
+fn token_length(text: &[u8]) -> usize {
     const TOKEN: [bool; 256] = token_bytes();
-    !text.is_empty() && text.iter().all(|byte| TOKEN[*byte as usize])
+    let end = text.iter().position(|byte| !TOKEN[*byte as usize]);
+    end.unwrap_or(text.len())
 }
 
 const fn token_bytes() -> [bool; 256] {

@@ -10,8 +10,7 @@ use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::{TcpStream, UnixStream};
 use tokio_util::io::poll_read_buf;
 
-/// What is asked for at first: most heads of responses with a small body.
-const FIRST_READ: usize = 4 * 1024;
+use crate::spare;
 
 /// What is asked for while bodies flow.
 const LARGE_READ: usize = 64 * 1024;
@@ -89,12 +88,11 @@ impl Connection {
 
     /// Reads more. `Ok(0)`: nothing will come any more.
     pub fn poll_fill(&mut self, cx: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.capacity() - self.input.len() < FIRST_READ / 2 {
-            let more = match self.input.capacity() {
-                0 => FIRST_READ,
-                _ => LARGE_READ,
-            };
-            self.input.reserve(more);
+        if self.input.capacity() - self.input.len() < spare::BUFFER_BYTES / 2 {
+            match self.input.capacity() {
+                0 => self.input = spare::buffer(),
+                _ => self.input.reserve(LARGE_READ),
+            }
         }
         let input = &mut self.input;
         match &mut self.socket {
@@ -153,10 +151,18 @@ impl Connection {
         matches!(read, Err(error) if error.kind() == io::ErrorKind::WouldBlock)
     }
 
+    /// Where the head of a request is to be written.
+    pub fn head(&mut self) -> &mut Vec<u8> {
+        if self.output.capacity() == 0 {
+            self.output = spare::text();
+        }
+        &mut self.output
+    }
+
     /// Gives memory back: nothing is under way.
     pub fn release(&mut self) {
-        self.input = BytesMut::new();
-        self.output = Vec::new();
+        spare::give_buffer(&mut self.input);
+        spare::give_text(&mut self.output);
         self.written = 0;
     }
 

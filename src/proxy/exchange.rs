@@ -311,7 +311,7 @@ impl<C: Client> Exchange<'_, C> {
         context: &mut Context,
     ) -> Result<Attempt, Failure> {
         let upgrade = forwarded::wants_upgrade(self.request);
-        self.write_head(&mut upstream.output, upgrade, origin, context);
+        self.write_head(upstream.head(), upgrade, origin, context);
         let may_repeat = reused && is_idempotent(&self.request.method);
         let replay = replay.unwrap_or(match may_repeat {
             true => Replay::Kept(Vec::new()),

@@ -9,7 +9,7 @@ use super::decision::origin_form;
 use super::forward_auth::Granted;
 use super::origin::Origin;
 use crate::config::Forwarded;
-use crate::message::{Field, Framing, Known, RequestHead, write_field};
+use crate::message::{Field, Framing, Known, RequestHead, write_field, write_length};
 
 /// What is said to the upstream beside what the client has said.
 pub struct Outgoing<'o> {
@@ -100,7 +100,7 @@ fn write_passed(output: &mut Vec<u8>, request: &RequestHead, wanted: impl Fn(&Fi
             // In one form, whatever the client made of it.
             Known::ContentLength => {
                 if let Framing::Length(length) = request.framing {
-                    write_field(output, field.name, length.to_string().as_bytes());
+                    write_length(output, field.name, length);
                 }
             }
             // It did not exist then (RFC 9110 section 10.1.1).

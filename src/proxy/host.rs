@@ -9,6 +9,9 @@ use crate::certificate::name::Name;
 /// A DNS name without its trailing dot is no longer (RFC 1035 section 2.3.4).
 const MAX_NAME_LEN: usize = 253;
 
+/// Between two dots.
+const MAX_LABEL_LEN: usize = 63;
+
 /// A host as in [`Name`], but never a wildcard, and on the stack.
 #[expect(
     clippy::large_enum_variant,
@@ -45,8 +48,13 @@ impl RequestHost {
 
     /// The DNS name, unless it is an address.
     pub fn dns(&self) -> Option<&str> {
+        std::str::from_utf8(self.dns_bytes()?).ok()
+    }
+
+    /// The same as bytes, all of them ASCII.
+    pub fn dns_bytes(&self) -> Option<&[u8]> {
         match self {
-            RequestHost::Dns { text, length } => std::str::from_utf8(&text[..*length]).ok(),
+            RequestHost::Dns { text, length } => Some(&text[..*length]),
             RequestHost::Address(_) => None,
         }
     }
@@ -62,8 +70,8 @@ impl RequestHost {
     /// Whether this is the name in a TLS ClientHello.
     pub fn is_server_name(&self, server_name: &str) -> bool {
         let server_name = server_name.strip_suffix('.').unwrap_or(server_name);
-        self.dns()
-            .is_some_and(|host| host.eq_ignore_ascii_case(server_name))
+        self.dns_bytes()
+            .is_some_and(|host| host.eq_ignore_ascii_case(server_name.as_bytes()))
     }
 }
 
@@ -110,9 +118,19 @@ fn parse_dns_or_ipv4(host: &[u8]) -> Result<RequestHost, HostError> {
     let host = host.strip_suffix(b".").unwrap_or(host);
     let mut text = [0; MAX_NAME_LEN];
     let lower = text.get_mut(..host.len()).ok_or(HostError::Malformed)?;
-    lower.copy_from_slice(host);
-    lower.make_ascii_lowercase();
-    if !lower.split(|&byte| byte == b'.').all(is_label) {
+    let mut label = 0;
+    for (lower, &byte) in lower.iter_mut().zip(host) {
+        *lower = LOWER[usize::from(byte)];
+        label = match *lower {
+            b'.' if label > 0 => 0,
+            b'.' | 0 => return Err(HostError::Malformed),
+            _ => label + 1,
+        };
+        if label > MAX_LABEL_LEN {
+            return Err(HostError::Malformed);
+        }
+    }
+    if label == 0 {
         return Err(HostError::Malformed);
     }
     if let Some(address) = parse_ipv4(lower) {
@@ -122,13 +140,19 @@ fn parse_dns_or_ipv4(host: &[u8]) -> Result<RequestHost, HostError> {
     Ok(RequestHost::Dns { text, length })
 }
 
-/// The same characters as in [`Name`]: what no site can be called need not be looked up.
-fn is_label(label: &[u8]) -> bool {
-    (1..=63).contains(&label.len())
-        && label
-            .iter()
-            .all(|byte| byte.is_ascii_lowercase() || byte.is_ascii_digit() || b"-_".contains(byte))
-}
+/// Each byte in lower case, 0 if it is none that a name may have. The same characters as in
+/// [`Name`]: what no site can be called need not be looked up.
+const LOWER: [u8; 256] = {
+    let mut table = [0; 256];
+    let mut byte = 0_u8;
+    while byte < 128 {
+        if byte.is_ascii_alphanumeric() || matches!(byte, b'-' | b'_' | b'.') {
+            table[byte as usize] = byte.to_ascii_lowercase();
+        }
+        byte += 1;
+    }
+    table
+};
 
 fn parse_ipv4(lower: &[u8]) -> Option<Ipv4Addr> {
     // No top-level domain ends in a digit: most names are told from addresses by one byte.

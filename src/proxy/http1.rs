@@ -20,8 +20,9 @@ use crate::listener::drain::Drain;
 use crate::listener::stream::ClientStream;
 use crate::message::{
     BodyReader, Fields, Framing, HeadEnd, HeadError, Known, Limits, RequestHead, ResponseHead,
-    Step, write_chunk, write_field, write_last_chunk,
+    Step, write_chunk, write_last_chunk, write_length,
 };
+use crate::spare;
 
 /// What servers take from clients: nginx 32 KiB, Apache 100 fields.
 const REQUEST_LIMITS: Limits = Limits {
@@ -45,6 +46,8 @@ const FIRST_READ: usize = 2 * 1024;
 
 /// Room is made for so much at once: a head, and a body that is sent with it.
 const USUAL_RESPONSE: usize = 1024;
+
+const CONTENT_LENGTH: &[u8] = b"Content-Length";
 
 /// What is asked for while a body flows.
 const LARGE_READ: usize = 32 * 1024;
@@ -177,7 +180,7 @@ impl Http1 {
     ) -> Poll<More> {
         let idle = self.input.is_empty();
         if self.stream.poll_readable(cx).is_ready() {
-            self.input.reserve(FIRST_READ);
+            self.make_room(FIRST_READ);
             match self.stream.poll_fill(cx, &mut self.input) {
                 Poll::Ready(Ok(1..)) => return Poll::Ready(More::Some),
                 Poll::Ready(_) => return Poll::Ready(More::End),
@@ -196,8 +199,15 @@ impl Http1 {
 
     /// A connection that waits has no memory for what may come.
     fn release(&mut self) {
-        self.input = BytesMut::new();
-        self.output = Vec::new();
+        spare::give_buffer(&mut self.input);
+        spare::give_text(&mut self.output);
+    }
+
+    fn make_room(&mut self, bytes: usize) {
+        if self.input.capacity() == 0 {
+            self.input = spare::buffer();
+        }
+        self.input.reserve(bytes);
     }
 
     fn begin(&mut self, head: &mut RequestHead, length: usize) -> Incoming {
@@ -248,7 +258,7 @@ impl Http1 {
     /// Adds what has come to the input.
     fn poll_fill(&mut self, cx: &mut Context<'_>, more: usize) -> Poll<Result<(), ClientError>> {
         if self.input.capacity() - self.input.len() < FIRST_READ / 2 {
-            self.input.reserve(more);
+            self.make_room(more);
         }
         match ready!(self.stream.poll_fill(cx, &mut self.input)) {
             Ok(0) => Poll::Ready(Err(ClientError::Gone)),
@@ -290,10 +300,10 @@ impl Http1 {
         let old = self.exchange.version == Version::HTTP_10;
         self.exchange.chunked = !old && matches!(framing, Framing::Chunked | Framing::UntilClose);
         match framing {
-            Framing::Length(length) => write_length(&mut self.output, length),
+            Framing::Length(length) => write_length(&mut self.output, CONTENT_LENGTH, length),
             Framing::None if has_length(head) => {
                 if let Ok(Some(length)) = head.length() {
-                    write_length(&mut self.output, length);
+                    write_length(&mut self.output, CONTENT_LENGTH, length);
                 }
             }
             Framing::None => {}
@@ -318,10 +328,6 @@ fn end_is_new(end: &HeadEnd) -> bool {
 /// Whether a response without a body may say how long it would be (RFC 9110 section 8.6).
 fn has_length(head: &ResponseHead) -> bool {
     !head.status.is_informational() && head.status != StatusCode::NO_CONTENT
-}
-
-fn write_length(output: &mut Vec<u8>, length: u64) {
-    write_field(output, b"Content-Length", length.to_string().as_bytes());
 }
 
 /// What came of waiting for more of a head.
@@ -395,6 +401,9 @@ impl Client for Http1 {
     }
 
     fn send_head(&mut self, head: &ResponseHead, framing: Framing) -> Result<(), ClientError> {
+        if self.output.capacity() == 0 {
+            self.output = spare::text();
+        }
         self.output.reserve(USUAL_RESPONSE);
         head.write_line(&mut self.output);
         answered::write_fields(&mut self.output, head);

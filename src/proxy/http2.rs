@@ -76,7 +76,9 @@ async fn run(
     // Whether the client knows that no more streams may begin.
     let mut told = false;
     let mut watchdog = Watchdog::default();
+    // While there are streams it is set when the watchdog rings, and when the last one has ended.
     let mut idle_since = Instant::now();
+    let mut was_busy = false;
     poll_fn(|cx| {
         if !told && draining.as_mut().poll(cx).is_ready() {
             told = true;
@@ -91,7 +93,8 @@ async fn run(
                 Poll::Pending => break,
             }
         }
-        if connection.has_streams() {
+        let is_busy = connection.has_streams();
+        if std::mem::replace(&mut was_busy, is_busy) && !is_busy {
             idle_since = Instant::now();
         }
         loop {

@@ -4,6 +4,8 @@ use std::collections::HashMap;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
+use foldhash::fast::RandomState;
+
 use super::address::{Address, Destination};
 use super::connection::Connection;
 
@@ -28,7 +30,7 @@ pub struct Kept(Arc<Mutex<Shelf>>);
 #[derive(Default)]
 struct Shelf {
     /// The one used last is taken first, so that a peak's others grow old.
-    free: HashMap<Arc<Destination>, Vec<Free>>,
+    free: HashMap<Arc<Destination>, Vec<Free>, RandomState>,
     /// How many there are.
     count: usize,
     /// Whether somebody throws out what is too old.

@@ -177,7 +177,10 @@ impl Proxy {
         let (client, connection) = (connection.client, Arc::new(connection));
         let served = http2::connection(stream, drain, |begun| {
             let (proxy, connection) = (self.clone(), Arc::clone(&connection));
-            tokio::spawn(async move { proxy.serve_stream(begun, &connection).await });
+            // Boxed, so that it stays where it was made: to spawn and to end a task moves what it
+            // runs half a dozen times.
+            let served = Box::pin(async move { proxy.serve_stream(begun, &connection).await });
+            tokio::spawn(served);
         });
         if let Err(error) = served.await {
             tracing::debug!(%client, %error, "HTTP/2 connection");

@@ -56,7 +56,8 @@ pub struct Progress {
     taken: u64,
     /// What the client had taken before.
     first_taken: u64,
-    since: Instant,
+    /// When something moved last. `None` before it is asked for the first time.
+    since: Option<Instant>,
     pace: Pace,
 }
 
@@ -86,7 +87,7 @@ impl Progress {
             moved: false,
             taken,
             first_taken: taken,
-            since: Instant::now(),
+            since: None,
             pace: Pace::new(rates),
         }
     }
@@ -125,14 +126,15 @@ impl Progress {
         let taken = client.progress();
         if std::mem::take(&mut self.moved) || taken != self.taken {
             self.taken = taken;
-            self.since = Instant::now();
+            self.since = None;
         }
+        let since = *self.since.get_or_insert_with(Instant::now);
         let limit = match waiting {
             Waiting::ClientTakes => limits.takes,
             Waiting::Head => limits.head,
             Waiting::ClientSends | Waiting::UpstreamTakes | Waiting::UpstreamSends => limits.idle,
         };
-        let silence = limit.map(|limit| self.since + limit);
+        let silence = limit.map(|limit| since + limit);
         let rate = self.rate_deadline(waiting, limits.patient, moved);
         let Some(deadline) = earlier(earlier(silence, limits.end), rate) else {
             return Poll::Pending;

@@ -6,6 +6,7 @@ use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 
 use bytes::Bytes;
+use foldhash::fast::RandomState;
 use http::{Method, StatusCode};
 
 use super::access::Guard;
@@ -26,6 +27,10 @@ use crate::config::{
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
 
+/// Sites by name, in lower case. The hash need not be one that a client cannot aim at: names come from
+/// the configuration, and a client's are looked for among them and never added.
+type ByName = HashMap<Box<[u8]>, Arc<Site>, RandomState>;
+
 /// All sites, found by host with one or two hash look-ups, however many there are.
 #[derive(Default)]
 pub struct Routing {
@@ -40,9 +45,9 @@ pub struct Routing {
 /// The sites of some listeners.
 #[derive(Default)]
 struct Hosts {
-    exact: HashMap<Box<str>, Arc<Site>>,
+    exact: ByName,
     /// By the parent: `example.com` for `*.example.com`.
-    wildcard: HashMap<Box<str>, Arc<Site>>,
+    wildcard: ByName,
     addresses: HashMap<IpAddr, Arc<Site>>,
     /// For every other name.
     any: Option<Arc<Site>>,
@@ -239,10 +244,10 @@ impl Hosts {
         match host {
             RequestHost::Address(address) => self.addresses.get(address),
             RequestHost::Dns { .. } => {
-                let name = host.dns()?;
+                let name = host.dns_bytes()?;
                 let wildcard = || {
-                    let (_, parent) = name.split_once('.')?;
-                    self.wildcard.get(parent)
+                    let dot = name.iter().position(|&byte| byte == b'.')?;
+                    self.wildcard.get(&name[dot + 1..])
                 };
                 let found = self.exact.get(name).or_else(wildcard);
                 found.or(self.any.as_ref())
@@ -254,8 +259,10 @@ impl Hosts {
         for host in &site.hosts {
             let shared = Arc::clone(shared);
             match host {
-                Name::Dns(name) => drop(self.exact.insert(Box::from(&**name), shared)),
-                Name::Wildcard(parent) => drop(self.wildcard.insert(Box::from(&**parent), shared)),
+                Name::Dns(name) => drop(self.exact.insert(name.as_bytes().into(), shared)),
+                Name::Wildcard(parent) => {
+                    drop(self.wildcard.insert(parent.as_bytes().into(), shared))
+                }
                 Name::Ip(address) => drop(self.addresses.insert(*address, shared)),
             }
         }
