@@ -1,7 +1,10 @@
 //! The wall clock. Nothing else in the crate asks what time it is: decisions take the time as an
 //! argument, so that a test can run a year in a millisecond.
 
-use time::OffsetDateTime;
+use std::sync::OnceLock;
+
+use serde::{Deserialize, Serialize};
+use time::{Duration, OffsetDateTime};
 
 /// The current wall-clock time, in UTC.
 #[expect(clippy::disallowed_methods, reason = "this is the one place")]
@@ -22,4 +25,59 @@ pub fn monotonic_usec() -> u64 {
     let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
     let seconds = u64::try_from(now.tv_sec).unwrap_or_default();
     seconds * 1_000_000 + u64::try_from(now.tv_nsec).unwrap_or_default() / 1000
+}
+
+/// How long this start of the host has lasted, suspends included (`CLOCK_BOOTTIME`): a clock that
+/// nobody sets, and that says nothing about another start or another host.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Uptime {
+    /// The first half of the random number that the kernel gives each of its starts.
+    pub boot: u64,
+    pub milliseconds: i64,
+}
+
+impl Uptime {
+    /// What has passed since; `None`: that was not in this start of the host.
+    pub fn since(self, earlier: Uptime) -> Option<Duration> {
+        let passed = self.milliseconds.checked_sub(earlier.milliseconds)?;
+        let known = self.boot == earlier.boot && passed >= 0;
+        known.then(|| Duration::milliseconds(passed))
+    }
+}
+
+/// `None` where the kernel does not say which start this is.
+pub fn uptime() -> Option<Uptime> {
+    static BOOT: OnceLock<Option<u64>> = OnceLock::new();
+    let boot = (*BOOT.get_or_init(boot))?;
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
+    let milliseconds = now
+        .tv_sec
+        .checked_mul(1000)?
+        .checked_add(now.tv_nsec / 1_000_000)?;
+    Some(Uptime { boot, milliseconds })
+}
+
+fn boot() -> Option<u64> {
+    let id = std::fs::read_to_string("/proc/sys/kernel/random/boot_id").ok()?;
+    let digits: String = id
+        .chars()
+        .filter(char::is_ascii_hexdigit)
+        .take(16)
+        .collect();
+    u64::from_str_radix(&digits, 16).ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn uptimes_compare_within_one_start_of_the_host() {
+        let at = |boot, milliseconds| Uptime { boot, milliseconds };
+        assert_eq!(at(1, 2500).since(at(1, 500)), Some(Duration::seconds(2)));
+        assert_eq!(at(1, 2500).since(at(2, 500)), None);
+        assert_eq!(at(1, 500).since(at(1, 2500)), None);
+        let (first, second) = (uptime().unwrap(), uptime().unwrap());
+        assert!(second.since(first).unwrap() < Duration::MINUTE);
+    }
 }

@@ -308,6 +308,135 @@ async fn through_an_acme_dns_server() {
     issued_by_pebble(&perennial, "example.test").await;
 }
 
+/// As goacmedns, which lego and others keep their accounts with, writes it.
+fn accounts(api: SocketAddr, of: &[(&str, &str)]) -> String {
+    let account = |(domain, subdomain): &(&str, &str)| {
+        let account = serde_json::json!({
+            "fulldomain": format!("{subdomain}.auth.test"),
+            "subdomain": subdomain,
+            "username": format!("of {subdomain}"),
+            "password": "a secret",
+            "server_url": format!("http://{api}"),
+        });
+        ((*domain).to_owned(), account)
+    };
+    let all: serde_json::Map<_, _> = of.iter().map(account).collect();
+    serde_json::Value::from(all).to_string()
+}
+
+/// One takes updates at a server that is given by name, one has an account for each domain, and one
+/// for all that is above them fails whatever it is asked for.
+#[tokio::test(flavor = "multi_thread")]
+async fn several_providers_each_for_its_domains() {
+    let place = Place::new();
+    let own = format!("@ IN A {0}\n* IN A {0}", place.ip);
+    let aliases =
+        "_acme-challenge IN CNAME aaaa.auth.test.\n_acme-challenge.b IN CNAME bbbb.auth.test.\n";
+    let other = format!("{own}\n{aliases}");
+    let zone = |name, records, takes_updates| Zone {
+        name,
+        records,
+        takes_updates,
+    };
+    let zones = [
+        zone(ZONE, own.as_str(), true),
+        zone("other.test", other.as_str(), false),
+        zone("auth.test", "", true),
+        zone("else.test", "", false),
+    ];
+    let bind = std::sync::Arc::new(Bind::start(&place, "bind", &zones).await);
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
+        return;
+    };
+    let api = place.free();
+    let _api = acme_dns(api, &bind).await;
+    let noted = accounts(api, &[("other.test", "aaaa"), ("b.other.test", "bbbb")]);
+    place.write("accounts.json", noted);
+    place.write("tsig.key", &bind.secret);
+    let dns = format!(
+        "[acme.dns]\nresolvers = [\"{addr}\"]\n\
+         [[acme.dns.providers]]\ndomains = [\"test\"]\nprovider = \"exec\"\nprogram = \"/bin/false\"\n\
+         [[acme.dns.providers]]\ndomains = [\"{ZONE}\"]\nprovider = \"rfc2136\"\n\
+         server = \"ns1.{ZONE}:{port}\"\nkey_name = \"perennial\"\nkey_file = \"tsig.key\"\n\
+         nameservers = [\"{addr}\"]\n\
+         [[acme.dns.providers]]\ndomains = [\"other.test\"]\nprovider = \"acme-dns\"\n\
+         accounts_file = \"accounts.json\"\nnameservers = [\"{addr}\"]\n",
+        addr = bind.addr,
+        port = bind.addr.port(),
+    );
+    let text = config(&pebble, &dns, &["*.example.test", "other.test"]);
+    let text = format!(
+        "{text}{}{}",
+        site(&["b.other.test"]),
+        site(&["www.else.test"])
+    );
+    let perennial = Perennial::run(place, &text).await;
+    let served = issued_by_pebble(&perennial, "x.example.test").await;
+    let mut names = served.names;
+    names.sort();
+    assert_eq!(
+        names,
+        ["*.example.test", "other.test"],
+        "one order, two providers"
+    );
+    issued_by_pebble(&perennial, "b.other.test").await;
+    let error = perennial.last_error("www.else.test").await;
+    assert!(
+        error.contains("exec did not take the TXT record"),
+        "{error}"
+    );
+    bind.wait_until_empty(CHALLENGE).await;
+    let log = perennial.log().join("\n");
+    assert!(!log.contains("a secret") && !log.contains(&bind.secret));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_server_whose_name_leads_nowhere_is_told() {
+    let place = Place::new();
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
+        return;
+    };
+    let by_name = "server = \"gone.elsewhere.test\"\n";
+    let dns = bind.dns_table();
+    let dns = dns.replace(&format!("server = \"{}\"\n", bind.addr), by_name);
+    let perennial = Perennial::run(place, &config(&pebble, &dns, &["example.test"])).await;
+    let error = perennial.last_error("example.test").await;
+    assert!(
+        error.contains("`server` \"gone.elsewhere.test\""),
+        "{error}"
+    );
+    assert!(!pebble.log().contains("Pulled a task"));
+}
+
+/// A name that nobody writes for is proved in another way, and where there is none, `check` says so.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_name_that_no_provider_is_for() {
+    let place = Place::new();
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
+        return;
+    };
+    let other = "[[acme.dns.providers]]\ndomains = [\"other.test\"]\nprovider = \"exec\"\nprogram = \"/bin/false\"\n";
+    let challenges = |kinds: &str| {
+        let acme = pebble.acme_table();
+        format!(
+            "{acme}challenges = {kinds}\n{other}{}",
+            site(&["example.test"])
+        )
+    };
+    let perennial = Perennial::run(place, &challenges("[\"dns-01\", \"http-01\"]")).await;
+    issued_by_pebble(&perennial, "example.test").await;
+    let file = perennial
+        .place
+        .write("alone.toml", challenges("[\"dns-01\"]"));
+    let checked = cli(&["check", "--config", &file.display().to_string()]).await;
+    assert_eq!(checked.code, Some(64));
+    let told =
+        "a certificate for example.test needs dns-01, and no DNS provider is for example.test";
+    assert!(checked.stderr.contains(told), "{}", checked.stderr);
+}
+
 /// What acme-dns does with an update: the newest value of the subdomain.
 async fn acme_dns(addr: SocketAddr, bind: &std::sync::Arc<Bind>) -> Server {
     let bind = std::sync::Arc::clone(bind);
@@ -315,10 +444,12 @@ async fn acme_dns(addr: SocketAddr, bind: &std::sync::Arc<Bind>) -> Server {
         let bind = std::sync::Arc::clone(&bind);
         async move {
             let header = |name: &str| headers.get(name).and_then(|it| it.to_str().ok());
-            if (header("x-api-user"), header("x-api-key")) != (Some("me"), Some("a secret")) {
+            let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
+            let own = format!("of {}", text("subdomain"));
+            let user = header("x-api-user").filter(|user| *user == "me" || *user == own);
+            if user.is_none() || header("x-api-key") != Some("a secret") {
                 return axum::http::StatusCode::UNAUTHORIZED;
             }
-            let text = |key: &str| body[key].as_str().unwrap_or_default().to_owned();
             let name = format!("{}.auth.test.", text("subdomain"));
             bind.update(&format!("update add {name} 1 TXT {}", text("txt")))
                 .await;

@@ -9,6 +9,7 @@ pub mod standing;
 mod writer;
 
 use std::collections::HashMap;
+use std::net::SocketAddr;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::Duration;
 
@@ -55,8 +56,10 @@ pub enum DnsError {
         limit: Duration,
         servers: String,
     },
-    #[error("dns-01 has no DNS provider: add [acme.dns]")]
-    NoProvider,
+    #[error(
+        "dns-01 has no DNS provider for {0}: add it to `domains` of one in [[acme.dns.providers]], or a `provider` for everything to [acme.dns]"
+    )]
+    NoProvider(String),
     #[error(transparent)]
     Store(#[from] StoreError),
 }
@@ -66,7 +69,7 @@ impl DnsError {
     pub(super) fn into_acme(self, what: &str) -> AcmeError {
         let class = match &self {
             DnsError::Write { source, .. } if source.is_refusal() => Class::Operator,
-            DnsError::Store(_) | DnsError::EndlessAlias(_) | DnsError::NoProvider => {
+            DnsError::Store(_) | DnsError::EndlessAlias(_) | DnsError::NoProvider(_) => {
                 Class::Operator
             }
             _ => Class::Retryable,
@@ -127,13 +130,37 @@ impl Claims {
 pub struct DnsChallenges {
     config: config::Dns,
     lookup: Lookup,
-    /// `None`: no provider is configured.
-    writer: Option<Writer>,
+    /// As in the configuration.
+    places: Vec<Arc<Place>>,
     journal: Journal,
     claims: Claims,
+    removals: TaskTracker,
+}
+
+/// Where records are written: one provider, and what is its alone.
+struct Place {
+    writer: Writer,
+    lookup: Lookup,
+    config: config::DnsZones,
     /// Held while the provider changes a record set: some read it, and write it back changed.
     writing: tokio::sync::Mutex<()>,
-    removals: TaskTracker,
+}
+
+impl Place {
+    fn new(zones: &config::DnsZones, resolvers: &[SocketAddr]) -> Result<Arc<Place>, String> {
+        Ok(Arc::new(Place {
+            writer: Writer::new(&zones.writer, resolvers)?,
+            lookup: Lookup::new(resolvers.to_vec(), zones.nameservers.clone()),
+            config: zones.clone(),
+            writing: tokio::sync::Mutex::default(),
+        }))
+    }
+
+    async fn wait_until_seen(&self, records: &[TxtRecord]) -> Result<(), DnsError> {
+        propagation::wait(&self.lookup, records, self.config.propagation_timeout).await?;
+        tokio::time::sleep(self.config.propagation_delay).await;
+        Ok(())
+    }
 }
 
 impl DnsChallenges {
@@ -143,13 +170,14 @@ impl DnsChallenges {
         state: &StateDir,
         claims: Claims,
     ) -> Result<Arc<DnsChallenges>, String> {
+        let places = config.zones.iter();
+        let places = places.map(|zones| Place::new(zones, &config.resolvers));
         Ok(Arc::new(DnsChallenges {
-            lookup: Lookup::new(config.resolvers.clone(), config.nameservers.clone()),
-            writer: config.writer.as_ref().map(Writer::new).transpose()?,
+            lookup: Lookup::new(config.resolvers.clone(), Vec::new()),
+            places: places.collect::<Result<_, _>>()?,
             config: config.clone(),
             journal: Journal::of(state),
             claims,
-            writing: tokio::sync::Mutex::default(),
             removals: TaskTracker::new(),
         }))
     }
@@ -164,10 +192,12 @@ impl DnsChallenges {
         domain: &str,
         value: &str,
     ) -> Result<RecordGuard, DnsError> {
-        let writer = self.writer.as_ref().ok_or(DnsError::NoProvider)?;
+        let place = self.place_for(domain);
+        let place = place.ok_or_else(|| DnsError::NoProvider(domain.to_owned()))?;
+        let writer = &place.writer;
         let asked = format!("_acme-challenge.{domain}");
         let name = self.lookup.behind_aliases(&asked).await?;
-        writer.check_target(&asked, &name)?;
+        writer.check_target(domain, &asked, &name)?;
         let record = TxtRecord {
             zone: self.lookup.zone_of(&name).await?,
             name,
@@ -175,12 +205,17 @@ impl DnsChallenges {
         };
         tracing::debug!(asked, record.name, record.zone, "writing a TXT record");
         // From here on the guard takes it away again, even if it is half written.
-        let guard = self.claim(record.clone());
-        let (journal, provider) = (self.journal.clone(), writer.name());
-        let noted = record.clone();
-        blocking(move || journal.note(&noted, provider, clock::now())).await?;
-        let _writing = self.writing.lock().await;
-        let written = writer.add(&record, self.config.ttl).await;
+        let guard = self.claim(record.clone(), Arc::clone(place));
+        let noted = Noted {
+            provider: writer.name().to_owned(),
+            domain: Some(domain.to_owned()),
+            record: record.clone(),
+            written_at: clock::now(),
+        };
+        let journal = self.journal.clone();
+        blocking(move || journal.note(&noted)).await?;
+        let _writing = place.writing.lock().await;
+        let written = writer.add(domain, &record, place.config.ttl).await;
         written.map_err(|source| DnsError::Write {
             provider: writer.name(),
             name: record.name,
@@ -189,11 +224,29 @@ impl DnsChallenges {
         Ok(guard)
     }
 
-    /// Waits until every authoritative server has the records.
-    pub(super) async fn wait_until_seen(&self, records: &[TxtRecord]) -> Result<(), DnsError> {
-        propagation::wait(&self.lookup, records, self.config.propagation_timeout).await?;
-        tokio::time::sleep(self.config.propagation_delay).await;
-        Ok(())
+    /// Whether there is somebody who can write the records of this name.
+    pub(super) fn writes_for(&self, domain: &str) -> bool {
+        self.config.writes_for(domain)
+    }
+
+    fn place_for(&self, domain: &str) -> Option<&Arc<Place>> {
+        self.places.get(self.config.zones_of(domain)?)
+    }
+
+    /// Waits until every authoritative server has the records; those of several providers have
+    /// their time together.
+    pub(super) async fn wait_until_seen(&self, guards: &[&RecordGuard]) -> Result<(), DnsError> {
+        let of = |place: &Arc<Place>| {
+            let own = guards.iter().filter(|it| Arc::ptr_eq(&it.place, place));
+            own.map(|guard| guard.record.clone()).collect::<Vec<_>>()
+        };
+        let waits = self.places.iter().map(|place| async move {
+            match of(place) {
+                records if records.is_empty() => Ok(()),
+                records => place.wait_until_seen(&records).await,
+            }
+        });
+        futures_util::future::try_join_all(waits).await.map(|_| ())
     }
 
     /// The TXT records that resolvers find at `name`, behind aliases.
@@ -201,11 +254,22 @@ impl DnsChallenges {
         self.lookup.txt(name).await
     }
 
-    fn claim(self: &Arc<Self>, record: TxtRecord) -> RecordGuard {
+    fn claim(self: &Arc<Self>, record: TxtRecord, place: Arc<Place>) -> RecordGuard {
         self.claims.add(&record);
         RecordGuard {
             challenges: Arc::clone(self),
             record,
+            place,
+        }
+    }
+
+    /// Who wrote this, as far as that is still configured. Earlier versions did not note for which
+    /// name, and had one provider.
+    fn place_of(&self, noted: &Noted) -> Option<&Arc<Place>> {
+        let is_it = |place: &&Arc<Place>| place.writer.name() == noted.provider;
+        match &noted.domain {
+            Some(domain) => self.place_for(domain).filter(is_it),
+            None => self.places.iter().find(is_it),
         }
     }
 
@@ -213,15 +277,14 @@ impl DnsChallenges {
     pub async fn remove_left_over(self: &Arc<Self>) {
         let journal = self.journal.clone();
         let left = blocking(move || journal.read()).await;
-        let own = self.writer.as_ref().map(Writer::name);
         let in_use = |noted: &Noted| self.claims.has(&noted.record);
         for noted in left.into_iter().filter(|noted| !in_use(noted)) {
-            if own == Some(&*noted.provider) {
+            if let Some(place) = self.place_of(&noted) {
                 tracing::info!(
                     name = noted.record.name,
                     "removing a TXT record that was left"
                 );
-                self.remove_soon(noted.record);
+                self.remove_soon(noted.record, Arc::clone(place));
             } else {
                 tracing::warn!(
                     name = noted.record.name,
@@ -235,16 +298,16 @@ impl DnsChallenges {
         }
     }
 
-    fn remove_soon(self: &Arc<Self>, record: TxtRecord) {
+    fn remove_soon(self: &Arc<Self>, record: TxtRecord, place: Arc<Place>) {
         let challenges = Arc::clone(self);
         self.removals
-            .spawn(async move { challenges.remove(record).await });
+            .spawn(async move { challenges.remove(record, &place).await });
     }
 
-    async fn remove(&self, record: TxtRecord) {
+    async fn remove(&self, record: TxtRecord, place: &Place) {
         let mut waits = REMOVAL_WAITS.into_iter();
         loop {
-            let error = match self.remove_once(&record).await {
+            let error = match self.remove_once(&record, place).await {
                 Ok(()) => return,
                 Err(error) => error,
             };
@@ -259,15 +322,13 @@ impl DnsChallenges {
         }
     }
 
-    async fn remove_once(&self, record: &TxtRecord) -> Result<(), WriteError> {
-        let _writing = self.writing.lock().await;
+    async fn remove_once(&self, record: &TxtRecord, place: &Place) -> Result<(), WriteError> {
+        let _writing = place.writing.lock().await;
         if self.claims.has(record) {
             // Another order needs it by now, and takes it away.
             return Ok(());
         }
-        if let Some(writer) = &self.writer {
-            writer.remove(record).await?;
-        }
+        place.writer.remove(record).await?;
         tracing::debug!(name = record.name, "removed a TXT record");
         let (journal, record) = (self.journal.clone(), record.clone());
         blocking(move || journal.forget(&record)).await;
@@ -287,18 +348,14 @@ impl DnsChallenges {
 pub(super) struct RecordGuard {
     challenges: Arc<DnsChallenges>,
     record: TxtRecord,
-}
-
-impl RecordGuard {
-    pub(super) fn record(&self) -> &TxtRecord {
-        &self.record
-    }
+    place: Arc<Place>,
 }
 
 impl Drop for RecordGuard {
     fn drop(&mut self) {
         if self.challenges.claims.release(&self.record) {
-            self.challenges.remove_soon(self.record.clone());
+            let place = Arc::clone(&self.place);
+            self.challenges.remove_soon(self.record.clone(), place);
         }
     }
 }
@@ -307,6 +364,9 @@ impl Drop for RecordGuard {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Noted {
     provider: String,
+    /// The name that the record proves, by which its provider was chosen.
+    #[serde(default)]
+    domain: Option<String>,
     #[serde(flatten)]
     record: TxtRecord,
     #[serde(with = "time::serde::rfc3339")]

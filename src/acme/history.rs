@@ -2,6 +2,8 @@
 //! line each in a file of the ledger, on disk before the request leaves. It records;
 //! [`limits`](super::limits) decides what it means.
 
+mod dates;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
 use std::io::{self, Write};
@@ -12,8 +14,10 @@ use std::sync::{Arc, Mutex, MutexGuard};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
+use self::dates::{Dates, Moment};
 use super::limits::{End, Event, Past, What};
 use crate::certificate::name::Name;
+use crate::clock;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// Lines that are over before the file is written anew.
@@ -27,13 +31,13 @@ const LINES_OF_AN_EVENT: usize = 3;
 enum Line {
     Account {
         id: u64,
-        #[serde(with = "time::serde::rfc3339")]
-        at: OffsetDateTime,
+        #[serde(flatten)]
+        dates: Dates,
     },
     Order {
         id: u64,
-        #[serde(with = "time::serde::rfc3339")]
-        at: OffsetDateTime,
+        #[serde(flatten)]
+        dates: Dates,
         names: BTreeSet<String>,
         exempt: bool,
     },
@@ -49,12 +53,40 @@ enum Line {
 pub struct History {
     /// `None`: in memory alone, for simulations.
     path: Option<PathBuf>,
+    steady: Steady,
     memory: Mutex<Memory>,
+}
+
+/// Whose uptime records are dated by.
+#[derive(Clone, Debug)]
+pub(super) enum Steady {
+    Host,
+    #[cfg(test)]
+    Simulated(Arc<Mutex<Option<clock::Uptime>>>),
+}
+
+impl Steady {
+    fn moment(&self, wall: OffsetDateTime) -> Moment {
+        let uptime = match self {
+            Steady::Host => clock::uptime(),
+            #[cfg(test)]
+            Steady::Simulated(uptime) => *uptime.lock().unwrap(),
+        };
+        Moment { wall, uptime }
+    }
 }
 
 #[derive(Debug, Default)]
 struct Memory {
+    /// Each event as of when it really was, by the wall clock of now.
     past: Past,
+    /// What is known of when that was.
+    dates: BTreeMap<u64, Dates>,
+    /// When this process read what was there, and when it last compared the clocks.
+    opened: Option<Moment>,
+    settled: Option<Moment>,
+    /// The clock was set, and what the file says of dates is not the best that is known.
+    is_stale: bool,
     /// Of the orders that the CA has told us of.
     urls: BTreeMap<u64, String>,
     next_id: u64,
@@ -69,7 +101,17 @@ impl History {
         keep: Duration,
         now: OffsetDateTime,
     ) -> Result<History, StoreError> {
-        let (history, is_there) = History::read(state, slug, keep, now)?;
+        History::open_by(Steady::Host, state, slug, keep, now)
+    }
+
+    fn open_by(
+        steady: Steady,
+        state: &StateDir,
+        slug: &str,
+        keep: Duration,
+        now: OffsetDateTime,
+    ) -> Result<History, StoreError> {
+        let (history, is_there) = History::read(steady, state, slug, keep, now)?;
         if is_there && let Some(path) = &history.path {
             write_anew(path, &mut history.lock())?;
         }
@@ -78,6 +120,7 @@ impl History {
 
     /// And whether there was anything.
     fn read(
+        steady: Steady,
         state: &StateDir,
         slug: &str,
         keep: Duration,
@@ -103,10 +146,11 @@ impl History {
                 }
             }
         }
-        memory.forget(now, keep);
+        memory.open(&steady.moment(now), keep);
         let is_there = !bytes.is_empty();
         let history = History {
             path: Some(path),
+            steady,
             memory: Mutex::new(memory),
         };
         Ok((history, is_there))
@@ -119,17 +163,30 @@ impl History {
         keep: Duration,
         now: OffsetDateTime,
     ) -> Result<History, StoreError> {
-        let (history, _) = History::read(state, slug, keep, now)?;
+        let (history, _) = History::read(Steady::Host, state, slug, keep, now)?;
         Ok(history)
     }
 
     /// One that is nowhere on disk, and so outlives a simulated crash as a whole.
     #[cfg(test)]
     pub(super) fn in_memory() -> History {
+        // The times of a test do not pass on the host's clocks.
+        History::simulated(Steady::Simulated(Arc::default()))
+    }
+
+    #[cfg(test)]
+    pub(super) fn simulated(steady: Steady) -> History {
         History {
             path: None,
+            steady,
             memory: Mutex::default(),
         }
+    }
+
+    /// What a restart makes of one that is nowhere on disk.
+    #[cfg(test)]
+    pub(super) fn reopen(&self, now: OffsetDateTime, keep: Duration) {
+        self.lock().open(&self.steady.moment(now), keep);
     }
 
     /// Notes an order, on disk before this returns.
@@ -140,9 +197,10 @@ impl History {
         now: OffsetDateTime,
     ) -> Result<u64, StoreError> {
         let names = names.iter().map(Name::to_string).collect();
+        let dates = Dates::new(&self.steady.moment(now));
         self.add(|id| Line::Order {
             id,
-            at: now,
+            dates,
             names,
             exempt,
         })
@@ -155,7 +213,7 @@ impl History {
         let names = names.iter().map(Name::to_string).collect();
         memory.take_in(Line::Order {
             id,
-            at: now,
+            dates: Dates::new(&self.steady.moment(now)),
             names,
             exempt: false,
         });
@@ -165,11 +223,10 @@ impl History {
     /// Notes a reserved order, on disk before this returns.
     fn commit(&self, id: u64) -> Result<(), StoreError> {
         let memory = self.lock();
-        let event = memory.past.get(id);
-        let (Some(path), Some(event)) = (&self.path, event) else {
+        let Some(path) = &self.path else {
             return Ok(());
         };
-        for line in lines_of(id, event, None) {
+        for line in memory.lines_of(id) {
             let mut bytes =
                 serde_json::to_vec(&line).map_err(|error| StoreError::broken(path, error))?;
             bytes.push(b'\n');
@@ -194,7 +251,8 @@ impl History {
 
     /// Notes an account, on disk before this returns.
     pub fn account(&self, now: OffsetDateTime) -> Result<u64, StoreError> {
-        self.add(|id| Line::Account { id, at: now })
+        let dates = Dates::new(&self.steady.moment(now));
+        self.add(|id| Line::Account { id, dates })
     }
 
     /// Decides over everything that may still matter; nothing is copied.
@@ -202,9 +260,13 @@ impl History {
         decide(&self.lock().past)
     }
 
-    /// Drops what does not matter any more.
+    /// Dates what happened by the wall clock of now, which may have been set meanwhile, and drops
+    /// what does not matter any more.
     pub fn forget(&self, now: OffsetDateTime, keep: Duration) {
-        self.lock().forget(now, keep);
+        let moment = self.steady.moment(now);
+        let mut memory = self.lock();
+        memory.settle(&moment);
+        memory.forget(now, keep);
     }
 
     fn add(&self, line: impl FnOnce(u64) -> Line) -> Result<u64, StoreError> {
@@ -222,7 +284,8 @@ impl History {
         // attempt too many that is counted.
         memory.take_in(line);
         append(path, &bytes)?;
-        if memory.lines > LINES_OF_AN_EVENT * memory.past.len() + MAX_STALE_LINES {
+        let is_long = memory.lines > LINES_OF_AN_EVENT * memory.past.len() + MAX_STALE_LINES;
+        if is_long || memory.is_stale {
             write_anew(path, &mut memory)?;
         }
         Ok(id)
@@ -265,7 +328,7 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         if !self.is_used {
-            self.history.lock().past.remove(self.id);
+            self.history.lock().drop_event(self.id);
         }
     }
 }
@@ -287,70 +350,32 @@ fn append(path: &Path, bytes: &[u8]) -> Result<(), StoreError> {
 
 fn write_anew(path: &Path, memory: &mut Memory) -> Result<(), StoreError> {
     let mut bytes = Vec::new();
-    memory.lines = 0;
-    for line in memory
-        .past
-        .events()
-        .flat_map(|(id, event)| lines_of(id, event, memory.urls.get(&id)))
-    {
+    let mut lines = 0;
+    let events = memory.past.events();
+    for line in events.flat_map(|(id, _)| memory.lines_of(id)) {
         serde_json::to_writer(&mut bytes, &line)
             .map_err(|error| StoreError::broken(path, error))?;
         bytes.push(b'\n');
-        memory.lines += 1;
+        lines += 1;
     }
+    memory.lines = lines;
+    memory.is_stale = false;
     atomic::write_file(path, &bytes, SECRET_FILE)
-}
-
-fn lines_of(id: u64, event: &Event, url: Option<&String>) -> Vec<Line> {
-    let at = event.at;
-    match &event.what {
-        What::Account => vec![Line::Account { id, at }],
-        What::Order { names, exempt, end } => {
-            let order = Line::Order {
-                id,
-                at,
-                names: names.clone(),
-                exempt: *exempt,
-            };
-            let placed = url.map(|url| Line::Placed {
-                id,
-                url: url.clone(),
-            });
-            let failed = match end {
-                End::Issued => None,
-                End::Failed(name) => Some(Line::Failed {
-                    id,
-                    name: name.clone(),
-                }),
-            };
-            [Some(order), placed, failed]
-                .into_iter()
-                .flatten()
-                .collect()
-        }
-    }
 }
 
 impl Memory {
     fn take_in(&mut self, line: Line) {
         self.lines += 1;
-        let (id, event) = match line {
-            Line::Account { id, at } => (
-                id,
-                Event {
-                    at,
-                    what: What::Account,
-                },
-            ),
+        let (id, dates, what) = match line {
+            Line::Account { id, dates } => (id, dates, What::Account),
             Line::Order {
                 id,
-                at,
+                dates,
                 names,
                 exempt,
             } => {
                 let end = End::Issued;
-                let what = What::Order { names, exempt, end };
-                (id, Event { at, what })
+                (id, dates, What::Order { names, exempt, end })
             }
             Line::Placed { id, url } => {
                 self.urls.insert(id, url);
@@ -359,13 +384,75 @@ impl Memory {
             Line::Failed { id, name } => return self.past.end(id, End::Failed(name)),
         };
         self.next_id = self.next_id.max(id + 1);
-        self.past.add(id, event);
+        self.dates.insert(id, dates);
+        self.past.add(id, Event { at: dates.at, what });
+    }
+
+    /// An event as it stands in the file.
+    fn lines_of(&self, id: u64) -> Vec<Line> {
+        let (Some(event), Some(dates)) = (self.past.get(id), self.dates.get(&id)) else {
+            return Vec::new();
+        };
+        let dates = *dates;
+        let What::Order { names, exempt, end } = &event.what else {
+            return vec![Line::Account { id, dates }];
+        };
+        let order = Line::Order {
+            id,
+            dates,
+            names: names.clone(),
+            exempt: *exempt,
+        };
+        let placed = self.urls.get(&id).map(|url| Line::Placed {
+            id,
+            url: url.clone(),
+        });
+        let failed = match end {
+            End::Issued => None,
+            End::Failed(name) => Some(Line::Failed {
+                id,
+                name: name.clone(),
+            }),
+        };
+        let all = [Some(order), placed, failed];
+        all.into_iter().flatten().collect()
+    }
+
+    /// This process has read it all.
+    fn open(&mut self, now: &Moment, keep: Duration) {
+        for dates in self.dates.values_mut() {
+            dates.are_read(now);
+        }
+        (self.opened, self.settled) = (Some(*now), None);
+        self.settle(now);
+        self.forget(now.wall, keep);
+    }
+
+    /// Where the wall clock was set since the last look, every event moves with it.
+    fn settle(&mut self, now: &Moment) {
+        let opened = *self.opened.get_or_insert(*now);
+        let before = self.settled;
+        if before.is_some_and(|before| !now.was_set_since(&before)) {
+            return;
+        }
+        for (id, dates) in &mut self.dates {
+            let at = dates.settle(now, &opened);
+            self.past.redate(*id, at);
+        }
+        self.is_stale = before.is_some();
+        self.settled = Some(*now);
     }
 
     fn forget(&mut self, now: OffsetDateTime, keep: Duration) {
         for id in self.past.forget(now, keep) {
-            self.urls.remove(&id);
+            self.drop_event(id);
         }
+    }
+
+    fn drop_event(&mut self, id: u64) {
+        self.past.remove(id);
+        self.dates.remove(&id);
+        self.urls.remove(&id);
     }
 }
 
@@ -374,6 +461,7 @@ mod tests {
     use time::macros::datetime;
 
     use super::*;
+    use crate::acme::limits;
 
     const NOW: OffsetDateTime = datetime!(2026-11-25 12:00 UTC);
     const WEEK: Duration = Duration::days(7);
@@ -386,7 +474,9 @@ mod tests {
     fn what_was_asked_is_known_after_a_restart() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        let open = |now| History::open(&state, "ca", WEEK, now).unwrap();
+        // The times of a test do not pass on the host's clocks.
+        let steady = Steady::Simulated(Arc::default());
+        let open = |now| History::open_by(steady.clone(), &state, "ca", WEEK, now).unwrap();
         let history = open(NOW);
         assert!(past_of(&history).is_empty());
         let names = ["a.test".parse().unwrap(), "*.a.test".parse().unwrap()];
@@ -427,7 +517,8 @@ mod tests {
     fn a_place_within_the_limits_is_taken_at_once_and_given_up_where_nothing_is_sent() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        let open = || Arc::new(History::open(&state, "ca", WEEK, NOW).unwrap());
+        let steady = Steady::Simulated(Arc::default());
+        let open = || Arc::new(History::open_by(steady.clone(), &state, "ca", WEEK, NOW).unwrap());
         let history = open();
         let names = ["a.test".parse().unwrap()];
         let first = Reservation::new(&history, &names, NOW);
@@ -439,5 +530,123 @@ mod tests {
         assert_eq!(past_of(&history).len(), 1);
         history.failed(id, Some("a.test".to_owned())).unwrap();
         assert_eq!(past_of(&open()), past_of(&history));
+    }
+
+    /// An account's limit, used up under a clock that is 400 days ahead.
+    struct Host {
+        _directory: tempfile::TempDir,
+        state: StateDir,
+        uptime: Arc<Mutex<Option<clock::Uptime>>>,
+    }
+
+    impl Host {
+        fn new() -> Host {
+            let directory = tempfile::tempdir().unwrap();
+            Host {
+                state: StateDir::open(directory.path()).unwrap(),
+                _directory: directory,
+                uptime: Arc::default(),
+            }
+        }
+
+        fn at(&self, boot: u64, uptime: Duration) {
+            let milliseconds = uptime.whole_milliseconds().try_into().unwrap();
+            let uptime = clock::Uptime { boot, milliseconds };
+            *self.uptime.lock().unwrap() = Some(uptime);
+        }
+
+        fn open(&self, now: OffsetDateTime) -> History {
+            let steady = Steady::Simulated(Arc::clone(&self.uptime));
+            History::open_by(steady, &self.state, "ca", WEEK, now).unwrap()
+        }
+
+        fn used_up(&self, now: OffsetDateTime) -> History {
+            let history = self.open(now);
+            for number in 0..300 {
+                let name = format!("n{number}.test").parse().unwrap();
+                history.order(&[name], false, now).unwrap();
+            }
+            history
+        }
+    }
+
+    fn broken_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        history.forget(now, WEEK);
+        let limits = crate::config::Limits::lets_encrypt();
+        let names = ["x.test".parse().unwrap()];
+        let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
+        broken.map(|broken| broken.until)
+    }
+
+    #[test]
+    fn a_clock_that_is_set_neither_holds_up_an_order_nor_breaks_a_limit() {
+        for wrong_by in [Duration::days(400), -Duration::days(400)] {
+            let host = Host::new();
+            host.at(1, Duration::HOUR);
+            let history = host.used_up(NOW + wrong_by);
+            // Set while it runs, two hours later, and while it does not.
+            host.at(1, Duration::hours(3));
+            let later = NOW + Duration::hours(2);
+            for history in [&history, &host.open(later)] {
+                assert_eq!(broken_until(history, later), Some(NOW + Duration::hours(3)));
+            }
+            host.at(1, Duration::hours(4));
+            let later = NOW + Duration::hours(3);
+            for history in [&history, &host.open(later)] {
+                assert_eq!(broken_until(history, later), None);
+            }
+            // What was noted wrong is written as it was, for another start of the host.
+            let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
+            let text = fs::read_to_string(path).unwrap();
+            assert!(text.contains("2026-11-25T12:00:00Z"), "{text}");
+            host.at(2, Duration::MINUTE);
+            assert_eq!(broken_until(&host.open(later), later), None);
+        }
+    }
+
+    #[test]
+    fn what_a_running_process_finds_out_about_dates_is_on_disk_with_the_next_order() {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let history = host.used_up(NOW + Duration::days(400));
+        host.at(1, Duration::hours(3));
+        let later = NOW + Duration::hours(2);
+        broken_until(&history, later);
+        history
+            .order(&["x.test".parse().unwrap()], true, later)
+            .unwrap();
+        drop(history);
+        host.at(2, Duration::MINUTE);
+        let later = NOW + Duration::hours(3);
+        assert_eq!(broken_until(&host.open(later), later), None);
+    }
+
+    #[test]
+    fn of_another_start_of_the_host_a_date_in_the_future_counts_once_as_just_now() {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        host.used_up(NOW + Duration::days(400));
+        host.at(2, Duration::MINUTE);
+        let until = NOW + Duration::hours(3);
+        assert_eq!(broken_until(&host.open(NOW), NOW), Some(until));
+        // Other processes, and other starts, add nothing to that.
+        let later = NOW + Duration::hours(2);
+        for boot in [2, 3] {
+            host.at(boot, Duration::hours(2));
+            assert_eq!(broken_until(&host.open(later), later), Some(until));
+        }
+        assert_eq!(broken_until(&host.open(until), until), None);
+    }
+
+    #[test]
+    fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
+        let line =
+            r#"{"order":{"id":3,"at":"2026-11-25T11:00:00Z","names":["a.test"],"exempt":false}}"#;
+        append(&path, format!("{line}\n").as_bytes()).unwrap();
+        let past = past_of(&host.open(NOW));
+        assert_eq!(past[0].at, NOW - Duration::HOUR);
     }
 }

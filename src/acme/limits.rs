@@ -60,9 +60,6 @@ impl std::fmt::Display for Broken {
     }
 }
 
-/// Further in the future than this nothing can have been noted, unless by a wrong clock.
-const CLOCK_TOLERANCE: Duration = Duration::minutes(1);
-
 /// Instants, and whose they are.
 type Times = BTreeSet<(OffsetDateTime, u64)>;
 
@@ -117,17 +114,18 @@ impl Past {
         self.add(id, event);
     }
 
-    /// Drops what is older than `keep`. What lies in the future was noted under a wrong clock: it
-    /// counts as of now, and is over as soon as anything else of now.
-    /// Answers the numbers of what is dropped.
-    pub fn forget(&mut self, now: OffsetDateTime, keep: Duration) -> Vec<u64> {
-        let mut dropped = Vec::new();
-        while let Some((at, id)) = self.by_time.last().copied()
-            && at > now + CLOCK_TOLERANCE
+    /// It turns out that the event with this number was then.
+    pub fn redate(&mut self, id: u64, at: OffsetDateTime) {
+        if self.get(id).is_some_and(|event| event.at != at)
             && let Some(event) = self.remove(id)
         {
-            self.add(id, Event { at: now, ..event });
+            self.add(id, Event { at, ..event });
         }
+    }
+
+    /// Drops what is older than `keep`, and answers the numbers of that.
+    pub fn forget(&mut self, now: OffsetDateTime, keep: Duration) -> Vec<u64> {
+        let mut dropped = Vec::new();
         while let Some((at, id)) = self.by_time.first().copied()
             && now - at >= keep
         {
@@ -291,7 +289,7 @@ fn window(
         .unwrap_or(usize::MAX)
         .saturating_sub(1);
     let (at, _) = times?.iter().rev().nth(before)?;
-    // What lies in the future says that the clock was wrong then, and counts as just now.
+    // What the history has not dated anew yet counts as just now.
     let at = (*at).min(now);
     (now - at < per).then(|| Broken {
         until: at + per,
@@ -423,22 +421,5 @@ mod tests {
         past.forget(NOW + Duration::days(7), Duration::days(7));
         assert!(past.is_empty() && past.orders.is_empty() && past.sets.is_empty());
         assert!(past.certificates.is_empty() && past.failures.is_empty());
-    }
-
-    #[test]
-    fn a_clock_that_was_far_ahead_blocks_no_order_for_longer_than_the_limit_says() {
-        let ahead = |number: i64| event(-2400 - number, &format!("n{number}.test"), End::Issued);
-        let mut past: Past = (0..300).map(ahead).collect();
-        let limits = Limits::lets_encrypt();
-        let week = Duration::days(7);
-        let broken = |past: &Past, now| order(now, &limits, past, &names("x.test"), false);
-        past.forget(NOW, week);
-        assert_eq!(broken(&past, NOW).unwrap().until, NOW + Duration::hours(3));
-        let later = NOW + Duration::hours(3);
-        past.forget(later, week);
-        assert_eq!(broken(&past, later), None);
-        assert_eq!(past.len(), 300);
-        past.forget(NOW + week, week);
-        assert!(past.is_empty());
     }
 }

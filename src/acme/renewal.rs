@@ -441,12 +441,13 @@ fn mismatch(stored: &Stored, wanted: &Wanted) -> Option<OrderReason> {
 /// never past the emergency threshold.
 fn renewal_at(stored: &Stored, facts: &Facts) -> (OffsetDateTime, OrderReason) {
     let window = facts.renewal_info.window.filter(Window::is_valid);
-    match window.filter(|_| facts.renewal_info.supported) {
-        Some(window) if window.selected < stored.emergency_at() => {
-            (window.selected, OrderReason::RenewalInfo)
-        }
-        Some(_) => (stored.emergency_at(), OrderReason::Emergency),
-        None => (stored.due_at(facts.jitter.due), OrderReason::Due),
+    let Some(window) = window.filter(|_| facts.renewal_info.supported) else {
+        return (stored.due_at(facts.jitter.due), OrderReason::Due);
+    };
+    let emergency = stored.emergency_at();
+    match window.selected < emergency {
+        true => (window.selected, OrderReason::RenewalInfo),
+        false => (emergency, OrderReason::Emergency),
     }
 }
 

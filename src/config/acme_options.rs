@@ -7,7 +7,7 @@ use super::diagnostic::{Located, Problem, Report};
 use super::dns::read::DnsDraft;
 use super::draft::{AuthorityDraft, Draft, SiteDraft};
 use super::on_demand::{self, OnDemandDraft};
-use super::{Acme, CertificateAuthority, ChallengeType, Limit, Limits, TlsMode};
+use super::{Acme, CertificateAuthority, ChallengeType, Dns, Limit, Limits, TlsMode};
 use crate::certificate::name::Name;
 
 const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -181,6 +181,68 @@ pub(super) fn check_addresses(site: &SiteDraft, draft: &Draft, report: &Report<'
             host.value
         ));
         report.add(host.at, problem.help("add \"tls-alpn-01\" to `challenges`"));
+    }
+}
+
+/// A name that DNS-01 alone can prove needs somebody who writes its records.
+pub(super) fn check_providers(site: &SiteDraft, draft: &Draft, report: &Report<'_>) {
+    let Some(dns) = draft
+        .dns
+        .as_ref()
+        .filter(|dns| has_provider(Some(dns)) && dns.is_whole)
+    else {
+        return;
+    };
+    let orders = |host: &Name| match site.tls.as_ref().map(|tls| tls.value) {
+        _ if site.on_demand_at().is_some() => false,
+        Some(TlsMode::Acme) => true,
+        Some(TlsMode::Auto) => !host.is_private() && !draft.certificates.has_sources,
+        _ => false,
+    };
+    for host in site.hosts.iter().filter(|host| orders(&host.value)) {
+        let (name, is_wildcard) = match &host.value {
+            Name::Dns(name) => (name, false),
+            Name::Wildcard(parent) => (parent, true),
+            Name::Ip(_) => continue,
+        };
+        let can_prove = |kind: ChallengeType| match kind {
+            ChallengeType::Dns01 => dns.dns.writes_for(name),
+            ChallengeType::DnsPersist01 => true,
+            ChallengeType::Http01 | ChallengeType::TlsAlpn01 => !is_wildcard,
+        };
+        let mut challenges = effective_challenges(draft).into_iter();
+        if !challenges.any(can_prove) {
+            report.add(host.at, no_provider(&dns.dns, &host.value, name));
+        }
+    }
+}
+
+fn no_provider(dns: &Dns, host: &Name, name: &str) -> Problem {
+    let zones = dns.zones_of(name).and_then(|index| dns.zones.get(index));
+    match zones {
+        Some(zones) => Problem::new(format!(
+            "a certificate for {host} needs dns-01, and the DNS provider {:?} has no account for {name}",
+            zones.writer.name()
+        ))
+        .help(format!(
+            "register one under \"{name}\" in its accounts_file, and lead _acme-challenge.{name} there by a CNAME"
+        )),
+        None => Problem::new(format!(
+            "a certificate for {host} needs dns-01, and no DNS provider is for {name}"
+        ))
+        .help(format!(
+            "add \"{name}\" to `domains` of a provider in [[acme.dns.providers]], or a `provider` for everything else to [acme.dns]"
+        )),
+    }
+}
+
+/// Those of all CAs together.
+fn effective_challenges(draft: &Draft) -> Vec<ChallengeType> {
+    let default = default_challenges(has_provider(draft.dns.as_ref()));
+    let written = written_challenges(draft).map(|one| one.value);
+    match draft.acme.challenges {
+        Some(_) => written.collect(),
+        None => default.into_iter().chain(written).collect(),
     }
 }
 

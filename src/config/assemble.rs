@@ -48,6 +48,7 @@ pub(super) fn assemble(
         check_tls(site, draft.certificates.has_sources, wildcards, report);
         check_site_takeover(site, &draft.certificates, wildcards, report);
         acme_options::check_addresses(site, &draft, report);
+        acme_options::check_providers(site, &draft, report);
         check_routes(site, report);
         pool::check(site, report);
         check_proxy_protocol(site, report);
@@ -628,8 +629,8 @@ fn file_references(draft: &Draft, report: &Report<'_>) -> Vec<FileReference> {
         .chain(
             draft
                 .dns
-                .as_ref()
-                .and_then(|dns| dns.program.as_ref())
+                .iter()
+                .flat_map(|dns| &dns.programs)
                 .map(|path| reference(FilePurpose::DnsProgram, path)),
         )
         .chain(

@@ -1,28 +1,66 @@
 //! `[acme.dns]`: who writes the TXT records of DNS-01, and how they are looked for before the CA
 //! is told. The providers and what each of them needs are one table, in `providers`.
 
+mod acme_dns;
 mod providers;
 pub(super) mod read;
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
 use dns_update::DnsUpdater;
 
-/// Most providers are done within seconds; secondaries that are told by NOTIFY within a minute.
-const DEFAULT_PROPAGATION_TIMEOUT: Duration = Duration::from_secs(120);
-/// Short, because resolvers that have seen an old value keep it for as long.
-const DEFAULT_TTL: Duration = Duration::from_secs(60);
+use crate::certificate::name::Name;
 
-/// What a record is written and looked for with.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// What records are written and looked for with.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Dns {
-    /// `None`: no record can be written, and there is no DNS-01.
-    pub writer: Option<DnsWriter>,
     /// Recursive resolvers; empty: those of the system.
     pub resolvers: Vec<SocketAddr>,
+    /// Each for its domains; with none no record can be written, and there is no DNS-01.
+    pub zones: Vec<DnsZones>,
+}
+
+impl Dns {
+    /// Who writes the records of a name that is to be proved, without the `*.` of a wildcard: the
+    /// one with the longest of the domains that the name is or is below. Not where its aliases
+    /// lead decides, for that may be nobody's business but the DNS server's.
+    pub fn zones_of(&self, name: &str) -> Option<usize> {
+        let each = self.zones.iter().enumerate();
+        let domains = each.flat_map(|(index, zones)| {
+            let domains = zones.domains.iter();
+            domains.map(move |domain| (&**domain, index))
+        });
+        longest_suffix(name, domains)
+    }
+
+    /// Whether there is somebody who can write the records of this name.
+    pub fn writes_for(&self, name: &str) -> bool {
+        let zones = self.zones_of(name).and_then(|index| self.zones.get(index));
+        zones.is_some_and(|zones| zones.writer.writes_for(name))
+    }
+}
+
+/// What belongs to the longest of the domains that `name` is or is below; `""` is above all.
+fn longest_suffix<'a, T>(name: &str, domains: impl Iterator<Item = (&'a str, T)>) -> Option<T> {
+    let is_above = |domain: &str| {
+        let rest = name.strip_suffix(domain);
+        domain.is_empty() || rest.is_some_and(|rest| rest.is_empty() || rest.ends_with('.'))
+    };
+    let above = domains.filter(|(domain, _)| is_above(domain));
+    let longest = above.max_by_key(|(domain, _)| domain.len());
+    longest.map(|(_, what)| what)
+}
+
+/// One provider, and what is its alone.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DnsZones {
+    /// It writes for these and for what is below them; `""` is everything.
+    pub domains: Vec<Arc<str>>,
+    pub writer: DnsWriter,
     /// Asked for the records instead of the servers that the zone's NS records name.
     pub nameservers: Vec<SocketAddr>,
     /// How long a record may take to be at every server.
@@ -33,25 +71,12 @@ pub struct Dns {
     pub ttl: Duration,
 }
 
-impl Default for Dns {
-    fn default() -> Dns {
-        Dns {
-            writer: None,
-            resolvers: Vec::new(),
-            nameservers: Vec::new(),
-            propagation_timeout: DEFAULT_PROPAGATION_TIMEOUT,
-            propagation_delay: Duration::ZERO,
-            ttl: DEFAULT_TTL,
-        }
-    }
-}
-
 /// Who writes the records.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum DnsWriter {
     /// A program: `PROGRAM present|cleanup NAME VALUE`.
     Exec { program: PathBuf, timeout: Duration },
-    /// An acme-dns server (github.com/joohoi/acme-dns).
+    /// acme-dns servers (github.com/joohoi/acme-dns).
     AcmeDns(AcmeDns),
     /// A provider of the `dns-update` crate.
     Provider(DnsProvider),
@@ -66,11 +91,32 @@ impl DnsWriter {
             DnsWriter::Provider(provider) => provider.name,
         }
     }
+
+    fn writes_for(&self, name: &str) -> bool {
+        match self {
+            DnsWriter::AcmeDns(accounts) => accounts.of(name).is_some(),
+            DnsWriter::Exec { .. } | DnsWriter::Provider(_) => true,
+        }
+    }
+}
+
+/// Accounts at acme-dns servers, by the domains whose challenge names lead to them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct AcmeDns {
+    accounts: BTreeMap<String, AcmeDnsAccount>,
+}
+
+impl AcmeDns {
+    /// The account for a name, or for the nearest domain above it.
+    pub fn of(&self, name: &str) -> Option<&AcmeDnsAccount> {
+        let accounts = self.accounts.iter();
+        longest_suffix(name, accounts.map(|(domain, account)| (&**domain, account)))
+    }
 }
 
 /// An account at an acme-dns server: one name whose TXT records it may write.
 #[derive(Clone, PartialEq, Eq)]
-pub struct AcmeDns {
+pub struct AcmeDnsAccount {
     /// Its base URL.
     pub server: String,
     pub username: String,
@@ -79,9 +125,9 @@ pub struct AcmeDns {
     pub subdomain: String,
 }
 
-impl std::fmt::Debug for AcmeDns {
+impl std::fmt::Debug for AcmeDnsAccount {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("AcmeDns")
+        f.debug_struct("AcmeDnsAccount")
             .field("server", &self.server)
             .field("subdomain", &self.subdomain)
             .finish_non_exhaustive()
@@ -98,7 +144,32 @@ pub struct DnsProvider {
 impl DnsProvider {
     /// The provider's client. Sends nothing. The error is free of secrets.
     pub fn updater(&self) -> Result<DnsUpdater, String> {
-        providers::build(self.name, &self.settings)
+        self.updater_of(&self.settings)
+    }
+
+    /// The server that is given by name, and has to be resolved before each use.
+    pub fn server_name(&self) -> Option<ServerName> {
+        ServerName::of(self.name, &self.settings)
+    }
+
+    /// The client of a server that is given by name, at one of its addresses. Sends nothing.
+    pub fn updater_at(
+        &self,
+        server: &ServerName,
+        address: SocketAddr,
+    ) -> Result<DnsUpdater, String> {
+        let text = format!("{}://{address}", server.transport);
+        let setting = Setting {
+            text,
+            is_secret: false,
+        };
+        let mut settings = self.settings.clone();
+        settings.0.insert(SERVER, setting);
+        self.updater_of(&settings)
+    }
+
+    fn updater_of(&self, settings: &Settings) -> Result<DnsUpdater, String> {
+        providers::build(self.name, settings)
             .map_err(|error| self.without_secrets(&error.to_string()))
     }
 
@@ -114,6 +185,39 @@ impl std::fmt::Debug for DnsProvider {
         f.debug_struct("DnsProvider")
             .field("name", &self.name)
             .finish_non_exhaustive()
+    }
+}
+
+/// A DNS server that takes updates, by name.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ServerName {
+    transport: &'static str,
+    pub host: String,
+    pub port: u16,
+}
+
+impl ServerName {
+    /// `None`: another provider, or the server is given by its address, or it is neither.
+    fn of(provider: &str, settings: &Settings) -> Option<ServerName> {
+        let server = settings.optional(SERVER).filter(|_| provider == RFC2136)?;
+        let (transport, rest) = match server.split_once("://") {
+            Some(("udp", rest)) => ("udp", rest),
+            Some(("tcp", rest)) => ("tcp", rest),
+            Some(_) => return None,
+            None => ("udp", server),
+        };
+        let (host, port) = match rest.rsplit_once(':') {
+            Some((host, port)) => (host, port.parse().ok()?),
+            None => (rest, DNS_PORT),
+        };
+        match host.trim_end_matches('.').parse() {
+            Ok(Name::Dns(host)) => Some(ServerName {
+                transport,
+                host: host.to_string(),
+                port,
+            }),
+            _ => None,
+        }
     }
 }
 
@@ -171,6 +275,10 @@ pub(crate) fn without(text: &str, secret: &str) -> String {
     text.replace(secret, "***").replace(&encoded, "***")
 }
 
+const RFC2136: &str = "rfc2136";
+/// Its key for where updates go.
+const SERVER: &str = "server";
+const DNS_PORT: u16 = 53;
 const EXEC: &str = "exec";
 const ACME_DNS: &str = "acme-dns";
 
@@ -194,12 +302,64 @@ mod tests {
         let shown = provider.without_secrets("me: https://x/?t=to%20ken%2F1 to ken/1");
         assert_eq!(shown, "me: https://x/?t=*** ***");
         assert!(!format!("{provider:?}").contains("ken"));
-        let account = AcmeDns {
+        let account = AcmeDnsAccount {
             server: "https://auth.test".to_owned(),
             username: "u".to_owned(),
             password: "pass-word".to_owned(),
             subdomain: "s".to_owned(),
         };
         assert!(!format!("{account:?}").contains("pass-word"));
+    }
+
+    #[test]
+    fn the_longest_domain_above_a_name_decides() {
+        let find = |name: &str, domains: &[&'static str]| {
+            longest_suffix(name, domains.iter().map(|domain| (*domain, *domain)))
+        };
+        let domains = ["", "example.com", "b.example.com", "ample.com"];
+        for (name, domain) in [
+            ("example.com", "example.com"),
+            ("a.example.com", "example.com"),
+            ("b.example.com", "b.example.com"),
+            ("a.b.example.com", "b.example.com"),
+            ("notexample.com", ""),
+            ("com", ""),
+        ] {
+            assert_eq!(find(name, &domains), Some(domain), "{name}");
+        }
+        assert_eq!(find("other.test", &domains[1..]), None);
+    }
+
+    #[test]
+    fn servers_by_name() {
+        let of = |server: &str| {
+            let setting = Setting {
+                text: server.to_owned(),
+                is_secret: false,
+            };
+            let settings = Settings(BTreeMap::from([(SERVER, setting)]));
+            assert_eq!(ServerName::of("powerdns", &settings), None);
+            let name = ServerName::of(RFC2136, &settings)?;
+            Some(format!("{} {} {}", name.transport, name.host, name.port))
+        };
+        for (server, name) in [
+            ("ns1.example.com", "udp ns1.example.com 53"),
+            ("tcp://NS1.example.com.:5353", "tcp ns1.example.com 5353"),
+            ("localhost:53", "udp localhost 53"),
+        ] {
+            assert_eq!(of(server).as_deref(), Some(name), "{server}");
+        }
+        for other in [
+            "192.0.2.1",
+            "192.0.2.1:54",
+            "udp://[2001:db8::1]:53",
+            "http://ns1.example.com",
+            "ns1.example.com:x",
+            "*.example.com",
+            "a b",
+            "",
+        ] {
+            assert_eq!(of(other), None, "{other}");
+        }
     }
 }

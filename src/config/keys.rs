@@ -7,7 +7,7 @@ mod server;
 mod sites;
 
 pub(super) use acme::{
-    ACME, DNS, EXTERNAL_ACCOUNT, FALLBACK, LIMITS, ON_DEMAND, ON_DEMAND_BUDGETS,
+    ACME, DNS, DNS_PROVIDERS, EXTERNAL_ACCOUNT, FALLBACK, LIMITS, ON_DEMAND, ON_DEMAND_BUDGETS,
 };
 pub(super) use pools::{
     EJECTION, HEALTH_CHECK, LOAD_BALANCING, PENDING, RETRIES, TIMEOUTS, UPSTREAM,
@@ -123,7 +123,7 @@ pub(super) const TOP: Section = Section {
 };
 
 /// Every section, in the order in which a misplaced key is looked for.
-pub(super) const SECTIONS: [&Section; 30] = [
+pub(super) const SECTIONS: [&Section; 31] = [
     &TOP,
     &SERVER,
     &CERTIFICATES,
@@ -134,6 +134,7 @@ pub(super) const SECTIONS: [&Section; 30] = [
     &EXTERNAL_ACCOUNT,
     &LIMITS,
     &DNS,
+    &DNS_PROVIDERS,
     &ON_DEMAND,
     &ON_DEMAND_BUDGETS,
     &ACCESS_LOG,

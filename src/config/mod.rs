@@ -53,7 +53,7 @@ pub use command_line::CommandLine;
 pub use compress::Coding;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
 pub(crate) use dns::without;
-pub use dns::{AcmeDns, Dns, DnsProvider, DnsWriter};
+pub use dns::{AcmeDns, AcmeDnsAccount, Dns, DnsProvider, DnsWriter, DnsZones, ServerName};
 pub use environment::{DefaultStateDir, Environment};
 pub use fields::{FieldCondition, FieldRules, Hsts, Wild};
 pub use file_check::{FilePurpose, FileReference, check_files};

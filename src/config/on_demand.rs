@@ -10,7 +10,7 @@ use super::draft::{Draft, SiteDraft};
 use super::keys::{ON_DEMAND, ON_DEMAND_BUDGETS};
 use super::limits::{Limit, limit};
 use super::reader::{Kind, Value};
-use super::value::{duration_between, host};
+use super::value::{domain, duration_between};
 use crate::certificate::name::Name;
 
 const URL: Kind = Kind {
@@ -124,7 +124,7 @@ impl OnDemandDraft {
 }
 
 fn suffixes(value: Value<'_>, report: &Report<'_>) -> Option<Located<Vec<Arc<str>>>> {
-    let list = value.list(SUFFIXES, suffix)?;
+    let list = value.list(SUFFIXES, |text| domain("allow", text))?;
     if list.is_empty {
         let problem = Problem::new("`allow` is empty, so no name could be had")
             .help("write allow = [\"customers.example\"]");
@@ -134,22 +134,6 @@ fn suffixes(value: Value<'_>, report: &Report<'_>) -> Option<Located<Vec<Arc<str
         value: list.values.into_iter().map(|one| one.value).collect(),
         at: list.at,
     })
-}
-
-fn suffix(text: &str) -> Result<Arc<str>, Problem> {
-    match host(text.strip_prefix('.').unwrap_or(text)) {
-        Ok(Name::Dns(name)) => Ok(name),
-        Ok(Name::Wildcard(parent)) => Err(Problem::new(format!(
-            "{text:?} is a wildcard, and `allow` lists domains"
-        ))
-        .help(format!(
-            "write \"{parent}\", which stands for itself and every name below it"
-        ))),
-        Ok(Name::Ip(_)) => Err(Problem::new(format!(
-            "{text:?} is an address, and only names can be had on demand"
-        ))),
-        Err(problem) => Err(problem),
-    }
 }
 
 fn ask_url(text: &str) -> Result<String, Problem> {

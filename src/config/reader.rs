@@ -72,6 +72,11 @@ impl<'a> Table<'a> {
         })
     }
 
+    /// As it is written in a file.
+    pub(super) fn header(&self) -> &'static str {
+        self.section.header
+    }
+
     /// Whether it has a key that its section does not have.
     pub(super) fn has_more(&self) -> bool {
         let mut keys = self.table.keys();
@@ -278,6 +283,24 @@ impl<'a> Value<'a> {
 
     /// An array of tables. What is no table is reported and left out.
     pub(super) fn tables(self, section: &'static Section) -> Option<List<Table<'a>>> {
+        self.tables_with(section, |value| value.table(section))
+    }
+
+    /// An array of tables whose keys depend on the text of one of them, `by`.
+    pub(super) fn tables_by(
+        self,
+        section: &'static Section,
+        by: &'static str,
+        more: impl Fn(Option<&str>) -> Vec<&'static str>,
+    ) -> Option<List<Table<'a>>> {
+        self.tables_with(section, |value| value.table_by(section, by, &more))
+    }
+
+    fn tables_with(
+        self,
+        section: &'static Section,
+        open: impl Fn(Value<'a>) -> Option<Table<'a>>,
+    ) -> Option<List<Table<'a>>> {
         let DeValue::Array(array) = self.inner else {
             let problem = Problem::new(format!(
                 "`{}` must be an array of tables, not {}",
@@ -295,7 +318,7 @@ impl<'a> Value<'a> {
                 ..self
             };
             let at = value.at;
-            value.table(section).map(|value| Located { value, at })
+            open(value).map(|value| Located { value, at })
         });
         Some(List {
             at: self.at,

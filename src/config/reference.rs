@@ -6,7 +6,7 @@ use std::fmt::Write;
 use serde_json::{Map, Value, json};
 
 use super::dns::read::provider_keys;
-use super::keys::{DNS, Key, SECTIONS, Section, Shape, TOP};
+use super::keys::{DNS, DNS_PROVIDERS, Key, SECTIONS, Section, Shape, TOP};
 
 /// What a duration looks like (`value::duration`).
 const DURATION: &str = "^[0-9]+(ms|s|m|h|d)$";
@@ -36,7 +36,7 @@ fn table_schema(section: &Section) -> Value {
         .iter()
         .map(|key| (key.name.to_owned(), key_schema(key)))
         .collect();
-    if section.id == DNS.id {
+    if [DNS.id, DNS_PROVIDERS.id].contains(&section.id) {
         for (name, is_flag) in provider_keys() {
             let kind = if is_flag { "boolean" } else { "string" };
             properties.insert(name.to_owned(), json!({ "type": kind }));

@@ -3,6 +3,7 @@
 
 use std::net::{IpAddr, Ipv6Addr, SocketAddr};
 use std::path::{Component, Path, PathBuf};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -166,6 +167,22 @@ pub(super) fn host(text: &str) -> Parsed<Name> {
             _ => problem,
         }
     })
+}
+
+/// A domain of the list `key`, for itself and every name below it; a dot may stand before it.
+pub(super) fn domain(key: &str, text: &str) -> Parsed<Arc<str>> {
+    match host(text.strip_prefix('.').unwrap_or(text))? {
+        Name::Dns(name) => Ok(name),
+        Name::Wildcard(parent) => Err(Problem::new(format!(
+            "{text:?} is a wildcard, and `{key}` lists domains"
+        ))
+        .help(format!(
+            "write \"{parent}\", which stands for itself and every name below it"
+        ))),
+        Name::Ip(_) => Err(Problem::new(format!(
+            "{text:?} is an address, and `{key}` lists domains"
+        ))),
+    }
 }
 
 pub(super) fn path_pattern(text: &str) -> Parsed<PathPattern> {

@@ -5,8 +5,6 @@ use std::fs;
 use std::io;
 use std::path::PathBuf;
 
-use time::OffsetDateTime;
-
 use super::{Noted, TxtRecord};
 use crate::store::sha2_hex::short_hash;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
@@ -33,20 +31,10 @@ impl Journal {
     }
 
     /// On disk before this returns.
-    pub(super) fn note(
-        &self,
-        record: &TxtRecord,
-        provider: &str,
-        now: OffsetDateTime,
-    ) -> Result<(), StoreError> {
-        let path = self.file(record);
-        let noted = Noted {
-            provider: provider.to_owned(),
-            record: record.clone(),
-            written_at: now,
-        };
+    pub(super) fn note(&self, noted: &Noted) -> Result<(), StoreError> {
+        let path = self.file(&noted.record);
         let bytes =
-            serde_json::to_vec_pretty(&noted).map_err(|error| StoreError::broken(&path, error))?;
+            serde_json::to_vec_pretty(noted).map_err(|error| StoreError::broken(&path, error))?;
         store::make_directory(&self.dir)?;
         atomic::write_file(&path, &bytes, SECRET_FILE)
     }
@@ -101,7 +89,13 @@ mod tests {
             value: value.to_owned(),
         };
         for value in ["one", "two"] {
-            journal.note(&record(value), "exec", clock::now()).unwrap();
+            let noted = Noted {
+                provider: "exec".to_owned(),
+                domain: Some("a.test".to_owned()),
+                record: record(value),
+                written_at: clock::now(),
+            };
+            journal.note(&noted).unwrap();
         }
         assert_eq!(journal.read().len(), 2);
         journal.forget(&record("one"));
@@ -109,5 +103,6 @@ mod tests {
         let left = Journal::of(&state).read();
         assert_eq!((left.len(), &left[0].record), (1, &record("two")));
         assert_eq!(left[0].provider, "exec");
+        assert_eq!(left[0].domain.as_deref(), Some("a.test"));
     }
 }

@@ -89,7 +89,7 @@ impl StandingRecord {
 
 /// Whether resolvers find the record now.
 pub async fn is_there(config: &Dns, record: &StandingRecord) -> Result<bool, DnsError> {
-    let lookup = Lookup::new(config.resolvers.clone(), config.nameservers.clone());
+    let lookup = Lookup::new(config.resolvers.clone(), Vec::new());
     let values = lookup.txt(&record.name).await?;
     let now = clock::now();
     Ok(values.iter().any(|value| record.is_met_by(value, now)))

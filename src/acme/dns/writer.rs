@@ -1,6 +1,7 @@
 //! Who writes the records: a provider's API, a program, an acme-dns server. It writes and removes
 //! what it is told to and remembers nothing.
 
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::Stdio;
 use std::time::Duration;
@@ -9,8 +10,8 @@ use dns_update::{DnsRecord, DnsRecordType, DnsUpdater};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
-use super::{DnsError, TxtRecord};
-use crate::config::{AcmeDns, DnsProvider, DnsWriter, without};
+use super::{DnsError, Lookup, TxtRecord};
+use crate::config::{AcmeDns, AcmeDnsAccount, DnsProvider, DnsWriter, ServerName, without};
 use crate::http_client::{self, causes};
 
 /// One change at a provider, all its requests together.
@@ -29,6 +30,11 @@ pub enum WriteError {
     Failed(String),
     #[error("no answer within {0:?}")]
     TimedOut(Duration),
+    /// Of a server that is given by name.
+    #[error("{0}: {1}")]
+    At(SocketAddr, Box<WriteError>),
+    #[error("no acme-dns account is for {0}: register one and add it to accounts_file")]
+    NoAccount(String),
     #[error("{program} {action} {name} ended with {status}: {output}")]
     Program {
         program: String,
@@ -52,17 +58,21 @@ pub enum WriteError {
 impl WriteError {
     /// Whether somebody has to change something first.
     pub(super) fn is_refusal(&self) -> bool {
-        matches!(
-            self,
-            WriteError::Refused(_) | WriteError::NoProgram { .. } | WriteError::NotDelegated { .. }
-        )
+        match self {
+            WriteError::At(_, error) => error.is_refusal(),
+            WriteError::Refused(_)
+            | WriteError::NoProgram { .. }
+            | WriteError::NotDelegated { .. }
+            | WriteError::NoAccount(_) => true,
+            WriteError::Failed(_) | WriteError::TimedOut(_) | WriteError::Program { .. } => false,
+        }
     }
 }
 
 pub(super) enum Writer {
     Provider {
         name: &'static str,
-        updater: Box<DnsUpdater>,
+        server: Server,
         provider: DnsProvider,
     },
     Exec {
@@ -70,27 +80,50 @@ pub(super) enum Writer {
         timeout: Duration,
     },
     AcmeDns {
-        account: AcmeDns,
+        accounts: AcmeDns,
         client: reqwest::Client,
     },
 }
 
+/// Where a provider's client sends to.
+pub(super) enum Server {
+    Known(Box<DnsUpdater>),
+    /// Resolved before each use.
+    Named {
+        name: ServerName,
+        resolvers: Vec<SocketAddr>,
+    },
+}
+
+impl Server {
+    fn of(provider: &DnsProvider, resolvers: &[SocketAddr]) -> Result<Server, String> {
+        Ok(match provider.server_name() {
+            None => Server::Known(Box::new(provider.updater()?)),
+            Some(name) => Server::Named {
+                name,
+                resolvers: resolvers.to_vec(),
+            },
+        })
+    }
+}
+
 impl Writer {
-    pub(super) fn new(config: &DnsWriter) -> Result<Writer, String> {
+    /// `resolvers`: empty for the system's.
+    pub(super) fn new(config: &DnsWriter, resolvers: &[SocketAddr]) -> Result<Writer, String> {
         // Providers speak HTTPS, too.
         http_client::install_tls();
         match config {
             DnsWriter::Provider(provider) => Ok(Writer::Provider {
                 name: config.name(),
-                updater: Box::new(provider.updater()?),
+                server: Server::of(provider, resolvers)?,
                 provider: provider.clone(),
             }),
             DnsWriter::Exec { program, timeout } => Ok(Writer::Exec {
                 program: program.clone(),
                 timeout: *timeout,
             }),
-            DnsWriter::AcmeDns(account) => Ok(Writer::AcmeDns {
-                account: account.clone(),
+            DnsWriter::AcmeDns(accounts) => Ok(Writer::AcmeDns {
+                accounts: accounts.clone(),
                 client: reqwest::Client::builder()
                     .timeout(ACME_DNS_TIMEOUT)
                     .redirect(reqwest::redirect::Policy::none())
@@ -108,42 +141,50 @@ impl Writer {
         }
     }
 
-    /// Whether this writer can write where the challenge name leads.
-    pub(super) fn check_target(&self, asked: &str, target: &str) -> Result<(), DnsError> {
-        let Writer::AcmeDns { account, .. } = self else {
+    /// Whether this writer can write where the challenge name of `domain` leads.
+    pub(super) fn check_target(
+        &self,
+        domain: &str,
+        asked: &str,
+        target: &str,
+    ) -> Result<(), DnsError> {
+        let Writer::AcmeDns { accounts, .. } = self else {
             return Ok(());
         };
+        let failed = |source| DnsError::Write {
+            provider: self.name(),
+            name: asked.to_owned(),
+            source: Box::new(source),
+        };
+        let account = account_of(accounts, domain).map_err(failed)?;
         if target.split('.').next() == Some(&*account.subdomain.to_ascii_lowercase()) {
             return Ok(());
         }
-        Err(DnsError::Write {
-            provider: self.name(),
-            name: asked.to_owned(),
-            source: Box::new(WriteError::NotDelegated {
-                asked: asked.to_owned(),
-                subdomain: account.subdomain.clone(),
-                found: target.to_owned(),
-            }),
-        })
+        Err(failed(WriteError::NotDelegated {
+            asked: asked.to_owned(),
+            subdomain: account.subdomain.clone(),
+            found: target.to_owned(),
+        }))
     }
 
-    pub(super) async fn add(&self, record: &TxtRecord, ttl: Duration) -> Result<(), WriteError> {
+    /// `domain`: the name that the record proves.
+    pub(super) async fn add(
+        &self,
+        domain: &str,
+        record: &TxtRecord,
+        ttl: Duration,
+    ) -> Result<(), WriteError> {
         match self {
             Writer::Provider {
-                updater, provider, ..
+                server, provider, ..
             } => {
                 let ttl = u32::try_from(ttl.as_secs()).unwrap_or(u32::MAX);
-                let added = updater.add_to_rrset(
-                    &*record.name,
-                    DnsRecordType::TXT,
-                    ttl,
-                    vec![DnsRecord::TXT(record.value.clone())],
-                    &*record.zone,
-                );
-                limited(added, provider).await
+                change(server, provider, Change::Add { ttl }, record).await
             }
             Writer::Exec { program, timeout } => run(program, "present", record, *timeout).await,
-            Writer::AcmeDns { account, client } => update(account, client, record).await,
+            Writer::AcmeDns { accounts, client } => {
+                update(account_of(accounts, domain)?, client, record).await
+            }
         }
     }
 
@@ -151,27 +192,90 @@ impl Writer {
     pub(super) async fn remove(&self, record: &TxtRecord) -> Result<(), WriteError> {
         match self {
             Writer::Provider {
-                updater, provider, ..
-            } => {
-                let removed = updater.remove_from_rrset(
-                    &*record.name,
-                    DnsRecordType::TXT,
-                    vec![DnsRecord::TXT(record.value.clone())],
-                    &*record.zone,
-                );
-                let removed = async {
-                    match removed.await {
-                        Err(dns_update::Error::NotFound) => Ok(()),
-                        other => other,
-                    }
-                };
-                limited(removed, provider).await
-            }
+                server, provider, ..
+            } => change(server, provider, Change::Remove, record).await,
             Writer::Exec { program, timeout } => run(program, "cleanup", record, *timeout).await,
             // The server keeps the newest two values, and has no request that removes one.
             Writer::AcmeDns { .. } => Ok(()),
         }
     }
+}
+
+fn account_of<'a>(accounts: &'a AcmeDns, domain: &str) -> Result<&'a AcmeDnsAccount, WriteError> {
+    let none = || WriteError::NoAccount(domain.to_owned());
+    accounts.of(domain).ok_or_else(none)
+}
+
+/// What is sent to a provider.
+#[derive(Clone, Copy)]
+enum Change {
+    Add { ttl: u32 },
+    Remove,
+}
+
+impl Change {
+    async fn send(self, updater: &DnsUpdater, record: &TxtRecord) -> Result<(), dns_update::Error> {
+        let (name, zone) = (record.name.as_str(), record.zone.as_str());
+        let (kind, value) = (
+            DnsRecordType::TXT,
+            vec![DnsRecord::TXT(record.value.clone())],
+        );
+        match self {
+            Change::Add { ttl } => updater.add_to_rrset(name, kind, ttl, value, zone).await,
+            Change::Remove => match updater.remove_from_rrset(name, kind, value, zone).await {
+                Err(dns_update::Error::NotFound) => Ok(()),
+                other => other,
+            },
+        }
+    }
+}
+
+/// Sends a change to the provider, at each address of its server until one takes it.
+async fn change(
+    server: &Server,
+    provider: &DnsProvider,
+    change: Change,
+    record: &TxtRecord,
+) -> Result<(), WriteError> {
+    let (name, resolvers) = match server {
+        Server::Known(updater) => return limited(change.send(updater, record), provider).await,
+        Server::Named { name, resolvers } => (name, resolvers),
+    };
+    let mut failed = None;
+    for address in addresses(name, resolvers).await? {
+        let updater = provider.updater_at(name, address);
+        let updater = updater.map_err(WriteError::Refused)?;
+        match limited(change.send(&updater, record), provider).await {
+            Ok(()) => return Ok(()),
+            Err(error) => failed = Some(WriteError::At(address, Box::new(error))),
+        }
+    }
+    Err(failed
+        .unwrap_or_else(|| WriteError::Failed(format!("`server` {:?} has no address", name.host))))
+}
+
+/// Of the server now: it may move between two orders.
+async fn addresses(
+    server: &ServerName,
+    resolvers: &[SocketAddr],
+) -> Result<Vec<SocketAddr>, WriteError> {
+    let failed = |cause: String| {
+        WriteError::Failed(format!(
+            "cannot look up `server` {:?}: {cause}",
+            server.host
+        ))
+    };
+    if resolvers.is_empty() {
+        let found = tokio::net::lookup_host((&*server.host, server.port)).await;
+        return Ok(found.map_err(|error| failed(error.to_string()))?.collect());
+    }
+    let lookup = Lookup::new(resolvers.to_vec(), Vec::new());
+    let found = lookup.addresses(&server.host).await;
+    let ips = found.map_err(|error| failed(error.to_string()))?;
+    Ok(ips
+        .into_iter()
+        .map(|ip| SocketAddr::new(ip, server.port))
+        .collect())
 }
 
 async fn limited(
@@ -266,7 +370,7 @@ fn shown(output: &[u8]) -> String {
 
 /// See github.com/joohoi/acme-dns, "Update endpoint".
 async fn update(
-    account: &AcmeDns,
+    account: &AcmeDnsAccount,
     client: &reqwest::Client,
     record: &TxtRecord,
 ) -> Result<(), WriteError> {

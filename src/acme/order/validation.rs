@@ -11,8 +11,8 @@ use super::Run;
 use super::choice::{acme_type, usable};
 use super::poll::Poll;
 use crate::acme::challenges::ChallengeGuard;
+use crate::acme::dns::RecordGuard;
 use crate::acme::dns::standing::StandingRecord;
-use crate::acme::dns::{RecordGuard, TxtRecord};
 use crate::acme::error::{AcmeError, Class};
 use crate::acme::http::{of_problem, with_nonce};
 use crate::acme::jws::KeyAuthorization;
@@ -99,6 +99,7 @@ impl Run {
             .map(|challenge| &challenge.r#type);
         let usable = usable(&self.job.preferred, offered)
             .map_err(|detail| self.about(&identifier, self.error(Class::Operator, detail)))?;
+        let usable = self.writable(usable, &identifier);
         let (kind, standing) = self.first_possible(&usable, &identifier).await?;
         let Some(challenge) = authorization.challenge(acme_type(kind)) else {
             return Ok(None);
@@ -113,6 +114,21 @@ impl Run {
             kind,
             answer,
         }))
+    }
+
+    /// Without dns-01, where another challenge can be answered and no DNS provider is for the name.
+    fn writable(&self, usable: Vec<ChallengeType>, identifier: &str) -> Vec<ChallengeType> {
+        let domain = identifier.strip_prefix("*.").unwrap_or(identifier);
+        let writes = self
+            .job
+            .dns
+            .as_ref()
+            .is_some_and(|dns| dns.writes_for(domain));
+        let is_other = |kind: &ChallengeType| *kind != ChallengeType::Dns01;
+        if writes || !usable.iter().any(is_other) {
+            return usable;
+        }
+        usable.into_iter().filter(is_other).collect()
     }
 
     /// The first challenge that can be answered now, and whether its answer stands already. A
@@ -200,16 +216,16 @@ impl Run {
 
     /// The CA is told once its servers could find what it looks for.
     async fn wait_for_dns(&self, answered: &[Answered]) -> Result<(), AcmeError> {
-        let records: Vec<TxtRecord> = answered
+        let guards: Vec<&RecordGuard> = answered
             .iter()
             .filter_map(|it| match &it.answer {
-                Answer::InDns(guard) => Some(guard.record().clone()),
+                Answer::InDns(guard) => Some(guard),
                 Answer::Here(_) | Answer::Standing => None,
             })
             .collect();
         match &self.job.dns {
-            Some(dns) if !records.is_empty() => dns
-                .wait_until_seen(&records)
+            Some(dns) if !guards.is_empty() => dns
+                .wait_until_seen(&guards)
                 .await
                 .map_err(|error| error.into_acme(&self.what)),
             _ => Ok(()),

@@ -181,7 +181,7 @@ impl Preflight {
     }
 
     fn lookup(&self) -> Lookup {
-        Lookup::new(self.dns.resolvers.clone(), self.dns.nameservers.clone())
+        Lookup::new(self.dns.resolvers.clone(), Vec::new())
     }
 
     /// Where the name leads, and whether this process is there.

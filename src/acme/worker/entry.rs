@@ -13,7 +13,7 @@ use crate::acme::error::LastError;
 use crate::acme::job::SharedLook;
 use crate::acme::ledger::{Kind, Ledger, Outcome, StoredRevocation};
 use crate::acme::order;
-use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason};
+use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason, fraction};
 use crate::acme::renewal_info::certificate_id;
 use crate::acme::revocation::Named;
 use crate::acme::subject::Subject;
@@ -30,6 +30,10 @@ pub(super) struct Entry {
     /// `None` for the internal CA, which asks nobody.
     pub(super) ledger: Option<Arc<Ledger>>,
     pub(super) stored: Option<StoredCertificate>,
+    /// Where in the span that jitter has the renewal of `stored` is: see [`Jitter`].
+    ///
+    /// [`Jitter`]: crate::acme::renewal::Jitter
+    pub(super) due_jitter: f64,
     /// Of `stored` (RFC 9773 section 4.1).
     pub(super) certificate_id: Option<String>,
     /// Where `stored` says that its revocation would be told.
@@ -82,6 +86,7 @@ impl Entry {
             dir,
             ledger: before.and_then(|before| before.ledger),
             stored: None,
+            due_jitter: 0.0,
             certificate_id: None,
             named: Named::default(),
             internal_attempts: Attempts::default(),
@@ -120,6 +125,9 @@ impl Entry {
         self.certificate_id = id.map(|id| id.to_string());
         self.named = acme.map_or_else(Named::default, |stored| Named::of(&stored.leaf.der));
         self.stored = stored;
+        // Here, because a decision is made often, and a digest is most of what it would cost.
+        let (name, serial) = (&self.subject.name, self.serial());
+        self.due_jitter = fraction(&format!("due {name} {serial:?}"));
     }
 
     /// What was wrong is over.

@@ -41,7 +41,9 @@ impl Desk {
             IssuerKind::Internal => (None, entry.internal_attempts, Attempts::default()),
             IssuerKind::Acme => self.next_authority(entry, now),
         };
-        let seed = subject.name.to_string();
+        // Without a failure nothing waits, so nothing waits longer by jitter either.
+        let has_failed = attempts.last.or(session.last).is_some();
+        let retry_seed = || format!("retry {} {:?}", subject.name, attempts.last);
         let facts = Facts {
             wanted: Wanted {
                 names: subject.names.clone(),
@@ -54,8 +56,12 @@ impl Desk {
                 .map(|stored| self.stored_facts(entry, stored)),
             renewal_info: self.renewal_info(entry),
             jitter: Jitter {
-                due: fraction(&format!("due {seed} {:?}", entry.serial())),
-                retry: fraction(&format!("retry {seed} {:?}", attempts.last)),
+                due: entry.due_jitter,
+                retry: if has_failed {
+                    fraction(&retry_seed())
+                } else {
+                    0.0
+                },
             },
             attempts,
             session,

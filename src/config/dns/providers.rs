@@ -20,8 +20,10 @@ use dns_update::providers::volcengine::VolcengineConfig;
 use dns_update::providers::yandexcloud::YandexCloudConfig;
 use dns_update::{DnsUpdater, Error, TsigAlgorithm};
 
-use super::Settings;
+use super::{RFC2136, SERVER, ServerName, Settings};
 
+/// In place of a server whose address is not known yet; nothing is sent there.
+const ANY_SERVER: &str = "192.0.2.1";
 /// One request to a provider's API.
 const API_TIMEOUT: Option<Duration> = Some(Duration::from_secs(30));
 
@@ -100,10 +102,11 @@ macro_rules! flag {
 /// The keys of `exec` beside `timeout`, and those of `acme-dns`: not the crate's, but read alike.
 pub(super) const EXEC_KEYS: &[Key] = &[text!("program"), optional!("timeout")];
 pub(super) const ACME_DNS_KEYS: &[Key] = &[
-    text!("server"),
-    text!("username"),
-    secret!("password"),
-    text!("subdomain"),
+    optional!("server"),
+    optional!("username"),
+    optional_secret!("password"),
+    optional!("subdomain"),
+    optional_secret!("accounts"),
 ];
 
 /// All providers of the crate.
@@ -561,7 +564,7 @@ pub(super) const PROVIDERS: &[Provider] = &[
         },
     },
     Provider {
-        name: "rfc2136",
+        name: RFC2136,
         keys: &[
             text!("server"),
             text!("key_name"),
@@ -852,11 +855,14 @@ fn rfc2136(s: &Settings) -> Result<DnsUpdater, Error> {
         .decode(s.text("key").trim())
         .map_err(|_| Error::Parse("the TSIG key is not base64".to_owned()))?;
     let algorithm = tsig_algorithm(s.optional("algorithm").unwrap_or("hmac-sha256"))?;
-    let server = s.text("server");
-    DnsUpdater::new_rfc2136_tsig(server, s.text("key_name"), key, algorithm).map_err(|error| {
+    let server = s.text(SERVER);
+    // What belongs to the name is known when it is used; everything else can be wrong now.
+    let by_name = ServerName::of(RFC2136, s).map(|_| ANY_SERVER);
+    let address = by_name.unwrap_or(server);
+    DnsUpdater::new_rfc2136_tsig(address, s.text("key_name"), key, algorithm).map_err(|error| {
         match error {
             Error::Parse(_) => Error::Parse(format!(
-                "`server` {server:?} is not an IP address, as in \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\""
+                "`server` {server:?} is neither a name nor an IP address, as in \"ns1.example.com\", \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\""
             )),
             other => other,
         }

@@ -2,15 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::Duration;
 
+use super::acme_dns;
 use super::providers::{self, ACME_DNS_KEYS, EXEC_KEYS, Form, Key, PROVIDERS};
-use super::{ACME_DNS, AcmeDns, Dns, DnsProvider, DnsWriter, EXEC, Setting, Settings};
+use super::{ACME_DNS, DNS_PORT, Dns, DnsProvider, DnsWriter, DnsZones, EXEC, Setting, Settings};
 use crate::config::diagnostic::{Located, Problem};
-use crate::config::keys::DNS;
+use crate::config::keys::{DNS, DNS_PROVIDERS};
 use crate::config::reader::{Kind, Table, Value, nearest};
 use crate::config::toml_file::Reader;
-use crate::config::value::{duration_between, file_path};
+use crate::config::value::{domain, duration_between, file_path};
 
 const PROVIDER: Kind = Kind {
     what: "the name of a DNS provider in quotes",
@@ -33,15 +35,25 @@ const DURATION: Kind = Kind {
     example: "\"2m\"",
 };
 
-const DNS_PORT: u16 = 53;
+const DOMAINS: Kind = Kind {
+    what: "an array of domains",
+    example: "[\"example.com\"]",
+};
+
+/// Most providers are done within seconds; secondaries that are told by NOTIFY within a minute.
+const DEFAULT_PROPAGATION_TIMEOUT: Duration = Duration::from_secs(120);
+/// Short, because resolvers that have seen an old value keep it for as long.
+const DEFAULT_TTL: Duration = Duration::from_secs(60);
 const DEFAULT_EXEC_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// The table, and the program that it names, for `check`.
+/// The table, and the programs that it names, for `check`.
 pub(in crate::config) struct DnsDraft {
     pub(in crate::config) dns: Dns,
-    /// Where a provider is named, be it a wrong one.
+    /// Where a provider is named first, be it a wrong one.
     pub(in crate::config) provider_at: Option<usize>,
-    pub(in crate::config) program: Option<Located<PathBuf>>,
+    pub(in crate::config) programs: Vec<Located<PathBuf>>,
+    /// Whether nothing of it was wrong, and left out.
+    pub(in crate::config) is_whole: bool,
 }
 
 /// The keys that a table with this `provider` has beside those of all.
@@ -102,39 +114,130 @@ fn provider_name(text: &str) -> Result<&'static str, Problem> {
 /// The table; what is wrong with it is reported and left out.
 pub(in crate::config) fn dns(reader: &Reader<'_>, value: Value<'_>) -> Option<DnsDraft> {
     let table = value.table_by(&DNS, "provider", keys_for)?;
-    let provider = match table.has_more() {
-        true => table.require("provider", PROVIDER.example),
-        false => table.get("provider"),
+    let mut draft = DnsDraft {
+        dns: Dns {
+            resolvers: addresses(&table, "resolvers"),
+            zones: Vec::new(),
+        },
+        provider_at: None,
+        programs: Vec::new(),
+        is_whole: true,
     };
-    let provider_at = provider.as_ref().map(|value| value.at);
-    let name = provider.and_then(|value| value.parse(PROVIDER, provider_name));
-    let (writer, program) = name
-        .and_then(|name| {
-            let settings = settings(reader, &table, name.value)?;
-            writer(reader, &table, &name, settings)
-        })
-        .unzip();
-    let duration = |key, least, most| {
-        let value = table.get(key)?;
-        let parsed = value.parse(DURATION, |text| duration_between(text, least, most));
-        parsed.map(|duration| duration.value)
+    let waits = Waits::read(&table, &Waits::default());
+    if table.has_more() || table.get("provider").is_some() {
+        draft.take_in(reader, &table, vec!["".into()], &waits);
+    }
+    let others = table.get("providers");
+    let others = others.and_then(|others| others.tables_by(&DNS_PROVIDERS, "provider", keys_for));
+    for other in others.map(|list| list.values).unwrap_or_default() {
+        let other = other.value;
+        let domains = domains(reader, &other, &draft.dns);
+        draft.is_whole &= !domains.is_empty();
+        let waits = Waits::read(&other, &waits);
+        draft.take_in(reader, &other, domains, &waits);
+    }
+    Some(draft)
+}
+
+impl DnsDraft {
+    /// Takes the provider of a table in.
+    fn take_in(
+        &mut self,
+        reader: &Reader<'_>,
+        table: &Table<'_>,
+        domains: Vec<Arc<str>>,
+        waits: &Waits,
+    ) {
+        let provider = table.require("provider", PROVIDER.example);
+        let at = provider.as_ref().map(|value| value.at);
+        self.provider_at = self.provider_at.or(at);
+        let name = provider.and_then(|value| value.parse(PROVIDER, provider_name));
+        let written = name.and_then(|name| {
+            let settings = settings(reader, table, name.value)?;
+            writer(reader, table, &name, settings)
+        });
+        let Some((writer, program)) = written else {
+            self.is_whole = false;
+            return;
+        };
+        self.programs.extend(program);
+        self.dns.zones.push(DnsZones {
+            domains,
+            writer,
+            nameservers: addresses(table, "nameservers"),
+            propagation_timeout: waits.propagation_timeout,
+            propagation_delay: waits.propagation_delay,
+            ttl: waits.ttl,
+        });
+    }
+}
+
+/// What one table may leave to the other.
+struct Waits {
+    propagation_timeout: Duration,
+    propagation_delay: Duration,
+    ttl: Duration,
+}
+
+impl Default for Waits {
+    fn default() -> Waits {
+        Waits {
+            propagation_timeout: DEFAULT_PROPAGATION_TIMEOUT,
+            propagation_delay: Duration::ZERO,
+            ttl: DEFAULT_TTL,
+        }
+    }
+}
+
+impl Waits {
+    fn read(table: &Table<'_>, default: &Waits) -> Waits {
+        let duration = |key, least, most, default| {
+            let value = table.get(key);
+            let parsed = value.and_then(|value| {
+                value.parse(DURATION, |text| duration_between(text, least, most))
+            });
+            parsed.map_or(default, |duration| duration.value)
+        };
+        Waits {
+            propagation_timeout: duration(
+                "propagation_timeout",
+                "1s",
+                "12h",
+                default.propagation_timeout,
+            ),
+            propagation_delay: duration("propagation_delay", "0s", "1h", default.propagation_delay),
+            ttl: duration("ttl", "1s", "1d", default.ttl),
+        }
+    }
+}
+
+/// The domains of a provider; one that another has is reported.
+fn domains(reader: &Reader<'_>, table: &Table<'_>, before: &Dns) -> Vec<Arc<str>> {
+    let list = table.require("domains", "[\"example.com\"]");
+    let Some(list) = list.and_then(|value| value.list(DOMAINS, |text| domain("domains", text)))
+    else {
+        return Vec::new();
     };
-    let default = Dns::default();
-    let dns = Dns {
-        writer,
-        resolvers: addresses(&table, "resolvers"),
-        nameservers: addresses(&table, "nameservers"),
-        propagation_timeout: duration("propagation_timeout", "1s", "12h")
-            .unwrap_or(default.propagation_timeout),
-        propagation_delay: duration("propagation_delay", "0s", "1h")
-            .unwrap_or(default.propagation_delay),
-        ttl: duration("ttl", "1s", "1d").unwrap_or(default.ttl),
-    };
-    Some(DnsDraft {
-        dns,
-        provider_at,
-        program: program.flatten(),
-    })
+    if list.is_empty {
+        let problem = Problem::new("`domains` is empty, so the provider would write nothing");
+        let help = "write domains = [\"example.com\"], or name the provider in [acme.dns] itself, for everything that no other has";
+        reader.report.add(list.at, problem.help(help));
+    }
+    let mut known: Vec<Arc<str>> = Vec::new();
+    for one in list.values {
+        let taken = before
+            .zones
+            .iter()
+            .any(|it| it.domains.contains(&one.value));
+        if taken || known.contains(&one.value) {
+            let problem = Problem::new(format!("the domain {} has a provider already", one.value));
+            reader
+                .report
+                .add(one.at, problem.help("remove it from one of the lists"));
+        }
+        known.push(one.value);
+    }
+    known
 }
 
 /// DNS servers.
@@ -197,7 +300,7 @@ fn setting(
             .map(|text| text.value),
         (None, Some(file)) => from_file(reader, file, key.name),
         (None, None) if key.required => {
-            reader.report.add(table.at, missing(provider, key));
+            reader.report.add(table.at, missing(table, provider, key));
             return Err(Reported);
         }
         (None, None) => return Ok(None),
@@ -208,14 +311,15 @@ fn setting(
     }))
 }
 
-fn missing(provider: &str, key: &Key) -> Problem {
+fn missing(table: &Table<'_>, provider: &str, key: &Key) -> Problem {
+    let header = table.header();
     let Key { name, form, .. } = key;
     let problem = Problem::new(format!("the DNS provider {provider:?} needs `{name}`"));
     match form {
         Form::Secret(file) => problem.help(format!(
-            "add {file} = \"FILE\" or {name} = \"${{ENV_NAME}}\" to [acme.dns]"
+            "add {file} = \"FILE\" or {name} = \"${{ENV_NAME}}\" to {header}"
         )),
-        Form::Text | Form::Flag => problem.help(format!("add {name} = \"...\" to [acme.dns]")),
+        Form::Text | Form::Flag => problem.help(format!("add {name} = \"...\" to {header}")),
     }
 }
 
@@ -253,7 +357,7 @@ fn writer(
             Some((writer, Some(program)))
         }
         ACME_DNS => Some((
-            DnsWriter::AcmeDns(acme_dns(reader, table, &settings)?),
+            DnsWriter::AcmeDns(acme_dns::accounts(reader.report, table, &settings)?),
             None,
         )),
         other => {
@@ -281,27 +385,6 @@ fn exec_timeout(table: &Table<'_>) -> Option<Duration> {
     parsed.map(|duration| duration.value)
 }
 
-fn acme_dns(reader: &Reader<'_>, table: &Table<'_>, settings: &Settings) -> Option<AcmeDns> {
-    let server = settings.text("server").trim_end_matches('/');
-    let is_url = server.parse::<http::Uri>().is_ok_and(|url| {
-        matches!(url.scheme_str(), Some("https" | "http")) && url.authority().is_some()
-    });
-    let at = table.get("server").map_or(table.at, |value| value.at);
-    let problem = || {
-        Problem::new(format!("{server:?} is not the URL of an acme-dns server"))
-            .help("it looks like \"https://auth.example.org\"")
-    };
-    reader
-        .report
-        .keep(at, is_url.then_some(()).ok_or_else(problem))?;
-    Some(AcmeDns {
-        server: server.to_owned(),
-        username: settings.owned("username"),
-        password: settings.owned("password"),
-        subdomain: settings.owned("subdomain"),
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -313,7 +396,9 @@ mod tests {
         assert_eq!(names.len(), PROVIDERS.len() + 2);
         for provider in PROVIDERS {
             let mut keys: Vec<_> = provider.keys.iter().flat_map(names_of).collect();
-            assert!(keys.iter().all(|key| !DNS.has(key)), "{}", provider.name);
+            let sections = [&DNS, &DNS_PROVIDERS];
+            let of_all = |key: &&str| sections.iter().any(|section| section.has(key));
+            assert!(!keys.iter().any(of_all), "{}", provider.name);
             let count = keys.len();
             keys.sort_unstable();
             keys.dedup();

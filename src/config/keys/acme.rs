@@ -130,7 +130,7 @@ pub(in crate::config) const LIMITS: Section = Section {
 pub(in crate::config) const DNS: Section = Section {
     header: "[acme.dns]",
     id: "acme_dns",
-    doc: "Who writes the TXT records of `dns-01`. Each provider has further keys: see [acme.md](acme.md).",
+    doc: "Who writes the TXT records of `dns-01`, but for the domains of other `providers`. Each provider has further keys: see [acme.md](acme.md).",
     keys: &[
         key(
             "provider",
@@ -166,6 +166,57 @@ pub(in crate::config) const DNS: Section = Section {
             "ttl",
             Duration,
             r#""60s""#,
+            "How long resolvers may keep the record.",
+        ),
+        key(
+            "providers",
+            Tables(&DNS_PROVIDERS),
+            "",
+            "Other providers, each for its domains.",
+        ),
+    ],
+};
+
+/// Beside these it has the keys of its provider.
+pub(in crate::config) const DNS_PROVIDERS: Section = Section {
+    header: "[[acme.dns.providers]]",
+    id: "acme_dns_providers",
+    doc: "A provider for some domains, with further keys as in `[acme.dns]`. What it leaves out is as there, but for `nameservers`.",
+    keys: &[
+        key(
+            "domains",
+            List(&Text("a domain")),
+            "",
+            "The names of certificates that it writes for, and all below them; needed. Of several providers the one with the longest has a name.",
+        ),
+        key(
+            "provider",
+            Text("a provider's name"),
+            "",
+            "As in `[acme.dns]`; needed.",
+        ),
+        key(
+            "nameservers",
+            List(&Text("an address")),
+            "",
+            "Where to look for the record, instead of the servers that the zone names.",
+        ),
+        key(
+            "propagation_timeout",
+            Duration,
+            "",
+            "How long a record may take to be at every server of its zone.",
+        ),
+        key(
+            "propagation_delay",
+            Duration,
+            "",
+            "How long to wait after that.",
+        ),
+        key(
+            "ttl",
+            Duration,
+            "",
             "How long resolvers may keep the record.",
         ),
     ],

@@ -301,6 +301,70 @@ fn log_levels() {
 }
 
 #[test]
+fn dns_providers() {
+    let exec = "provider = \"exec\"\nprogram = \"hook\"";
+    let for_b = format!("[[acme.dns.providers]]\ndomains = [\"b.test\"]\n{exec}");
+    let acme_dns = "[acme.dns]\nprovider = \"acme-dns\"";
+    let key = "key_name = \"k\"\nkey = \"c2VjcmV0\"";
+    for (text, expected) in [
+        (
+            format!("[[acme.dns.providers]]\n{exec}"),
+            "1:1: [[acme.dns.providers]] has no `domains`",
+        ),
+        (
+            format!("[[acme.dns.providers]]\ndomains = []\n{exec}"),
+            "2:11: `domains` is empty, so the provider would write nothing",
+        ),
+        (
+            format!("[[acme.dns.providers]]\ndomains = [\"*.b.test\"]\n{exec}"),
+            "2:12: \"*.b.test\" is a wildcard, and `domains` lists domains",
+        ),
+        (
+            format!("{for_b}\n{for_b}"),
+            "6:12: the domain b.test has a provider already",
+        ),
+        (
+            "[[acme.dns.providers]]\ndomains = [\"b.test\"]".to_owned(),
+            "1:1: [[acme.dns.providers]] has no `provider`",
+        ),
+        (
+            "[[acme.dns.providers]]\ndomains = [\"b.test\"]\nprovider = \"duckdns\"".to_owned(),
+            "1:1: the DNS provider \"duckdns\" needs `token`",
+        ),
+        (
+            format!("[acme]\nchallenges = [\"dns-01\"]\n{for_b}"),
+            "8:10: a certificate for example.com needs dns-01, and no DNS provider is for example.com",
+        ),
+        (
+            format!("[acme.dns]\nprovider = \"rfc2136\"\nserver = \"ns 1\"\n{key}"),
+            "2:12: the DNS provider \"rfc2136\" cannot be used: Parse error: `server` \"ns 1\" is neither a name nor an IP address, as in \"ns1.example.com\", \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\"",
+        ),
+        (
+            format!("{acme_dns}\nserver = \"https://auth.test\""),
+            "1:1: the DNS provider \"acme-dns\" needs `username`",
+        ),
+        (
+            format!("{acme_dns}\naccounts = \"[]\""),
+            "1:1: the acme-dns accounts are not what its clients write (line 1, column 0)",
+        ),
+        (
+            format!("{acme_dns}\naccounts = \"{{}}\""),
+            "1:1: the file with the acme-dns accounts has none",
+        ),
+    ] {
+        let expected = expected.to_owned();
+        check_before_site(&[(&text, &expected)]);
+    }
+    let accounts = r#"accounts = '{"b.test": {"username": "u", "password": "p", "subdomain": "s", "server_url": "https://auth.test"}}'"#;
+    check(&[(
+        &format!(
+            "{acme_dns}\n{accounts}\n[[sites]]\nhosts = [\"x.b.test\", \"*.c.test\"]\nupstreams = [\"3000\"]\n"
+        ),
+        "5:22: a certificate for *.c.test needs dns-01, and the DNS provider \"acme-dns\" has no account for c.test",
+    )]);
+}
+
+#[test]
 fn authorities() {
     check_before_site(&[
         (
@@ -719,7 +783,7 @@ fn on_demand_without_somebody_who_says_yes() {
         ),
         (
             &both("[acme.on_demand]\nallow = [\"10.0.0.1\"]"),
-            "2:10: \"10.0.0.1\" is an address, and only names can be had on demand",
+            "2:10: \"10.0.0.1\" is an address, and `allow` lists domains",
         ),
         (
             &both("[acme.on_demand]\nallow = [\"a.test\"]\nask_timeout = \"1s\""),

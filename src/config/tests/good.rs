@@ -435,6 +435,30 @@ fn tls_towards_upstreams_is_inherited_whole_or_not_at_all() {
 }
 
 #[test]
+fn each_dns_provider_has_its_domains() {
+    let config = good(
+        "[acme.dns]\npropagation_timeout = \"5m\"\nprovider = \"exec\"\nprogram = \"hook\"\n\
+         nameservers = [\"192.0.2.1\"]\n\
+         [[acme.dns.providers]]\ndomains = [\"Example.com\", \".a.test\"]\nprovider = \"rfc2136\"\n\
+         server = \"tcp://ns1.example.com\"\nkey_name = \"k\"\nkey = \"c2VjcmV0\"\nttl = \"5m\"\n\
+         [[acme.dns.providers]]\ndomains = [\"sub.example.com\"]\nprovider = \"cloudflare\"\n\
+         api_token = \"${EAB_KEY}\"\n\
+         [[sites]]\nhosts = [\"*.example.com\", \"*.else.test\"]\nupstreams = [\"3000\"]\n",
+    );
+    let dns = &config.acme.dns;
+    let name = |domain: &str| dns.zones[dns.zones_of(domain).unwrap()].writer.name();
+    assert_eq!(name("www.example.com"), "rfc2136");
+    assert_eq!(name("a.test"), "rfc2136");
+    assert_eq!(name("x.sub.example.com"), "cloudflare");
+    assert_eq!(name("else.test"), "exec");
+    // What is waited for is as for everything, the servers are not.
+    let zones = &dns.zones[dns.zones_of("a.test").unwrap()];
+    assert_eq!(zones.propagation_timeout, Duration::from_secs(300));
+    assert_eq!(zones.ttl, Duration::from_secs(300));
+    assert!(zones.nameservers.is_empty());
+}
+
+#[test]
 fn a_dns_provider_makes_dns_01_a_default_and_wildcards_possible() {
     let config = good(
         "[acme.dns]\nprovider = \"cloudflare\"\napi_token = \"${EAB_KEY}\"\n\
@@ -443,9 +467,10 @@ fn a_dns_provider_makes_dns_01_a_default_and_wildcards_possible() {
          [[sites]]\nhosts = [\"*.example.com\"]\nupstreams = [\"3000\"]\n",
     );
     let dns = &config.acme.dns;
-    assert_eq!(dns.writer.as_ref().map(DnsWriter::name), Some("cloudflare"));
+    let [zones] = &dns.zones[..] else { panic!() };
+    assert_eq!(zones.writer.name(), "cloudflare");
     assert_eq!(dns.resolvers, ["192.0.2.53:53".parse().unwrap()]);
-    assert_eq!(dns.propagation_timeout, Duration::from_secs(300));
+    assert_eq!(zones.propagation_timeout, Duration::from_secs(300));
     for authority in &config.acme.authorities {
         assert!(authority.challenges.contains(&ChallengeType::Dns01));
     }
@@ -461,7 +486,7 @@ fn a_dns_provider_makes_dns_01_a_default_and_wildcards_possible() {
         program: "dir/hook".into(),
         timeout: Duration::from_secs(5),
     };
-    assert_eq!(other.acme.dns.writer, Some(exec));
+    assert_eq!(other.acme.dns.zones[0].writer, exec);
     assert_eq!(other.file_references[0].purpose, FilePurpose::DnsProgram);
     let none = good("[[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\n");
     assert_eq!(none.acme.dns, Dns::default());

@@ -55,6 +55,9 @@ fn setting(section: &Section, line: &str) -> String {
         "acme_dns" => {
             format!("{header}\nprovider = \"exec\"\nprogram = \"/bin/true\"\n{line}\n{SITE}")
         }
+        "acme_dns_providers" => format!(
+            "{header}\ndomains = [\"a.test\"]\nprovider = \"exec\"\nprogram = \"/bin/true\"\n{line}\n{SITE}"
+        ),
         "on_demand" => format!("{ON_DEMAND}{line}\n"),
         "on_demand_budgets" => format!("{ON_DEMAND}{header}\n{line}\n"),
         "site" => format!("{SITE}{line}\n"),

@@ -19,10 +19,19 @@ struct Known {
     facts: Facts,
     authority: Option<Arc<Authority>>,
     status: SubjectStatus,
-    /// When time alone changes what is needed.
-    again: OffsetDateTime,
     /// When it is looked at again in any case.
     recheck_at: OffsetDateTime,
+}
+
+impl Known {
+    /// When time alone changes what is needed.
+    fn again(&self, now: OffsetDateTime) -> OffsetDateTime {
+        again(now, &self.facts, self.recheck_at)
+    }
+}
+
+fn again(now: OffsetDateTime, facts: &Facts, recheck_at: OffsetDateTime) -> OffsetDateTime {
+    renewal::changes_at(now, facts).map_or(recheck_at, |at| at.min(recheck_at))
 }
 
 impl Desk {
@@ -54,10 +63,12 @@ impl Desk {
         if !self.is_writer {
             return Some(wait(recheck_at, status));
         }
-        let again = renewal::changes_at(now, &facts).map_or(recheck_at, |at| at.min(recheck_at));
         if entry.ask_now {
             match self.can_ask(entry, now) {
-                Some(authority) => return Some(question(id, entry, authority, again, status)),
+                Some(authority) => {
+                    let again = again(now, &facts, recheck_at);
+                    return Some(question(id, entry, authority, again, status));
+                }
                 None => self.answer_without_asking(id, now),
             }
         }
@@ -65,7 +76,6 @@ impl Desk {
             facts,
             authority,
             status,
-            again,
             recheck_at,
         };
         self.planned(id, known, now)
@@ -95,7 +105,7 @@ impl Desk {
             Action::FetchRenewalInfo => match self.issuing_authority(entry) {
                 Some(authority) => {
                     let authority = Arc::clone(authority);
-                    question(id, entry, authority, known.again, known.status)
+                    question(id, entry, authority, known.again(now), known.status)
                 }
                 None => wait(recheck_at, known.status),
             },
@@ -115,6 +125,7 @@ impl Desk {
         now: OffsetDateTime,
     ) -> Option<Verdict> {
         let entry = self.entries.get(&id)?;
+        let again = known.again(now);
         let work = match (entry.issuer, &entry.ledger, known.authority) {
             (IssuerKind::Internal, _, _) => Work::Internal,
             (IssuerKind::Acme, Some(_), Some(authority)) => Work::Order {
@@ -131,7 +142,7 @@ impl Desk {
         Some(Verdict::Work {
             work,
             ticket,
-            again: known.again,
+            again,
             status: known.status,
         })
     }

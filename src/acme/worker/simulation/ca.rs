@@ -46,6 +46,14 @@ impl Ca {
         Answer::Accepted
     }
 
+    /// Places of the limit of new orders that what is known now takes at `at`.
+    pub(super) fn taken(&self, at: OffsetDateTime) -> usize {
+        let newest_first = self.orders.iter().rev();
+        newest_first
+            .take_while(|order| at - **order < NEW_ORDERS.1)
+            .count()
+    }
+
     pub(super) fn issued(&mut self, at: OffsetDateTime, name: usize, exempt: bool) {
         if !exempt {
             self.certificates.entry(name).or_default().push_back(at);

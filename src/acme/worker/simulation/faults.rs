@@ -15,6 +15,10 @@ pub(super) enum Event {
     Crash {
         back_in: Duration,
     },
+    /// The whole host dies, and is up again after so long.
+    Reboot {
+        back_in: Duration,
+    },
     /// It is stopped in an orderly way, and starts again at once.
     Restart,
     Suspend,
@@ -131,6 +135,11 @@ impl Plan<'_> {
             let at = self.any_time();
             self.at(at, Event::Restart);
         }
+        for _ in 0..20 {
+            let at = self.any_time();
+            let back_in = self.between(Duration::SECOND, Duration::minutes(10));
+            self.at(at, Event::Reboot { back_in });
+        }
         for _ in 0..30 {
             let at = self.any_time();
             let long = self.between(Duration::minutes(10), Duration::days(2));
@@ -150,6 +159,11 @@ impl Plan<'_> {
             };
             let offset = self.between(-most, most);
             self.at(at, Event::Clock { offset });
+            // Often it is somebody's remedy for a wrong clock, or the wrong clock's.
+            if self.rng.random_bool(0.2) {
+                let back_in = Duration::MINUTE;
+                self.at(at + long, Event::Reboot { back_in });
+            }
             let offset = Duration::ZERO;
             self.at(at + long, Event::Clock { offset });
         }
