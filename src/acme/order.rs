@@ -13,7 +13,6 @@ mod tests;
 mod validation;
 
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration as StdDuration;
 
@@ -90,7 +89,6 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         thumbprint,
         http,
         number: OnceLock::new(),
-        issued: AtomicBool::new(false),
     };
     let result = run.to_the_end().await;
     if let Err(error) = &result
@@ -101,10 +99,7 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         blocking(move || pending.discard()).await;
         let name = error.identifier.clone();
         let name = name.filter(|_| error.challenge.is_some());
-        // A certificate that is of no use to us counts at the CA as any other.
-        if !run.issued.load(Ordering::Relaxed) {
-            run.note_end(run.number.get().copied(), name).await;
-        }
+        run.note_end(run.number.get().copied(), name).await;
     }
     result
 }
@@ -119,8 +114,6 @@ struct Run {
     http: JobHttp,
     /// The order's number in the history; none in one of an older version.
     number: OnceLock<u64>,
-    /// Whether the CA has issued, whatever became of that.
-    issued: AtomicBool,
 }
 
 impl Run {
@@ -353,7 +346,6 @@ impl Run {
         loop {
             match order.state().status {
                 OrderStatus::Valid => {
-                    self.issued.store(true, Ordering::Relaxed);
                     let chain = with_nonce!(order.certificate());
                     let links = self.http.last().links;
                     let chain = chain.map_err(|error| self.explain(error))?;

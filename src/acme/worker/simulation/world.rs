@@ -158,7 +158,8 @@ pub(super) struct World {
     free_since: Option<Since>,
     serials: u64,
     /// Orders of the time that the CA's limit looks back over which the host has lost count of: it
-    /// was started anew, and its clock was wrong when it noted them or when it looked.
+    /// was started anew, and its clock was wrong when it noted them or when it looked. And
+    /// certificates that it took for expired.
     lost_count: u32,
     sessions: u32,
     questions: u32,
@@ -861,8 +862,9 @@ impl World {
                 "order",
                 "expired: check this host's clock",
             );
-            // The CA has issued all the same, and counts it.
-            return self.fails(site, Job { event: None, ..job }, error);
+            // The CA has issued all the same, and counts it; the client does not.
+            self.lost_count += 1;
+            return self.fails(site, job, error);
         }
         self.look_at(site);
         if let Some(held) = self.sites[site].held {
