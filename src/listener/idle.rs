@@ -97,9 +97,11 @@ impl Idling {
         self.since.store(stamp(since), Ordering::Release);
     }
 
-    /// A request has come. Whether it was told to go: this one is its last then.
+    /// A request has come. Whether it was told to go: this one is its last then, and stays it.
     pub fn works(&self) -> bool {
-        self.since.swap(BUSY, Ordering::AcqRel) == LEAVING
+        let busy = |since| (since != LEAVING).then_some(BUSY);
+        let (order, fail) = (Ordering::AcqRel, Ordering::Acquire);
+        self.since.fetch_update(order, fail, busy).is_err()
     }
 
     /// Whether it was told to go while it waited.

@@ -2,10 +2,9 @@
 //! was asked for. 2xx lets it in; any other answer is the client's.
 
 use std::collections::HashMap;
-use std::os::unix::fs::MetadataExt as _;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime};
+use std::time::{Duration, Instant};
 
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
@@ -15,6 +14,7 @@ use super::answered;
 use super::decision::origin_form;
 use super::origin::Origin;
 use super::respond::Answer;
+use crate::certificate::observe::{self, Stamp};
 use crate::config::ForwardAuth;
 use crate::http_client::{self, causes};
 use crate::message::{Fields, Known, RequestHead, ResponseHead};
@@ -51,14 +51,6 @@ struct Kept {
     client: reqwest::Client,
     ca: Option<Stamp>,
     looked: Instant,
-}
-
-/// What changes when a file does.
-#[derive(Clone, Copy, PartialEq, Eq)]
-struct Stamp {
-    modified: Option<SystemTime>,
-    length: u64,
-    inode: u64,
 }
 
 /// Fields of a request, in place of any that its client has sent.
@@ -173,6 +165,7 @@ fn client_for(auth: &ForwardAuth) -> Result<reqwest::Client, String> {
         socket: auth.socket.clone(),
         ca: auth.ca.clone(),
     };
+    let stamp = || observe::stat(way.ca.as_deref()?);
     // Every change is whole: a panic elsewhere leaves nothing half done.
     let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
     let now = Instant::now();
@@ -183,11 +176,11 @@ fn client_for(auth: &ForwardAuth) -> Result<reqwest::Client, String> {
         }
         kept.looked = now;
         // What is gone or broken leaves what was there, as everywhere.
-        if kept.ca == stamp(&way) {
+        if kept.ca == stamp() {
             return Ok(kept.client.clone());
         }
     }
-    let ca = stamp(&way);
+    let ca = stamp();
     let client = match (client(&way), clients.get_mut(&way)) {
         (Ok(client), _) => client,
         (Err(error), Some(kept)) => {
@@ -204,15 +197,6 @@ fn client_for(auth: &ForwardAuth) -> Result<reqwest::Client, String> {
     };
     clients.insert(way, kept);
     Ok(client)
-}
-
-fn stamp(way: &Way) -> Option<Stamp> {
-    let metadata = std::fs::metadata(way.ca.as_ref()?).ok()?;
-    Some(Stamp {
-        modified: metadata.modified().ok(),
-        length: metadata.len(),
-        inode: metadata.ino(),
-    })
 }
 
 /// No redirects: they are the client's to follow.

@@ -1,16 +1,14 @@
 //! A connection of HTTP/2 to an upstream that notes whether anything comes, and the pings that find out
 //! whether anybody is still there (RFC 9113 section 6.7).
 
-use std::io;
-use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll};
 use std::time::Duration;
 
 use h2::{Ping, PingPong};
-use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::time::Instant;
+use tokio_util::io::InspectReader;
 
 use super::connection::Socket;
 
@@ -19,54 +17,18 @@ use super::connection::Socket;
 const PING_PAUSE: Duration = Duration::from_secs(310);
 
 /// The socket of a connection.
-pub struct Heard {
-    socket: Socket,
-    something: Arc<AtomicBool>,
-}
+pub type Heard = InspectReader<Socket, Box<dyn FnMut(&[u8]) + Send>>;
 
-impl Heard {
-    /// And where it notes that something has come.
-    pub fn new(socket: Socket) -> (Heard, Arc<AtomicBool>) {
-        let something = Arc::<AtomicBool>::default();
-        let heard = Heard {
-            socket,
-            something: something.clone(),
-        };
-        (heard, something)
-    }
-}
-
-impl AsyncRead for Heard {
-    fn poll_read(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        buffer: &mut ReadBuf<'_>,
-    ) -> Poll<io::Result<()>> {
-        let before = buffer.filled().len();
-        let read = Pin::new(&mut self.socket).poll_read(cx, buffer);
-        if buffer.filled().len() > before {
-            self.something.store(true, Ordering::Relaxed);
+/// And where it notes that something has come.
+pub fn heard(socket: Socket) -> (Heard, Arc<AtomicBool>) {
+    let something = Arc::<AtomicBool>::default();
+    let noted = Arc::clone(&something);
+    let note = move |data: &[u8]| {
+        if !data.is_empty() {
+            noted.store(true, Ordering::Relaxed);
         }
-        read
-    }
-}
-
-impl AsyncWrite for Heard {
-    fn poll_write(
-        mut self: Pin<&mut Self>,
-        cx: &mut Context<'_>,
-        data: &[u8],
-    ) -> Poll<io::Result<usize>> {
-        Pin::new(&mut self.socket).poll_write(cx, data)
-    }
-
-    fn poll_flush(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_flush(cx)
-    }
-
-    fn poll_shutdown(mut self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<io::Result<()>> {
-        Pin::new(&mut self.socket).poll_shutdown(cx)
-    }
+    };
+    (InspectReader::new(socket, Box::new(note)), something)
 }
 
 /// Asks whether the other side is there, when it has been silent.
@@ -153,7 +115,7 @@ mod tests {
             let mut connection = h2::server::handshake(far).await.unwrap();
             while let Some(Ok(_)) = connection.accept().await {}
         });
-        let (heard, something) = Heard::new(Socket::Tcp(near.unwrap()));
+        let (heard, something) = super::heard(Socket::Tcp(near.unwrap()));
         let (sender, mut driver) = h2::client::handshake(heard).await.unwrap();
         let pinger = Pinger::new(driver.ping_pong(), something);
         tokio::spawn(driver);

@@ -71,8 +71,6 @@ pub struct Http1 {
     exchange: Exchange,
     closing: Pin<Box<WaitForCancellationFutureOwned>>,
     drain: Drain,
-    /// Its request came when it had been told to go.
-    makes_room: bool,
     life: Life,
     watchdog: Watchdog,
     /// The client must not take what it got for a whole response.
@@ -128,7 +126,6 @@ impl Http1 {
             exchange: Exchange::default(),
             closing: Box::pin(drain.idle_closes()),
             drain,
-            makes_room: false,
             life: Life::Fresh,
             watchdog: Watchdog::default(),
             cut_off: false,
@@ -158,7 +155,7 @@ impl Http1 {
             }
             if !begun && !self.input.is_empty() {
                 begun = true;
-                self.makes_room |= self.drain.works();
+                self.drain.works();
                 deadline = Instant::now() + HEAD_TIMEOUT;
             }
             match poll_fn(|cx| self.poll_more(cx, head, deadline)).await {
@@ -225,11 +222,11 @@ impl Http1 {
         }
         self.input.advance(length);
         self.life = Life::Used;
-        self.makes_room |= self.drain.works();
+        let is_last = self.drain.works();
         self.body = BodyReader::new(head.framing);
         self.exchange = Exchange {
             version: head.version,
-            goes_on: head.keeps_alive() && !self.makes_room,
+            goes_on: head.keeps_alive() && !is_last,
             expects_continue: head.fields.has(Known::Expect),
             wants_trailers: head.fields.lists(Known::Te, b"trailers"),
             ..Exchange::default()

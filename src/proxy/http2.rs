@@ -74,14 +74,13 @@ async fn run(
 ) -> Result<(), h2::Error> {
     let mut draining = std::pin::pin!(drain.begun());
     let mut making_room = std::pin::pin!(drain.idle_closes());
-    // Whether it is known to wait for a stream.
-    let mut waits = false;
     // Whether the client knows that no more streams may begin.
     let mut told = false;
     let mut watchdog = Watchdog::default();
     // While there are streams it is set when the watchdog rings, and when the last one has ended.
     let mut idle_since = Instant::now();
-    let mut was_busy = false;
+    // One that has just come in counts as busy until it is seen to wait.
+    let mut was_busy = true;
     poll_fn(|cx| {
         let goes = !told
             && (draining.as_mut().poll(cx).is_ready() || making_room.as_mut().poll(cx).is_ready());
@@ -99,16 +98,18 @@ async fn run(
             }
         }
         let is_busy = connection.has_streams();
-        if std::mem::replace(&mut was_busy, is_busy) && !is_busy {
-            idle_since = Instant::now();
-        }
-        if is_busy {
-            if std::mem::replace(&mut waits, false) {
-                // If it was told to go just now, its streams still end in peace.
+        match (std::mem::replace(&mut was_busy, is_busy), is_busy) {
+            (true, false) => {
+                idle_since = Instant::now();
+                if !told {
+                    drain.waits(idle_since);
+                }
+            }
+            // If it was told to go just now, its streams still end in peace.
+            (false, true) => {
                 drain.works();
             }
-        } else if !told && !std::mem::replace(&mut waits, true) {
-            drain.waits(idle_since);
+            (true, true) | (false, false) => {}
         }
         loop {
             let timeout = if told { GOAWAY_TIMEOUT } else { IDLE_TIMEOUT };
@@ -249,6 +250,25 @@ fn say_whether_switched(head: &mut Response<()>, switched: bool) {
     }
 }
 
+/// Waits until the other side of a stream takes some of `wanted` bytes; how many. `None`: it takes no
+/// more.
+pub fn poll_capacity(
+    stream: &mut SendStream<Bytes>,
+    cx: &mut Context<'_>,
+    wanted: usize,
+) -> Poll<Option<Result<usize, h2::Error>>> {
+    stream.reserve_capacity(wanted);
+    loop {
+        match stream.capacity() {
+            0 => match ready!(stream.poll_capacity(cx)) {
+                Some(Ok(_)) => {}
+                ended => return Poll::Ready(ended),
+            },
+            capacity => return Poll::Ready(Some(Ok(capacity))),
+        }
+    }
+}
+
 /// Trailers as HTTP/2 has them.
 pub fn fields_of(trailers: &HeaderMap) -> Box<Fields> {
     let mut fields = Box::new(Fields::default());
@@ -334,16 +354,9 @@ impl Client for Http2 {
         cx: &mut Context<'_>,
         wanted: usize,
     ) -> Poll<Result<usize, ClientError>> {
-        let response = self.response()?;
-        response.reserve_capacity(wanted);
-        loop {
-            match response.capacity() {
-                0 => match ready!(response.poll_capacity(cx)) {
-                    Some(capacity) => drop(capacity?),
-                    None => return Poll::Ready(Err(ClientError::Gone)),
-                },
-                capacity => return Poll::Ready(Ok(capacity)),
-            }
+        match ready!(poll_capacity(self.response()?, cx, wanted)) {
+            Some(capacity) => Poll::Ready(Ok(capacity?)),
+            None => Poll::Ready(Err(ClientError::Gone)),
         }
     }
 

@@ -19,7 +19,7 @@ use tokio::time::Instant;
 use super::address::{Address, Destination};
 use super::connection::Socket;
 use super::dial::{self, DialError};
-use super::heard::{Heard, Pinger};
+use super::heard::{Heard, Pinger, heard};
 
 /// Streams at once on one connection, where its peer would take more: what most servers take.
 const MAX_STREAMS: usize = 100;
@@ -346,7 +346,7 @@ pub async fn open(address: &Address, limit: Duration) -> Result<Opened, DialErro
         }
         Socket::Tls(_) | Socket::Unix(_) | Socket::Stream(_) => {}
     }
-    let (socket, something) = Heard::new(socket);
+    let (socket, something) = heard(socket);
     let handshake = settings().handshake(socket);
     match tokio::time::timeout(limit, handshake).await {
         Ok(Ok((sender, driver))) => Ok(Opened {

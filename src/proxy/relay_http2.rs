@@ -12,7 +12,7 @@ use http::StatusCode;
 
 use super::client::{Client, Trailers};
 use super::failure::{Failure, UpstreamError};
-use super::http2::{fields_of, header_map};
+use super::http2::{fields_of, header_map, poll_capacity};
 use super::intake::{Intake, Replay};
 use super::progress::{Moved, Progress, Waiting};
 use super::relay::{MAX_INTERIM, Request};
@@ -179,16 +179,10 @@ impl<'r, C: Client> StreamRelay<'r, C> {
 
     /// Sends some of the buffer, as much as the upstream takes.
     fn poll_send(&mut self, cx: &mut Context<'_>) -> Poll<()> {
-        self.up.reserve_capacity(self.buffer.len());
-        let capacity = match self.up.capacity() {
-            0 => match ready!(self.up.poll_capacity(cx)) {
-                Some(Ok(capacity)) => capacity,
-                Some(Err(_)) | None => {
-                    self.refuse();
-                    return Poll::Ready(());
-                }
-            },
-            capacity => capacity,
+        let capacity = poll_capacity(&mut self.up, cx, self.buffer.len());
+        let Some(Ok(capacity)) = ready!(capacity) else {
+            self.refuse();
+            return Poll::Ready(());
         };
         let piece = self
             .buffer

@@ -9,6 +9,8 @@ use bytes::{Buf, Bytes};
 use h2::{RecvStream, SendStream};
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
+use super::http2::poll_capacity;
+
 /// Both directions.
 pub struct StreamSocket {
     up: SendStream<Bytes>,
@@ -56,13 +58,9 @@ impl AsyncWrite for StreamSocket {
         cx: &mut Context<'_>,
         data: &[u8],
     ) -> Poll<io::Result<usize>> {
-        self.up.reserve_capacity(data.len());
-        let capacity = match self.up.capacity() {
-            0 => match ready!(self.up.poll_capacity(cx)) {
-                Some(capacity) => capacity.map_err(io::Error::other)?,
-                None => return Poll::Ready(Ok(0)),
-            },
-            capacity => capacity,
+        let capacity = match ready!(poll_capacity(&mut self.up, cx, data.len())) {
+            Some(capacity) => capacity.map_err(io::Error::other)?,
+            None => return Poll::Ready(Ok(0)),
         };
         let length = capacity.min(data.len());
         let piece = Bytes::copy_from_slice(&data[..length]);
