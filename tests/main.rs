@@ -84,6 +84,7 @@ mod trust;
 mod unix_sockets;
 mod unreadable_files;
 mod upgrade;
+mod upgrade_challenges;
 mod upstream_h2;
 mod upstream_limits;
 mod upstream_names;
