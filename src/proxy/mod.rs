@@ -21,7 +21,7 @@ mod dns;
 mod exchange;
 mod failure;
 mod files;
-mod forward_auth;
+pub mod forward_auth;
 mod forwarded;
 mod forwarded_http2;
 mod heard;

@@ -361,7 +361,7 @@ impl Route {
             files,
             compress: route.compress.clone().into(),
             changes: Changes::of(route),
-            guard: Guard::of(&route.access),
+            guard: Guard::of(&route.access, trusts),
             proxy_protocol: route.proxy_protocol,
         }
     }
