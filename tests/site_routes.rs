@@ -13,7 +13,7 @@ use crate::support::http1::KeepAlive;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::recorder::{Recorder, Seen};
-use crate::support::sites::site;
+use crate::support::sites::{FileTls, site};
 use crate::support::wait::{SOON, wait_until};
 use crate::support::wire::Message;
 
@@ -360,4 +360,49 @@ async fn errors_have_the_pages_of_the_site_and_pages_reload() {
         (body == "<h1>gone</h1>").then_some(())
     })
     .await;
+}
+
+/// `hosts = ["*"]` has every name and address that no other site has, whoever terminates TLS.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_may_be_for_every_other_host() {
+    let place = Place::new();
+    let tls = FileTls::new(&place, &["*.example.test"]);
+    let more = |upstream: &str, tls: &str| {
+        format!(
+            "[[sites]]\nhosts = [\"*\"]\ntls = \"{tls}\"\nrespond = \"default\"\n\
+             [[sites]]\nhosts = [\"own.example.test\"]\ntls = \"{tls}\"\nrespond = \"{upstream}\"\n"
+        )
+    };
+    let rest = format!("{}{}", tls.pair.table(), more("own", "off"));
+    let mut perennial = Perennial::run(place, &rest).await;
+    let plain = async |host: &str| {
+        let http = perennial.place.http;
+        let mut connection = KeepAlive::open_plain(http, host).await.expect("open");
+        connection.get("/").await.expect("an answer")
+    };
+    for (host, body) in [
+        ("other.example.test", "default"),
+        ("nobody.invalid:8080", "default"),
+        ("192.0.2.7", "default"),
+        ("[2001:db8::7]:80", "default"),
+        ("own.example.test", "own"),
+    ] {
+        assert_eq!(plain(host).await, (200, body.to_owned()), "{host}");
+    }
+    perennial.rewrite_config(&format!("{}{}", tls.pair.table(), more("own", "files")));
+    perennial.restart().await;
+    perennial.wait_ready().await;
+    for (host, body) in [
+        ("other.example.test", "default"),
+        ("own.example.test", "own"),
+    ] {
+        let https = perennial.place.https;
+        let mut connection = KeepAlive::open(https, host, None).await.expect("open");
+        let answer = connection.get("/").await;
+        assert_eq!(answer, Ok((200, body.to_owned())), "{host}");
+    }
+    let http = perennial.place.http;
+    let connection = KeepAlive::open_plain(http, "other.example.test").await;
+    let (status, _) = connection.expect("open").get("/").await.expect("an answer");
+    assert_eq!(status, 308);
 }

@@ -442,7 +442,7 @@ pub struct Site {
     /// Exact names, wildcards or IP addresses; unique over all sites, and empty only with
     /// `any_host`.
     pub hosts: Vec<Name>,
-    /// `*`: every name that no other site has. Only with `on_demand`.
+    /// `*`: every name that no other site has, and without `on_demand` every address, too.
     pub any_host: bool,
     /// Whether certificates are ordered when a client asks for their name, and not before.
     pub on_demand: bool,

@@ -51,6 +51,8 @@ struct Hosts {
     addresses: HashMap<IpAddr, Arc<Site>>,
     /// For every other name.
     any: Option<Arc<Site>>,
+    /// For every other address: none is had on demand.
+    any_address: Option<Arc<Site>>,
 }
 
 /// A site's routes with the state of their upstreams.
@@ -242,7 +244,10 @@ impl Routing {
 impl Hosts {
     fn site(&self, host: &RequestHost) -> Option<&Arc<Site>> {
         match host {
-            RequestHost::Address(address) => self.addresses.get(address),
+            RequestHost::Address(address) => {
+                let found = self.addresses.get(address);
+                found.or(self.any_address.as_ref())
+            }
             RequestHost::Dns { .. } => {
                 let name = host.dns_bytes()?;
                 let wildcard = || {
@@ -268,6 +273,7 @@ impl Hosts {
         }
         if site.any_host {
             self.any = Some(Arc::clone(shared));
+            self.any_address = (!site.on_demand).then(|| Arc::clone(shared));
         }
     }
 }
