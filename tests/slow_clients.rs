@@ -242,6 +242,29 @@ async fn heads_that_never_end_are_not_waited_for() {
     tokio::time::timeout(SOON, ended).await.expect("in time");
 }
 
+/// A handshake that never comes, or that stops halfway. Others are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_never_end_are_not_waited_for() {
+    let scene = scene("").await;
+    let https = scene.perennial.place.https;
+    let silent = TcpStream::connect(https).await.expect("a connection");
+    let half = TcpStream::connect(https).await.expect("a connection");
+    let mut slow = [Wire::new(silent), Wire::new(half)];
+    // The beginning of a ClientHello, which says that there is more.
+    slow[1].send(b"\x16\x03\x01\x02\x00\x01\x00").await.unwrap();
+    let asked = tokio::spawn(async move {
+        let mut connection = KeepAlive::open(https, NAME, None).await?;
+        connection.get("/").await
+    });
+    let (mut peer, _) = scene.upstream.request().await;
+    peer.send(answer("200 OK", "served")).await.unwrap();
+    assert_eq!(asked.await.unwrap(), Ok((200, "served".to_owned())));
+    for wire in &mut slow {
+        let rest = tokio::time::timeout(SOON, wire.rest()).await;
+        rest.expect("closed in time").expect("closed");
+    }
+}
+
 /// Answers to pings and settings are owed one at a time: whoever does not read them is not read
 /// from, and costs no memory.
 #[tokio::test(flavor = "multi_thread")]
