@@ -359,6 +359,11 @@ mod tests {
         let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
         let mut said = BufReader::new(stdout.unwrap()).lines();
         assert!(said.any(|line| line.unwrap().contains("panics now")));
+        // Nobody reads yet: a process that does not wait for that has ended by now.
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(1) {
+            thread::sleep(Duration::from_millis(10));
+        }
         let mut log = String::new();
         stderr.unwrap().read_to_string(&mut log).unwrap();
         assert_eq!(child.wait().unwrap().code(), Some(7), "{log}");
