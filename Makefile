@@ -19,8 +19,10 @@ build: setup-build ## install what the build needs (by apt), then build target/r
 	cargo build --release --locked
 
 test: setup-build setup-test ## install what the tests need (by apt and go install), then run all tests
-# Where Pebble is there, a test that cannot use it fails instead of being left out.
-	PERENNIAL_REQUIRE_PEBBLE="$$(scripts/has-pebble.sh && echo 1)" cargo test --locked --no-fail-fast
+# Where Pebble or step-ca is there, a test that cannot use it fails instead of being left out.
+	PERENNIAL_REQUIRE_PEBBLE="$$(scripts/has-pebble.sh && echo 1)" \
+	PERENNIAL_REQUIRE_STEP_CA="$$(command -v step-ca >/dev/null && echo 1)" \
+	cargo test --locked --no-fail-fast
 
 lint: setup-build setup-lint ## check format, lints, licences and the dependency tree
 	cargo fmt --check

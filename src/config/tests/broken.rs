@@ -340,7 +340,7 @@ fn dns_providers() {
             "2:12: the DNS provider \"rfc2136\" cannot be used: Parse error: `server` \"ns 1\" is neither a name nor an IP address, as in \"ns1.example.com\", \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\"",
         ),
         (
-            format!("{acme_dns}\nserver = \"https://auth.test\""),
+            format!("{acme_dns}\nserver = \"https://auth.test\"\npassword = \"p\""),
             "1:1: the DNS provider \"acme-dns\" needs `username`",
         ),
         (
