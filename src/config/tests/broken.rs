@@ -903,6 +903,14 @@ fn listeners_that_cannot_be_meant() {
             "[server]\nmin_rate_after = \"0s\"",
             "2:18: \"0s\" is out of bounds",
         ),
+        (
+            "[server]\nhttp1_idle_timeout = \"2d\"",
+            "2:22: \"2d\" is out of bounds",
+        ),
+        (
+            "[server]\nhttp2_idle_timeout = \"0s\"",
+            "2:22: \"0s\" is out of bounds",
+        ),
     ]);
     let site = |keys: &str| format!("[[sites]]\nhosts = [\"a.test\"]\n{keys}\n");
     check(&[

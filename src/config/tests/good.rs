@@ -543,6 +543,7 @@ fn listeners_on_unix_sockets_and_who_may_connect() {
          socket_group = \"www-data\"\nproxy_protocol_from = [\"10.0.0.0/8\", \"unix\"]\n\
          max_connections = 10\nmax_connections_per_client = 0\nmin_request_rate = \"0B\"\n\
          min_response_rate = \"1KiB\"\nmin_rate_after = \"5s\"\n\
+         http1_idle_timeout = \"2s\"\nhttp2_idle_timeout = \"1h\"\n\
          [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\nproxy_protocol = \"v1\"\n\
          [[sites.routes]]\npath = \"/a\"\nupstreams = [\"3001\"]\nproxy_protocol = \"off\"\n\
          [[sites.routes]]\npath = \"/b\"\nupstreams = [\"3002\"]\n",
@@ -561,6 +562,8 @@ fn listeners_on_unix_sockets_and_who_may_connect() {
     let rates = server.min_rates;
     assert_eq!((rates.request, rates.response), (None, Some(1024)));
     assert_eq!(rates.grace, Duration::from_secs(5));
+    let idle = server.idle_timeouts;
+    assert_eq!((idle.http1.as_secs(), idle.http2.as_secs()), (2, 3600));
     let routes = config.sites[0].routes.iter();
     let versions: Vec<_> = routes.map(|route| route.proxy_protocol).collect();
     let v1 = Some(ProxyProtocol::V1);
