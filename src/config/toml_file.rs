@@ -627,8 +627,8 @@ impl<'a> Reader<'a> {
         );
         let mut found = ErrorPages::default();
         for (status, path) in pages.unwrap_or_default() {
-            let page = self.error_page(&status, &path, &mut found);
-            self.report.keep(value.at, page);
+            let page = self.error_page(&status, &path.value, &mut found);
+            self.report.keep(path.at, page);
         }
         found
     }

@@ -615,11 +615,11 @@ fn routes() {
     }
     check(
         "upstreams = [\"1\"]\nerror_pages = { 200 = \"a.html\" }",
-        "4:15: \"200\" is no status of an error",
+        "4:23: \"200\" is no status of an error",
     );
     check(
         "upstreams = [\"1\"]\nerror_pages = { 404 = \"a.html\" }",
-        "4:15: cannot read dir/a.html: entity not found",
+        "4:23: cannot read dir/a.html: entity not found",
     );
     check(
         "upstreams = [\"1\"]\nhsts = \"9999d\"",
@@ -725,6 +725,12 @@ fn the_command_line() {
             "command line: *.b.test=1: a certificate for the wildcard *.b.test needs the \
              challenge dns-01, which is not configured",
         ]
+    );
+    let word = Config::from_arguments(sites(&["a.test=www"]), &environment()).unwrap_err();
+    assert!(
+        word.to_string()
+            .contains("help: write www:3000, or https://www; for a folder ./www"),
+        "{word}"
     );
     assert_eq!(
         from(CommandLine {

@@ -345,10 +345,13 @@ fn files_that_are_named_are_looked_at_where_they_are_named() {
     let found = found.replace(&format!("{}/", dir.path().display()), "");
     assert_eq!(
         found,
-        "p.toml:2:21: the drop folder nowhere does not exist\n\
+        "p.toml:2:21: the drop folder nowhere does not exist\n  \
+         help: make the folder, or correct the path\n\
          p.toml:2:32: the drop folder good.pem is not a directory\n\
-         p.toml:6:15: the certificate file missing.pem does not exist\n\
-         p.toml:9:15: the private key file nowhere does not exist\n\
+         p.toml:6:15: the certificate file missing.pem does not exist\n  \
+         help: put the file there, or correct the path\n\
+         p.toml:9:15: the private key file nowhere does not exist\n  \
+         help: put the file there, or correct the path\n\
          p.toml:11:18: the ca_certificate empty.pem holds no PEM certificate"
     );
 }
