@@ -871,6 +871,20 @@ fn sites_that_cannot_be_on_demand() {
 }
 
 #[test]
+fn idle_timeouts_out_of_bounds() {
+    check(&[
+        (
+            "[server]\nhttp1_idle_timeout = \"2d\"",
+            "2:22: \"2d\" is out of bounds",
+        ),
+        (
+            "[server]\nhttp2_idle_timeout = \"0s\"",
+            "2:22: \"0s\" is out of bounds",
+        ),
+    ]);
+}
+
+#[test]
 fn listeners_that_cannot_be_meant() {
     check_before_site(&[
         (
@@ -908,14 +922,6 @@ fn listeners_that_cannot_be_meant() {
         (
             "[server]\nmin_rate_after = \"0s\"",
             "2:18: \"0s\" is out of bounds",
-        ),
-        (
-            "[server]\nhttp1_idle_timeout = \"2d\"",
-            "2:22: \"2d\" is out of bounds",
-        ),
-        (
-            "[server]\nhttp2_idle_timeout = \"0s\"",
-            "2:22: \"0s\" is out of bounds",
         ),
     ]);
     let site = |keys: &str| format!("[[sites]]\nhosts = [\"a.test\"]\n{keys}\n");
