@@ -42,6 +42,7 @@ mod formats;
 mod forward_auth;
 mod grpc;
 mod health_checks;
+mod idle_connections;
 mod load_balancing;
 mod manual_delete;
 mod manual_import;

@@ -332,6 +332,45 @@ async fn a_trusted_proxy_says_who_asked() {
     assert_ne!(&fields["x-request-id"], own);
 }
 
+/// What a stranger says in the form that is not used is dropped as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn upstreams_are_told_in_the_form_that_is_chosen() {
+    const OLD: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
+    let ours = format!("for=127.0.0.1;host={NAME};proto=https");
+    for (form, expected) in [("rfc7239", &[&*ours][..]), ("off", &[])] {
+        let place = Place::new();
+        let recorder = Recorder::start(&place).await;
+        let upstream = recorder.addr.to_string();
+        let tls = FileTls::new(&place, &[NAME]);
+        let rest = format!(
+            "forwarded = \"{form}\"\n{}{}",
+            tls.pair.table(),
+            site(NAME, "files", &[&upstream])
+        );
+        let mut perennial = Perennial::run(place, &rest).await;
+        perennial.wait_ready().await;
+        let scene = Scene {
+            perennial,
+            recorder,
+        };
+        let said = &[
+            ("X-Forwarded-For", "9.9.9.9"),
+            ("X-Forwarded-Proto", "http"),
+            ("X-Forwarded-Host", "outer.test"),
+            ("Forwarded", "for=9.9.9.9"),
+        ];
+        let passed = scene.passed("/a", said).await;
+        for name in OLD {
+            assert!(field(&passed, name).is_empty(), "{form}: {name}");
+        }
+        let told: Vec<String> = field(&passed, "forwarded")
+            .iter()
+            .map(|it| it.replace('"', ""))
+            .collect();
+        assert_eq!(told, expected, "{form}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_have_the_pages_of_the_site_and_pages_reload() {
     let place = Place::new();

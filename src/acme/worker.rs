@@ -101,6 +101,7 @@ pub struct Worker {
     try_lock_at: OffsetDateTime,
     /// How often the lock's holder is still expected to let it go at once.
     hasty_tries: u32,
+    told_of_writer: bool,
     sweep_at: OffsetDateTime,
     /// `None`: before the first configuration, or where it cannot be used.
     dns: Option<Arc<DnsChallenges>>,
@@ -131,6 +132,7 @@ impl Worker {
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
             hasty_tries: 0,
+            told_of_writer: false,
             sweep_at: OffsetDateTime::UNIX_EPOCH,
             dns: None,
             dns_claims: dns::Claims::default(),
@@ -230,13 +232,20 @@ impl Worker {
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
             }
-            Ok(None) if !waited => tracing::warn!(
-                state = %self.state.root().display(),
-                "another process orders certificates into this state directory; this one serves them"
-            ),
-            Ok(None) => {}
+            Ok(None) => self.tell_of_writer(),
             Err(error) => tracing::error!(%error, "no certificate can be ordered"),
         }
+    }
+
+    /// Says once that somebody else orders, unless that is about to end.
+    fn tell_of_writer(&mut self) {
+        if self.desk.takes_over || std::mem::replace(&mut self.told_of_writer, true) {
+            return;
+        }
+        tracing::warn!(
+            state = %self.state.root().display(),
+            "another process orders certificates into this state directory; this one serves them"
+        );
     }
 
     /// Ledgers and histories were read when another process wrote them: they are read again, so that

@@ -21,8 +21,8 @@ use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
-    self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
-    ListenAddress, MinRates, PathPattern, ProxyProtocol, SiteLog, Template, TlsMode,
+    self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IdleTimeouts,
+    IpPrefix, ListenAddress, MinRates, PathPattern, ProxyProtocol, SiteLog, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
@@ -40,6 +40,8 @@ pub struct Routing {
     own: HashMap<ListenAddress, Hosts>,
     sites: Vec<Arc<Site>>,
     dns: Dns,
+    /// Of connections, which belong to no site.
+    pub idle_timeouts: IdleTimeouts,
 }
 
 /// The sites of some listeners.
@@ -143,6 +145,7 @@ impl Routing {
         let settings = Arc::new(Settings::of(config));
         let mut routing = Routing {
             dns: services.dns.clone(),
+            idle_timeouts: config.server.idle_timeouts,
             ..Routing::default()
         };
         for site in &config.sites {
@@ -176,6 +179,7 @@ impl Routing {
         };
         let mut routing = Routing {
             dns: old.dns.clone(),
+            idle_timeouts: config.server.idle_timeouts,
             ..Routing::default()
         };
         for site in &config.sites {
