@@ -872,7 +872,7 @@ fn sites_that_cannot_be_on_demand() {
 
 #[test]
 fn idle_timeouts_out_of_bounds() {
-    check(&[
+    check_before_site(&[
         (
             "[server]\nhttp1_idle_timeout = \"2d\"",
             "2:22: \"2d\" is out of bounds",
