@@ -42,6 +42,22 @@ impl Scene {
         }
     }
 
+    /// Its certificate is from files; `keys` come before all tables.
+    async fn with_server_keys(keys: &str) -> Scene {
+        let place = Place::new();
+        let recorder = Recorder::start(&place).await;
+        let upstream = recorder.addr.to_string();
+        let tls = FileTls::new(&place, &[NAME]);
+        let site = site(NAME, "files", &[&upstream]);
+        let mut perennial =
+            Perennial::run(place, &format!("{keys}{}{site}", tls.pair.table())).await;
+        perennial.wait_ready().await;
+        Scene {
+            perennial,
+            recorder,
+        }
+    }
+
     async fn send(&self, method: &str, target: &str, fields: &[(&str, &str)]) -> Answer {
         let https = self.perennial.place.https;
         let mut connection = KeepAlive::open(https, NAME, None).await.expect("open");
@@ -280,23 +296,8 @@ async fn fields_are_changed_on_both_ways() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trusted_proxy_says_who_asked() {
-    let server = "";
-    let place = Place::new();
-    let recorder = Recorder::start(&place).await;
-    let upstream = recorder.addr.to_string();
-    let tls = crate::support::sites::FileTls::new(&place, &[NAME]);
-    let rest = format!(
-        "trusted_proxies = [\"127.0.0.0/8\"]\nforwarded = \"both\"\nrequest_id = \"X-Request-Id\"\n\
-         {server}{}{}",
-        tls.pair.table(),
-        site(NAME, "files", &[&upstream])
-    );
-    let mut perennial = Perennial::run(place, &rest).await;
-    perennial.wait_ready().await;
-    let scene = Scene {
-        perennial,
-        recorder,
-    };
+    let keys = "trusted_proxies = [\"127.0.0.0/8\"]\nforwarded = \"both\"\nrequest_id = \"X-Request-Id\"\n";
+    let scene = Scene::with_server_keys(keys).await;
 
     let said = &[
         ("X-Forwarded-For", "9.9.9.9, 203.0.113.7, 127.0.0.2"),
@@ -338,21 +339,7 @@ async fn upstreams_are_told_in_the_form_that_is_chosen() {
     const OLD: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
     let ours = format!("for=127.0.0.1;host={NAME};proto=https");
     for (form, expected) in [("rfc7239", &[&*ours][..]), ("off", &[])] {
-        let place = Place::new();
-        let recorder = Recorder::start(&place).await;
-        let upstream = recorder.addr.to_string();
-        let tls = FileTls::new(&place, &[NAME]);
-        let rest = format!(
-            "forwarded = \"{form}\"\n{}{}",
-            tls.pair.table(),
-            site(NAME, "files", &[&upstream])
-        );
-        let mut perennial = Perennial::run(place, &rest).await;
-        perennial.wait_ready().await;
-        let scene = Scene {
-            perennial,
-            recorder,
-        };
+        let scene = Scene::with_server_keys(&format!("forwarded = \"{form}\"\n")).await;
         let said = &[
             ("X-Forwarded-For", "9.9.9.9"),
             ("X-Forwarded-Proto", "http"),

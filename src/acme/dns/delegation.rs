@@ -60,9 +60,7 @@ fn account_of(
     if let Some(account) = accounts.of(domain) {
         return Ok(Some(account.clone()));
     }
-    let registrations = accounts
-        .registers_at()
-        .map(|it| Registrations::at(it, state));
+    let registrations = Registrations::beside(accounts, state);
     let found = registrations.map(|it| it.find(domain)).transpose()?;
     Ok(found.flatten())
 }

@@ -9,8 +9,8 @@ use serde::{Deserialize, Serialize};
 
 use super::writer::{WriteError, answered};
 use crate::acme::account::blocking;
-use crate::config::AcmeDnsAccount;
-use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
+use crate::config::{AcmeDns, AcmeDnsAccount};
+use crate::store::{SECRET_FILE, StateDir, StoreError, atomic};
 
 /// The file is read, changed and written whole, and outlives a change of the configuration.
 static CHANGING: tokio::sync::Mutex<()> = tokio::sync::Mutex::const_new(());
@@ -59,7 +59,13 @@ impl Registered {
 type Accounts = BTreeMap<String, Registered>;
 
 impl Registrations {
-    pub(super) fn at(server: &str, state: &StateDir) -> Registrations {
+    /// Those that belong beside these accounts. `None`: none are registered.
+    pub(super) fn beside(accounts: &AcmeDns, state: &StateDir) -> Option<Registrations> {
+        let server = accounts.registers_at()?;
+        Some(Registrations::at(server, state))
+    }
+
+    fn at(server: &str, state: &StateDir) -> Registrations {
         Registrations {
             file: state.acme_dns_file(),
             server: server.to_owned(),
@@ -129,7 +135,7 @@ impl Registrations {
         };
         serde_json::from_slice(&bytes).map_err(|error| {
             let place = format!("line {}, column {}", error.line(), error.column());
-            store::StoreError::broken(&self.file, place)
+            StoreError::broken(&self.file, place)
         })
     }
 }

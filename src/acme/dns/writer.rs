@@ -99,9 +99,8 @@ pub(super) struct AcmeDnsWriter {
 
 impl AcmeDnsWriter {
     fn new(accounts: &AcmeDns, state: &StateDir) -> Result<AcmeDnsWriter, String> {
-        let server = accounts.registers_at();
         Ok(AcmeDnsWriter {
-            registrations: server.map(|server| Registrations::at(server, state)),
+            registrations: Registrations::beside(accounts, state),
             accounts: accounts.clone(),
             client: reqwest::Client::builder()
                 .timeout(ACME_DNS_TIMEOUT)

@@ -10,7 +10,7 @@ use super::channel::{self, Channel};
 use super::{HAND_OVER, HandOverError};
 use crate::acme::challenges::Challenges;
 
-/// How long the old process may take to make way: it may wait for challenges under way.
+/// How long the old process may take to make way.
 const GO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long it may take to tell the service manager.
