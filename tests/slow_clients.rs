@@ -282,14 +282,7 @@ async fn floods_of_pings_and_settings_cost_nothing() {
         }
         let grown = resident(scene.perennial.pid()).saturating_sub(before);
         assert!(grown < 32 << 20, "{kind}: {grown} bytes more");
-        let https = scene.perennial.place.https;
-        let asked = tokio::spawn(async move {
-            let mut connection = KeepAlive::open(https, NAME, None).await?;
-            connection.get("/").await
-        });
-        let (mut peer, _) = scene.upstream.request().await;
-        peer.send(answer("200 OK", "served")).await.unwrap();
-        assert_eq!(asked.await.unwrap(), Ok((200, "served".to_owned())));
+        others_are_served(&scene).await;
     }
 }
 
