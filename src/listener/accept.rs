@@ -23,7 +23,7 @@ use super::self_check::OwnConnections;
 use super::sockets::Socket;
 use super::stream::{ClientStream, ReadAhead};
 use super::tls::{self, Outcome};
-use super::workers::Workers;
+use super::workers::{Open, Workers};
 use crate::admin::metrics::Metrics;
 use crate::certificate::table::TableReader;
 use crate::config::ListenAddress;
@@ -182,8 +182,8 @@ pub async fn accept_loop(
                     continue;
                 };
                 let service = service.clone();
-                seat.serve(connections, move |proxy| {
-                    serve(incoming, arrival, protocol, service, proxy)
+                seat.serve(connections, move |proxy, open| {
+                    serve(incoming, arrival, protocol, service, proxy, open)
                 });
             }
             Err(error) if concerns_one_connection(&error) => {}
@@ -240,6 +240,7 @@ async fn serve(
     protocol: Protocol,
     service: Arc<Service>,
     proxy: Proxy,
+    _seat: Open,
 ) {
     let _open = service.metrics.connection();
     let stream = match TcpStream::from_std(stream) {
@@ -288,7 +289,8 @@ async fn serve(
         }
     };
     let idling = place.as_ref().map(Place::idling);
-    proxy.serve(stream, info, service.drain.of(idling)).await;
+    let drain = service.drain.of(idling);
+    proxy.serve(stream, Arc::new(info), drain).await;
     drop(place);
 }
 

@@ -37,7 +37,7 @@ pub struct Seat {
 }
 
 /// Counts an open connection.
-struct Open(Arc<AtomicUsize>);
+pub struct Open(Arc<AtomicUsize>);
 
 impl Drop for Open {
     fn drop(&mut self) {
@@ -99,22 +99,13 @@ impl Worker {
 }
 
 impl Seat {
-    /// Serves a connection there, as one of `connections`.
-    pub fn serve<F>(self, connections: &mut JoinSet<()>, serve: impl FnOnce(Proxy) -> F)
+    /// Serves a connection there, as one of `connections`. What serves it keeps the [`Open`] until it
+    /// is over: a future around it would be memory for it twice.
+    pub fn serve<F>(self, connections: &mut JoinSet<()>, serve: impl FnOnce(Proxy, Open) -> F)
     where
         F: Future<Output = ()> + Send + 'static,
     {
-        let Seat {
-            runtime,
-            proxy,
-            open,
-        } = self;
-        let serve = serve(proxy);
-        let counted = async move {
-            let _open = open;
-            serve.await;
-        };
-        connections.spawn_on(counted, &runtime);
+        connections.spawn_on(serve(self.proxy, self.open), &self.runtime);
     }
 }
 

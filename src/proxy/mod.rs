@@ -123,7 +123,7 @@ impl Proxy {
     }
 
     /// Serves a connection until it ends. After `drain` it ends as soon as nothing is under way.
-    pub async fn serve(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
+    pub async fn serve(&self, stream: ClientStream, connection: Arc<ConnectionInfo>, drain: Drain) {
         if stream.is_http2() {
             // Boxed: it is larger by far, and would be a part of every connection's memory.
             Box::pin(self.serve_http2(stream, connection, drain)).await;
@@ -132,7 +132,12 @@ impl Proxy {
         }
     }
 
-    async fn serve_http1(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
+    async fn serve_http1(
+        &self,
+        stream: ClientStream,
+        connection: Arc<ConnectionInfo>,
+        drain: Drain,
+    ) {
         let mut client = Http1::new(stream, drain);
         let mut request = RequestHead::default();
         loop {
@@ -145,7 +150,8 @@ impl Proxy {
                         request: &request,
                         client: &mut client,
                     };
-                    exchange.run().await;
+                    // Boxed: a connection that waits has no room for it.
+                    Box::pin(exchange.run()).await;
                     match client.finish().await {
                         true => continue,
                         false => break,
@@ -159,7 +165,7 @@ impl Proxy {
             Box::pin(refuse).await;
             break;
         }
-        client.close().await;
+        Box::pin(client.close()).await;
     }
 
     /// Answers what is no request.
@@ -176,8 +182,13 @@ impl Proxy {
         access_log::record_malformed(connection, status, reason);
     }
 
-    async fn serve_http2(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
-        let (client, connection) = (connection.client, Arc::new(connection));
+    async fn serve_http2(
+        &self,
+        stream: ClientStream,
+        connection: Arc<ConnectionInfo>,
+        drain: Drain,
+    ) {
+        let client = connection.client;
         let idle_timeout = || self.routing.load().idle_timeouts.http2;
         let served = http2::connection(stream, drain, idle_timeout, |begun| {
             let (proxy, connection) = (self.clone(), Arc::clone(&connection));
