@@ -170,6 +170,7 @@ impl Reloader {
             pairs_changed: true,
             last_full: Instant::now(),
             full_interval: sources.poll_interval,
+            tidies_at: None,
             loads: 0,
             failures: 0,
             pause: Box::new(std::thread::sleep),

@@ -79,6 +79,7 @@ impl Thread {
             self.full_interval = self.pace(started.elapsed());
         }
         self.announce();
+        self.tidies_after(scan.changes.len());
         scan.changes
     }
 

@@ -36,6 +36,13 @@ const FULL_SCAN_SHARE: u32 = 200;
 /// However expensive a scan of everything is, it is not put off for longer.
 const MAX_FULL_SCAN_INTERVAL: Duration = Duration::from_secs(600);
 
+/// A scan that changes so many certificates leaves memory behind that is worth giving back.
+const MANY: usize = 256;
+
+/// How long after such a scan that is done: mimalloc wants what is free to have been free for a
+/// second.
+const TIDY_DELAY: Duration = Duration::from_millis(1500);
+
 /// What the thread owns.
 pub(super) struct Thread {
     pub(super) pairs: Vec<Unit>,
@@ -54,6 +61,8 @@ pub(super) struct Thread {
     pub(super) pairs_changed: bool,
     pub(super) last_full: Instant,
     pub(super) full_interval: Duration,
+    /// When memory is given back that a large scan needed.
+    pub(super) tidies_at: Option<Instant>,
     pub(super) loads: u64,
     pub(super) failures: u64,
     /// Lets time pass between two readings. A test writes files meanwhile.
@@ -91,11 +100,15 @@ impl Thread {
     fn wait(&mut self, inbox: &Receiver<Wake>) -> Option<Scope> {
         let mut paths = BTreeSet::new();
         loop {
+            self.tidy();
             let poll_in = self.full_interval.saturating_sub(self.last_full.elapsed());
             if poll_in.is_zero() {
                 return Some(Scope::All);
             }
             let mut wait = poll_in.min(MAX_WAIT);
+            if let Some(at) = self.tidies_at {
+                wait = wait.min(at.saturating_duration_since(Instant::now()));
+            }
             let recheck = self.needs_recheck();
             if recheck {
                 wait = wait.min(RECHECK.unsigned_abs());
@@ -138,6 +151,21 @@ impl Thread {
                     }
                 }
             }
+        }
+    }
+
+    /// Gives memory back, if that is due.
+    fn tidy(&mut self) {
+        if self.tidies_at.is_some_and(|at| at <= Instant::now()) {
+            self.tidies_at = None;
+            give_memory_back();
+        }
+    }
+
+    /// Notes how much a scan has changed.
+    pub(super) fn tidies_after(&mut self, changes: usize) {
+        if changes >= MANY {
+            self.tidies_at = Some(Instant::now() + TIDY_DELAY);
         }
     }
 
@@ -410,4 +438,13 @@ impl Thread {
         }
         watcher.watch(&wanted);
     }
+}
+
+/// What a bulk load needed for the moment is free, but still the process's: mimalloc looks at what it
+/// can give back when something large is freed, and after a load nothing is. Of no effect with
+/// another allocator.
+fn give_memory_back() {
+    const LARGE: usize = 8 * 1024 * 1024;
+    // Never touched, so there is no memory behind it.
+    drop(std::hint::black_box(Vec::<u8>::with_capacity(LARGE)));
 }

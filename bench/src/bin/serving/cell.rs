@@ -18,7 +18,7 @@ use crate::options::Options;
 use crate::rows::Throughput;
 
 /// How long a server may take to reach the state in which its memory is read.
-const SETTLE: Duration = Duration::from_secs(1);
+const SETTLE: Duration = Duration::from_secs(3);
 /// How long the idle connections may take to come up.
 const PATIENCE: Duration = Duration::from_secs(60);
 
