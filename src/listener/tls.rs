@@ -12,11 +12,14 @@ use boring::ssl::{
     AlpnError, ClientHello, ExtensionType, NameType, SelectCertError, SniError, Ssl, SslAcceptor,
     SslAcceptorBuilder, SslAlert, SslMethod, SslRef, select_next_proto,
 };
+use boring_sys as ffi;
+use foreign_types::ForeignTypeRef;
 
 use super::client_auth::{self, ClientAuthTable, Demand};
 use super::tickets::SessionTickets;
 use crate::acme::challenges::Challenges;
 use crate::acme::subject::Subject;
+use crate::certificate::credential::CredentialError;
 use crate::certificate::table::{Choice, LiveCertificate, SourceKind, TableReader};
 use crate::clock;
 use crate::on_demand::OnDemand;
@@ -157,9 +160,18 @@ pub fn new_handshake(
     demands: bool,
 ) -> Result<Ssl, ErrorStack> {
     let mut ssl = Ssl::new(acceptor.context())?;
+    shed_configuration(&mut ssl);
     let state = HandshakeState::new(Acceptor::Own(local), !demands);
     ssl.set_ex_data(state_index()?, state);
     Ok(ssl)
+}
+
+/// Has BoringSSL forget how the handshake was configured once it is over: most of a KiB that a
+/// connection would keep for its life, and that nobody asks for then.
+fn shed_configuration(ssl: &mut SslRef) {
+    // SAFETY: `ssl` is valid, and nobody else has it. It only sets a flag; what is asked after the
+    // handshake are results of it (ssl.h, SSL_set_shed_handshake_config).
+    unsafe { ffi::SSL_set_shed_handshake_config(ssl.as_ptr(), 1) }
 }
 
 impl HandshakeState {
@@ -300,9 +312,9 @@ fn choose(
         choice.best.asked.note(clock::now());
     }
     let auth = policy.client_auth.get(name, local).cloned();
-    ssl.add_credential(choice.best.key.credential())?;
-    if let Some(alternate) = &choice.alternate {
-        ssl.add_credential(alternate.key.credential())?;
+    for leaf in std::iter::once(&choice.best).chain(&choice.alternate) {
+        let credential = leaf.key.credential();
+        ssl.add_credential(credential.map_err(CredentialError::into_stack)?)?;
     }
     let demand = auth.map(|auth| Demand::make(ssl, &auth)).transpose()?;
     let leaves = std::iter::once(&choice.best)
