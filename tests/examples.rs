@@ -37,7 +37,7 @@ async fn every_example_runs() {
         );
         seen += 1;
     }
-    assert!(seen >= 16, "{seen}");
+    assert!(seen >= 18, "{seen}");
 }
 
 /// Addresses, state and CAs are the test's; all else is the example's. And the first host of it.
