@@ -1,7 +1,7 @@
 //! A certificate is revoked by hand: the CA knows it, and its successor has another key.
 
 use crate::acme_accounts::{wait_for_another, with_certificate};
-use crate::support::pebble::Options;
+use crate::support::pebble::{Options, issued_by_pebble};
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::sites::site;
@@ -72,6 +72,26 @@ async fn without_its_account_the_certificates_own_key_revokes_it() {
     assert_eq!(done["reason"], "unspecified");
     assert_eq!(pebble.certificate_status(&first).await["Status"], "Revoked");
     wait_for_another(&perennial, &first).await;
+}
+
+/// There is an account, and the CA says that it is not the one that may.
+#[tokio::test(flavor = "multi_thread")]
+async fn where_another_account_ordered_it_the_certificates_own_key_revokes_it() {
+    let Some((mut perennial, pebble, first)) = with_certificate(Options::default(), "").await
+    else {
+        return;
+    };
+    perennial.kill9();
+    std::fs::remove_dir_all(perennial.place.state().join("accounts")).expect("removed");
+    // Another name makes another account, which has shown control over nothing else.
+    let sites = [NAME, "b.example.test"].map(|name| site(name, "acme", &["respond:hello"]));
+    perennial.rewrite_config(&format!("{}{}", pebble.acme_table(), sites.concat()));
+    perennial.start_and_wait().await;
+    issued_by_pebble(&perennial, "b.example.test").await;
+    let done = perennial.cli(&["certs", "revoke", NAME, "--json"]).await;
+    let done = done.assert_success().json();
+    assert_eq!(done["by"], "certificate key", "{done}");
+    assert_eq!(pebble.certificate_status(&first).await["Status"], "Revoked");
 }
 
 #[tokio::test(flavor = "multi_thread")]
