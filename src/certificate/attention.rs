@@ -54,9 +54,8 @@ pub struct Guard {
     pub attention: SharedAttention,
 }
 
-/// The warnings about the files of each certificate, and for which state of it they hold. The files
-/// are looked at again only if that changes, or if there was something to warn of.
-type OfFiles = BTreeMap<EntryId, (Arc<Entry>, Vec<String>)>;
+/// The certificates about whose files there is something to warn of.
+type OfFiles = BTreeMap<EntryId, Vec<String>>;
 
 impl Guard {
     /// Looks whenever something changed or became late, until `shutdown`.
@@ -74,7 +73,8 @@ impl Guard {
             let began = Instant::now();
             if self.is_news(seen.as_deref(), &report, now) {
                 // It asks the file system.
-                tokio::task::block_in_place(|| self.look(&report, &mut of_files, now));
+                let before = seen.as_deref();
+                tokio::task::block_in_place(|| self.look(&report, before, &mut of_files, now));
                 seen = Some(report);
             }
             let pause = GATHER.max(began.elapsed() * SHARE);
@@ -109,11 +109,20 @@ impl Guard {
         next.map_or(INTERVAL, |wait| wait.min(INTERVAL))
     }
 
-    fn look(&self, report: &Report, of_files: &mut OfFiles, now: OffsetDateTime) {
+    fn look(
+        &self,
+        report: &Report,
+        before: Option<&Report>,
+        of_files: &mut OfFiles,
+        now: OffsetDateTime,
+    ) {
         let entries = || report.entries.iter().map(|(id, entry)| (id, &**entry));
         let late = overdue::late(entries(), &self.served, now);
         let contested = warnings::contested(entries(), &self.folders, &self.takeover, now);
-        let files = look_at_files(report, of_files);
+        look_at_files(report, before, of_files);
+        // One file may belong to several certificates.
+        let files: BTreeSet<&String> = of_files.values().flatten().collect();
+        let files: Vec<String> = files.into_iter().cloned().collect();
         let before = self.attention.load();
         let is_new =
             |(id, overdue): &(&EntryId, &Overdue)| before.late.entries.get(*id) != Some(*overdue);
@@ -145,21 +154,26 @@ impl Guard {
     }
 }
 
-fn look_at_files(report: &Report, known: &mut OfFiles) -> Vec<String> {
+/// The files of a certificate are looked at again only if it is another than `before`, or if there
+/// was something to warn of.
+fn look_at_files(report: &Report, before: Option<&Report>, found: &mut OfFiles) {
     let mounted = MountedFiles::of_process();
-    known.retain(|id, _| report.entries.contains_key(id));
+    found.retain(|id, _| report.entries.contains_key(id));
+    let is_same = |id: &EntryId, entry: &Arc<Entry>| {
+        let before = before.and_then(|before| before.entries.get(id));
+        before.is_some_and(|before| Arc::ptr_eq(before, entry))
+    };
     for (id, entry) in &report.entries {
-        let is_same = |(before, found): &(Arc<Entry>, Vec<String>)| {
-            Arc::ptr_eq(before, entry) && found.is_empty()
-        };
-        if id.source.is_external() && !known.get(id).is_some_and(is_same) {
-            let found = warnings::of_files(id, entry, |path| FileFacts::of(path, &mounted));
-            known.insert(id.clone(), (entry.clone(), found));
+        if !id.source.is_external() || (is_same(id, entry) && !found.contains_key(id)) {
+            continue;
+        }
+        let warnings = warnings::of_files(id, entry, |path| FileFacts::of(path, &mounted));
+        if warnings.is_empty() {
+            found.remove(id);
+        } else {
+            found.insert(id.clone(), warnings);
         }
     }
-    // One file may belong to several certificates.
-    let all: BTreeSet<&String> = known.values().flat_map(|(_, found)| found).collect();
-    all.into_iter().cloned().collect()
 }
 
 fn tell_new(before: &[String], now: &[String]) {

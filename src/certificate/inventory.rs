@@ -64,7 +64,8 @@ pub struct Entry {
     /// Whether its files are still there.
     pub on_disk: bool,
     /// Why what is on disk now is not what is served.
-    pub failure: Option<Failure>,
+    /// Boxed: there are many entries and few failures.
+    pub failure: Option<Box<Failure>>,
 }
 
 /// A candidate that was not taken.
@@ -192,7 +193,7 @@ impl Inventory {
         {
             return false;
         }
-        entry.failure = Some(failure);
+        entry.failure = Some(Box::new(failure));
         entry.on_disk = true;
         self.replace(id, entry, now);
         true
@@ -228,12 +229,12 @@ impl Inventory {
             Some(entry) => {
                 let mut entry = Entry::clone(entry);
                 entry.on_disk = false;
-                entry.failure = Some(Failure {
+                entry.failure = Some(Box::new(Failure {
                     path: id.certificate.to_path_buf(),
                     cause: "is gone; what it held is served until something better is there"
                         .to_owned(),
                     since: now,
-                });
+                }));
                 self.replace(id, entry, now);
             }
         }

@@ -3,6 +3,7 @@
 
 use std::fs::{File, Metadata};
 use std::io::{self, Read};
+use std::num::NonZeroU32;
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 
@@ -28,7 +29,8 @@ pub struct Stamp {
     inode: u64,
     modified_nanoseconds: u32,
     changed_nanoseconds: u32,
-    mode: u32,
+    /// Of a regular file, so never zero.
+    mode: NonZeroU32,
 }
 
 impl Stamp {
@@ -41,7 +43,7 @@ impl Stamp {
             inode: metadata.ino(),
             modified_nanoseconds: nanoseconds(metadata.mtime_nsec()),
             changed_nanoseconds: nanoseconds(metadata.ctime_nsec()),
-            mode: metadata.mode(),
+            mode: NonZeroU32::new(metadata.mode()).unwrap_or(NonZeroU32::MIN),
         }
     }
 

@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::{Duration as StdDuration, Instant};
 
+use boring::sha::sha256;
 use time::{Duration, OffsetDateTime};
 
 use super::certified_key::{CertifiedKey, CertifiedKeyError};
@@ -27,7 +28,7 @@ pub struct Unit {
     /// `None`: a file of a drop folder for whose certificate no key was found.
     pub private_key: Option<Arc<Path>>,
     /// Its first line opens an encrypted key.
-    password_file: Option<PathBuf>,
+    password_file: Option<Box<Path>>,
     sight: Option<Sight>,
     /// The content of what is served now.
     served: Option<PairDigest>,
@@ -47,8 +48,8 @@ pub struct Sight {
     pub private_key: Option<Stamp>,
 }
 
-/// The checksums of both files.
-pub type PairDigest = (Digest, Digest);
+/// The checksum of both files' checksums: there are many units.
+pub type PairDigest = Digest;
 
 /// A unit that has to be read, detached from its source so that reading needs no borrow.
 #[derive(Clone, Debug)]
@@ -138,7 +139,7 @@ impl Unit {
 
     /// The same unit with a file whose first line opens an encrypted key.
     pub fn with_password_file(mut self, file: Option<PathBuf>) -> Unit {
-        self.password_file = file;
+        self.password_file = file.map(PathBuf::into_boxed_path);
         self
     }
 
@@ -206,7 +207,7 @@ impl Unit {
             private_key: self.private_key.clone(),
             certificate_content: None,
             key_content: None,
-            password_file: self.password_file.clone(),
+            password_file: self.password_file.as_deref().map(Path::to_owned),
             served: self.served,
             searched,
         }
@@ -414,10 +415,8 @@ impl Task {
         private_key: &Content,
         key_path: &Path,
     ) -> Result<Finding, Fault> {
-        let digest = (
-            certificate.observation.digest,
-            private_key.observation.digest,
-        );
+        let digests = [&certificate.observation, &private_key.observation].map(|it| it.digest);
+        let digest = sha256(digests.as_flattened());
         let young = certificate.observation.young || private_key.observation.young;
         if self.served == Some(digest) {
             return Ok(Finding::Same { young });
@@ -529,7 +528,7 @@ mod tests {
         let key = || Request::new(&["a.test"], NOW).issue().certified_key();
         let good = Finding::Good {
             key: Box::new(key()),
-            digest: ([0; 32], [0; 32]),
+            digest: [0; 32],
             young: false,
             changed_at: NOW,
         };

@@ -296,12 +296,11 @@ mod model_tests;
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::certificate::testing::Request;
 
-    /// An event and what follows closely are taken together.
-    #[test]
-    fn it_stops_right_after_an_event_too() {
-        let (reloader, running) = Reloader::start(Sources {
-            pairs: Vec::new(),
+    fn sources(pairs: Vec<PairFiles>) -> Sources {
+        Sources {
+            pairs,
             folders: Vec::new(),
             generations: None,
             on_demand: None,
@@ -309,14 +308,53 @@ mod tests {
             takeover: HostSet::default(),
             poll_interval: Duration::from_secs(3600),
             watch: false,
-        })
-        .unwrap();
-        reloader.hint("/nowhere".into());
-        reloader.stop();
+        }
+    }
+
+    fn wait_until(what: &str, condition: impl Fn() -> bool) {
         let deadline = Instant::now() + Duration::from_secs(30);
-        while !running.is_finished() {
-            assert!(Instant::now() < deadline, "it goes on");
+        while !condition() {
+            assert!(Instant::now() < deadline, "{what}");
             std::thread::sleep(Duration::from_millis(5));
         }
+    }
+
+    /// An event and what follows closely are taken together.
+    #[test]
+    fn it_stops_right_after_an_event_too() {
+        let (reloader, running) = Reloader::start(sources(Vec::new())).unwrap();
+        reloader.hint("/nowhere".into());
+        reloader.stop();
+        wait_until("it goes on", || running.is_finished());
+    }
+
+    /// Its private key with it.
+    #[test]
+    fn what_the_first_load_found_is_freed_once_it_is_replaced() {
+        let folder = tempfile::tempdir().unwrap();
+        let files = PairFiles {
+            certificate: folder.path().join("c.pem"),
+            private_key: folder.path().join("k.pem"),
+            password_file: None,
+        };
+        let write = || {
+            let pair = Request::new(&["a.test"], clock::now()).issue();
+            std::fs::write(&files.certificate, pair.certificate).unwrap();
+            std::fs::write(&files.private_key, pair.key).unwrap();
+        };
+        write();
+        let (reloader, running) = Reloader::start(sources(vec![files.clone()])).unwrap();
+        wait_until("it is never loaded", || reloader.table().is_loaded());
+        let name = "a.test".parse().unwrap();
+        let first = Arc::downgrade(&reloader.table().load().get(&name).unwrap().best);
+        write();
+        let mut runtime = tokio::runtime::Builder::new_current_thread();
+        let runtime = runtime.build().unwrap();
+        let changes = runtime.block_on(reloader.rescan()).unwrap();
+        assert_eq!(changes[0].result, ChangeResult::Replaced);
+        drop(changes);
+        wait_until("somebody keeps it", || first.strong_count() == 0);
+        reloader.stop();
+        running.join().unwrap();
     }
 }

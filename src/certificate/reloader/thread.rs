@@ -62,6 +62,17 @@ pub(super) struct Thread {
 
 impl Thread {
     pub(super) fn run(&mut self, inbox: &Receiver<Wake>) {
+        self.first_load();
+        self.update_watches(true);
+        while let Some(scope) = self.wait(inbox) {
+            self.scan(&scope, PATIENCE, clock::now());
+            self.update_watches(matches!(scope, Scope::All));
+        }
+    }
+
+    /// What it changed is not kept: it holds certificates, whose memory is to go when they are
+    /// replaced.
+    fn first_load(&mut self) {
         let started = Instant::now();
         let changes = self.scan(&Scope::All, time::Duration::ZERO, clock::now());
         self.publisher.first_load_done();
@@ -74,11 +85,6 @@ impl Thread {
             took_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX),
             "first load done"
         );
-        self.update_watches(true);
-        while let Some(scope) = self.wait(inbox) {
-            self.scan(&scope, PATIENCE, clock::now());
-            self.update_watches(matches!(scope, Scope::All));
-        }
     }
 
     /// Waits for a reason to look, and returns what to look at; `None` to stop.
