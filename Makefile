@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling pgo reference clean setup-build setup-test setup-lint setup-bench setup-fuzz
+.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling soak pgo reference clean setup-build setup-test setup-lint setup-bench setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -19,8 +19,10 @@ build: setup-build ## install what the build needs (by apt), then build target/r
 	cargo build --release --locked
 
 test: setup-build setup-test ## install what the tests need (by apt and go install), then run all tests
-# Where Pebble is there, a test that cannot use it fails instead of being left out.
-	PERENNIAL_REQUIRE_PEBBLE="$$(scripts/has-pebble.sh && echo 1)" cargo test --locked --no-fail-fast
+# Where Pebble or step-ca is there, a test that cannot use it fails instead of being left out.
+	PERENNIAL_REQUIRE_PEBBLE="$$(scripts/has-pebble.sh && echo 1)" \
+	PERENNIAL_REQUIRE_STEP_CA="$$(command -v step-ca >/dev/null && echo 1)" \
+	cargo test --locked --no-fail-fast
 
 lint: setup-build setup-lint ## check format, lints, licences and the dependency tree
 	cargo fmt --check
@@ -39,6 +41,9 @@ bench-guard: build setup-bench ## count instructions per request and handshake; 
 
 bench-scaling: build ## measure as threads, sites, certificates, upstreams, connections grow; OPTIONS="--quick ..." as in bench/README.md
 	cargo run --release --locked -p perennial-bench --bin scaling -- $(OPTIONS)
+
+soak: build setup-test ## send 10 GiB each way by h1 and by h2; fails where resident memory grows; OPTIONS="--mib N --bound-mib N"
+	cargo run --release --locked -p perennial-bench --bin soak -- $(OPTIONS)
 
 pgo: setup-build ## build target/pgo/perennial with a profile of itself under load (two release builds)
 	scripts/pgo.sh

@@ -161,7 +161,7 @@ struct Start {
 async fn serve(
     start: Start,
     candidates: mpsc::Receiver<Candidate>,
-    predecessor: Option<Predecessor>,
+    mut predecessor: Option<Predecessor>,
 ) -> Result<(), AppError> {
     let (upgrade, upgrades) = mpsc::channel(1);
     tokio::spawn(reaper::run());
@@ -169,23 +169,14 @@ async fn serve(
     let stop = CancellationToken::new();
     let metrics = Arc::new(Metrics::new());
     let challenges = Challenges::default();
+    let takes_over = predecessor.is_some();
+    if let Some(predecessor) = &mut predecessor {
+        predecessor.answer_for_it(&challenges)?;
+    }
     let reloader = &start.rescan.reloader;
-    let ordered = metrics.clone();
     let permissions = Permissions::new(&start.config);
-    let renewals = permissions.clone();
-    let (worker, handle) = Worker::new(
-        Assignment::from(&*start.config),
-        start.state.clone(),
-        challenges.clone(),
-        Surroundings::of(reloader, move |ca, ok| {
-            ordered.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
-        })
-        .with_permission(Arc::new(move |name| {
-            let permissions = renewals.clone();
-            Box::pin(async move { permissions.may_renew(name).await })
-        })),
-    );
-    let working = tokio::spawn(worker.run(stop.clone()));
+    let (worker, handle) = worker(&start, &challenges, &metrics, &permissions);
+    let working = tokio::spawn(worker.taking_over(takes_over).run(stop.clone()));
 
     let on_demand = on_demand::Surroundings {
         state: start.state.clone(),
@@ -222,7 +213,8 @@ async fn serve(
     if ending == Ending::Closed {
         service_manager.stopping(&format!("Draining, for {grace_period:?} at most"));
     }
-    // With nobody to answer challenges an order comes to nothing: the next start resumes it.
+    // With nobody to answer challenges an order comes to nothing: the next start resumes it, or the
+    // process that has taken over, which still answers for it.
     stop.cancel();
     // It panicked if it cannot be joined, and said so; then there is nothing left to drain.
     if let Ok(mut live) = serving.await {
@@ -234,6 +226,28 @@ async fn serve(
     }
     let _ = tokio::time::timeout(WORKER_STOP, working).await;
     Ok(())
+}
+
+/// Whoever orders, and the way to it.
+fn worker(
+    start: &Start,
+    challenges: &Challenges,
+    metrics: &Arc<Metrics>,
+    permissions: &Permissions,
+) -> (Worker, WorkerHandle) {
+    let (ordered, renewals) = (metrics.clone(), permissions.clone());
+    Worker::new(
+        Assignment::from(&*start.config),
+        start.state.clone(),
+        challenges.clone(),
+        Surroundings::of(&start.rescan.reloader, move |ca, ok| {
+            ordered.acme_order(ca.unwrap_or("internal"), if ok { "ok" } else { "failed" });
+        })
+        .with_permission(Arc::new(move |name| {
+            let permissions = renewals.clone();
+            Box::pin(async move { permissions.may_renew(name).await })
+        })),
+    )
 }
 
 /// How long the worker may take to write down that it was stopped.

@@ -72,6 +72,11 @@ pub struct Turned;
 
 /// Lines go this way from now on.
 pub fn start() -> Lines {
+    start_with(PATIENCE)
+}
+
+/// `patience`: of whoever panics.
+fn start_with(patience: Duration) -> Lines {
     let sink = SINK.get_or_init(|| Sink {
         out: Out::of_stderr(),
         queue: Mutex::default(),
@@ -83,9 +88,9 @@ pub fn start() -> Lines {
         eprintln!("perennial: no thread for the log: {error}");
     }
     // The usual way waits for whoever reads.
-    std::panic::set_hook(Box::new(|panic| {
+    std::panic::set_hook(Box::new(move |panic| {
         sink.write(panicked(panic).as_bytes());
-        flush(PATIENCE);
+        flush(patience);
     }));
     Lines(sink)
 }
@@ -305,5 +310,70 @@ impl Write for Turned {
 
     fn flush(&mut self) -> io::Result<()> {
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{BufRead, BufReader, Read};
+    use std::process::{Command, Stdio};
+
+    use super::*;
+
+    /// Set in the process that [`a_process_that_panics`] is for.
+    const CHILD: &str = "PERENNIAL_TEST_PANICS";
+
+    /// More than a pipe holds, and less than may wait.
+    const LINES: usize = 2000;
+
+    /// The hook's work, in a process of its own: the log waits for a reader, something panics, and
+    /// the process ends at once.
+    #[test]
+    fn a_process_that_panics() {
+        if std::env::var_os(CHILD).is_none() {
+            return;
+        }
+        // Whoever reads may be slow to begin with it.
+        let mut lines = start_with(Duration::from_secs(60));
+        for number in 0..LINES {
+            writeln!(lines, "{number:04} {}", "x".repeat(70)).unwrap();
+        }
+        assert!(!flush(Duration::ZERO), "all of it fits the pipe");
+        println!("panics now");
+        let panics = thread::Builder::new().name("unlucky".to_owned());
+        let panics = panics.spawn(|| panic!("a reason to end")).unwrap();
+        assert!(panics.join().is_err());
+        std::process::exit(7);
+    }
+
+    #[test]
+    fn what_was_said_before_a_panic_and_the_panic_are_written() {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "stderr_log::tests::a_process_that_panics"])
+            .arg("--nocapture")
+            .env(CHILD, "1")
+            .stdout(Stdio::piped())
+            .stderr(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let (stdout, stderr) = (child.stdout.take(), child.stderr.take());
+        let mut said = BufReader::new(stdout.unwrap()).lines();
+        assert!(said.any(|line| line.unwrap().contains("panics now")));
+        // Nobody reads yet: a process that does not wait for that has ended by now.
+        let begun = Instant::now();
+        while child.try_wait().unwrap().is_none() && begun.elapsed() < Duration::from_secs(1) {
+            thread::sleep(Duration::from_millis(10));
+        }
+        let mut log = String::new();
+        stderr.unwrap().read_to_string(&mut log).unwrap();
+        assert_eq!(child.wait().unwrap().code(), Some(7), "{log}");
+        let numbers = log
+            .lines()
+            .map_while(|line| line.get(..4)?.parse::<usize>().ok());
+        assert!(numbers.eq(0..LINES), "{log}");
+        let panic: Vec<&str> = log.lines().skip(LINES).collect();
+        let panic = panic.join("\n");
+        assert!(panic.starts_with("thread 'unlucky' panicked at"), "{panic}");
+        assert!(panic.contains("a reason to end"), "{panic}");
     }
 }

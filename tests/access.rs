@@ -84,7 +84,9 @@ async fn addresses_are_let_in_or_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_limit_holds_for_each_key() {
     let limit = "rate_limit = { limit = \"2/1h\", by = \"header.X-Key\" }\n\
-                 [[sites.routes]]\npath = \"/free/*\"\nrespond = \"in\"\nrate_limit = \"off\"\n";
+                 [[sites.routes]]\npath = \"/free/*\"\nrespond = \"in\"\nrate_limit = \"off\"\n\
+                 [[sites.routes]]\npath = \"/all/*\"\nrespond = \"in\"\n\
+                 rate_limit = { limit = \"2/1h\", by = \"everybody\" }\n";
     let scene = scene(Place::new(), limit).await;
     for (key, expected) in [("a", 200), ("a", 200), ("a", 429), ("b", 200), ("a", 429)] {
         let (status, fields) = scene.get("/", &[("X-Key", key)]).await;
@@ -99,6 +101,10 @@ async fn a_limit_holds_for_each_key() {
         );
     }
     assert_eq!(scene.get("/free/x", &[("X-Key", "a")]).await.0, 200);
+    for (key, expected) in [("a", 200), ("b", 200), ("c", 429)] {
+        let (status, _) = scene.get("/all/x", &[("X-Key", key)]).await;
+        assert_eq!(status, expected, "{key}");
+    }
     assert_eq!(scene.upstream.requests(), 3);
 }
 

@@ -308,6 +308,68 @@ async fn through_an_acme_dns_server() {
     issued_by_pebble(&perennial, "example.test").await;
 }
 
+/// No account is there: one is registered, the log, the error and the doctor say which record leads
+/// to it, and once that is there the certificate comes.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_at_an_acme_dns_server_is_registered() {
+    let place = Place::new();
+    let own = format!("@ IN A {}", place.ip);
+    let zone = |name, records| Zone {
+        name,
+        records,
+        takes_updates: true,
+    };
+    let zones = [zone(ZONE, own.as_str()), zone("auth.test", "")];
+    let bind = std::sync::Arc::new(Bind::start(&place, "bind", &zones).await);
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
+        return;
+    };
+    let api = place.free();
+    let server = acme_dns(api, &bind).await;
+    let dns = format!(
+        "[acme.dns]\nprovider = \"acme-dns\"\nserver = \"http://{api}\"\nresolvers = [\"{0}\"]\nnameservers = [\"{0}\"]\n",
+        bind.addr
+    );
+    let hosts = ["example.test", "*.example.test"];
+    let mut perennial = Perennial::with_config(place, &config(&pebble, &dns, &hosts));
+    std::fs::create_dir_all(perennial.place.state()).expect("a state directory");
+    let doctor = async |perennial: &Perennial| {
+        let file = perennial.place.path("perennial.toml").display().to_string();
+        cli(&["doctor", "--config", &file]).await.stdout
+    };
+    let told = doctor(&perennial).await;
+    assert!(told.contains("has no account at http://"), "{told}");
+    perennial.start_and_wait().await;
+    let error = perennial.last_error("example.test").await;
+    let remedy = "add the record _acme-challenge.example.test CNAME registered1.auth.test (it";
+    assert!(error.contains(remedy), "{error}");
+    let told = doctor(&perennial).await;
+    let record = "add _acme-challenge.example.test. IN CNAME registered1.auth.test\n";
+    assert!(told.contains(record), "{told}");
+    let file = perennial.place.state().join("acme-dns.json");
+    let mode = std::fs::metadata(&file).expect("a file").permissions();
+    assert_eq!(mode.mode() & 0o777, 0o600);
+    let log = perennial.log_lines_with("registered an account at the acme-dns server");
+    assert!(
+        log.len() == 1 && log[0].contains("registered1.auth.test"),
+        "{log:?}"
+    );
+    bind.update("update add _acme-challenge.example.test. 1 CNAME registered1.auth.test.")
+        .await;
+    perennial.restart().await;
+    perennial.renew("example.test").await;
+    issued_by_pebble(&perennial, "any.example.test").await;
+    let told = doctor(&perennial).await;
+    assert!(told.contains("leads to acme-dns"), "{told}");
+    assert!(!perennial.log().join("\n").contains("a secret"));
+    let kept = std::fs::read_to_string(&file).expect("a file");
+    assert!(
+        kept.contains("registered1") && !kept.contains("registered2"),
+        "{kept}"
+    );
+    drop(server);
+}
+
 /// As goacmedns, which lego and others keep their accounts with, writes it.
 fn accounts(api: SocketAddr, of: &[(&str, &str)]) -> String {
     let account = |(domain, subdomain): &(&str, &str)| {
@@ -437,7 +499,7 @@ async fn a_name_that_no_provider_is_for() {
     assert!(checked.stderr.contains(told), "{}", checked.stderr);
 }
 
-/// What acme-dns does with an update: the newest value of the subdomain.
+/// What acme-dns does with an update: the newest value of the subdomain; and with a registration.
 async fn acme_dns(addr: SocketAddr, bind: &std::sync::Arc<Bind>) -> Server {
     let bind = std::sync::Arc::clone(bind);
     let update = move |headers: axum::http::HeaderMap, body: axum::Json<serde_json::Value>| {
@@ -456,7 +518,22 @@ async fn acme_dns(addr: SocketAddr, bind: &std::sync::Arc<Bind>) -> Server {
             axum::http::StatusCode::OK
         }
     };
-    let router = axum::Router::new().route("/update", axum::routing::post(update));
+    let registered = std::sync::Arc::new(std::sync::atomic::AtomicU32::new(0));
+    let register = move || {
+        let number = registered.fetch_add(1, std::sync::atomic::Ordering::Relaxed) + 1;
+        let subdomain = format!("registered{number}");
+        let account = serde_json::json!({
+            "username": format!("of {subdomain}"),
+            "password": "a secret",
+            "fulldomain": format!("{subdomain}.auth.test"),
+            "subdomain": subdomain,
+            "allowfrom": [],
+        });
+        std::future::ready((axum::http::StatusCode::CREATED, axum::Json(account)))
+    };
+    let router = axum::Router::new()
+        .route("/update", axum::routing::post(update))
+        .route("/register", axum::routing::post(register));
     Server::tcp(addr, router).await
 }
 

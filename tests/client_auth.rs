@@ -6,10 +6,12 @@ use time::Duration;
 
 use crate::support::certs::{ClientCa, Leaf};
 use crate::support::clock;
+use crate::support::http1::KeepAlive;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::session::{Visit, Visitor};
 use crate::support::sites::FileTls;
+use crate::support::upstream::Upstream;
 use crate::support::wait::{SOON, wait_until};
 
 /// Clients must show a certificate; revocations are looked up.
@@ -299,4 +301,39 @@ async fn a_resumed_session_is_judged_by_today() {
     refused.assert_reused();
     let said = scene.perennial.log_lines_with("of a resumed session");
     assert!(!said.is_empty());
+}
+
+/// Upstreams learn who was let in, by a field that no client can forge.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_upstream_is_told_the_verified_subject() {
+    let place = Place::new();
+    let upstream = Upstream::start(&place, "app").await;
+    let tls = FileTls::new(&place, &[CLOSED]);
+    let ca = ClientCa::new("clients");
+    let bundle = place.write("clients.pem", &ca.pem);
+    let rest = format!(
+        "{}[[sites]]\nhosts = [\"{CLOSED}\"]\ntls = \"files\"\nupstreams = [\"{}\"]\n\
+         client_auth = {{ ca = {bundle:?}, mode = \"request\" }}\n\
+         request_headers.set.X-Client-Subject = \"{{client_subject}}\"\n",
+        tls.pair.table(),
+        upstream.addr
+    );
+    let mut perennial = Perennial::run(place, &rest).await;
+    perennial.wait_ready().await;
+    let (place, https) = (&perennial.place, perennial.place.https);
+    let known = Visitor::new().showing(place, "known", &ca.client("alice"));
+    let visit = known.visit(https, CLOSED).await;
+    let told = "\"x-client-subject\":[\"CN=alice\"]";
+    assert!(visit.assert_answered().output.contains(told), "{visit:?}");
+    let mut stranger = KeepAlive::open(https, CLOSED, None).await.expect("open");
+    let request = hyper::Request::get("/")
+        .header("host", CLOSED)
+        .header("x-client-subject", "CN=alice")
+        .body(axum::body::Body::empty());
+    let answer = stranger.send(request.expect("a request")).await;
+    let answer =
+        crate::support::upstream::text(axum::body::Body::new(answer.expect("one").into_body()));
+    let answer = answer.await;
+    assert!(answer.contains("\"path\":\"/\""), "{answer}");
+    assert!(!answer.contains("alice"), "{answer}");
 }

@@ -258,10 +258,31 @@ async fn it_may_be_a_socket_or_have_an_authority_of_its_own() {
     .await;
     // One that is broken leaves the one before.
     std::fs::write(&ca, "nothing").expect("written");
-    wait_until(SOON, "a look at it", async || {
-        assert_eq!(get(&perennial, "/secured", &good).await.status, 200);
-        let pattern = "forward_auth goes on with the authorities of before";
-        (!perennial.log_lines_with(pattern).is_empty()).then_some(())
-    })
-    .await;
+    let ca = ca.display().to_string();
+    let failure = async || {
+        let status = perennial.status_json().await;
+        let files = status["tls_files"].as_array()?.clone();
+        let file = files.into_iter().find(|file| file["path"] == *ca)?;
+        assert_eq!(file["purpose"], "forward_auth_ca");
+        file["last_error"].as_str().map(str::to_owned)
+    };
+    wait_until(SOON, "a look at it", failure).await;
+    assert_eq!(get(&perennial, "/secured", &good).await.status, 200);
+}
+
+/// What was never readable lets nobody in: not by the system's authorities either.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_its_authority_nobody_is_let_in() {
+    let place = Place::new();
+    let ca = place.write("auth-ca.pem", "nothing yet");
+    let text = format!(
+        "[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\nrespond = \"in\"\n\
+         forward_auth = {{ url = \"https://{}/\", ca = {:?} }}\n",
+        place.free(),
+        ca.display().to_string()
+    );
+    let perennial = proxy(place, &text).await;
+    assert_eq!(get(&perennial, "/", &[]).await.status, 500);
+    let pattern = "its ca could not be read so far";
+    perennial.wait_for_log(pattern, SOON).await;
 }

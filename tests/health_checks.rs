@@ -167,6 +167,26 @@ async fn a_failing_check_takes_an_upstream_out_until_it_passes() {
     assert_eq!(scene.perennial.log_lines_with("it is well again").len(), 1);
 }
 
+/// Both ways it takes so many answers in a row.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_answer_is_not_enough_where_more_are_wanted() {
+    let check = format!("health_check = {{ path = \"/healthz\", fall = 6, rise = 6, {FAST} }}");
+    let scene = Scene::start(&check).await;
+    let state = &scene.patients[0].state;
+    wait_until(SOON, "the first check", async || {
+        (state.checks.load(Ordering::SeqCst) > 1).then_some(())
+    })
+    .await;
+    for (status, healthy) in [(503, false), (200, true)] {
+        let before = state.checks.load(Ordering::SeqCst);
+        state.health.store(status, Ordering::SeqCst);
+        scene.wait_healthy(0, healthy).await;
+        let asked = state.checks.load(Ordering::SeqCst) - before;
+        // One may have been under way.
+        assert!(asked >= 5, "{status}: {asked}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_is_a_check_too() {
     let scene = Scene::start("health_check = { interval = \"100ms\", timeout = \"20s\" }").await;

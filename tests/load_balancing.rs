@@ -21,13 +21,18 @@ impl Scene {
     /// So many upstreams, `u0`, `u1` and so on. `rest` is what the site says beside its hosts;
     /// `{0}` is the first one's address.
     async fn start(count: usize, rest: &str) -> Scene {
+        Scene::start_with("", count, rest).await
+    }
+
+    /// With more keys of `[server]`.
+    async fn start_with(server: &str, count: usize, rest: &str) -> Scene {
         let place = Place::new();
         let mut upstreams = Vec::new();
         for number in 0..count {
             upstreams.push(Upstream::start(&place, &format!("u{number}")).await);
         }
         let tls = FileTls::new(&place, &[NAME]);
-        let config = format!("{}{}", tls.pair.table(), site(&upstreams, rest));
+        let config = format!("{server}{}{}", tls.pair.table(), site(&upstreams, rest));
         let mut perennial = Perennial::run(place, &config).await;
         perennial.wait_ready().await;
         Scene {
@@ -149,6 +154,36 @@ async fn a_key_stays_at_its_upstream_when_others_go() {
             "u0" => assert_ne!(now[0], "u0"),
             home => assert_eq!(now[0], home, "{user} has moved"),
         }
+    }
+}
+
+/// A key can be a cookie of the application, or the client: the one that a trusted proxy names.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_is_a_cookie_or_the_client() {
+    for (by, name) in [("cookie.user", "Cookie"), ("client", "X-Forwarded-For")] {
+        let rest = format!(
+            "upstreams = [\"{{0}}\", \"{{1}}\", \"{{2}}\"]\n\
+             load_balancing = {{ policy = \"hash\", by = \"{by}\" }}"
+        );
+        let scene = Scene::start_with("trusted_proxies = [\"127.0.0.0/8\"]\n", 3, &rest).await;
+        let mut homes = Vec::new();
+        for number in 1..=30 {
+            let mut names = Vec::new();
+            for turn in 0..3 {
+                // What is around the key differs each time.
+                let value = match name {
+                    "Cookie" => format!("theme=t{turn}; user=u{number}; last={turn}"),
+                    _ => format!("192.0.2.{turn}, 203.0.113.{number}"),
+                };
+                names.extend(scene.ask(Version::Http1, 1, Some((name, &value))).await);
+            }
+            assert!(
+                names.iter().all(|it| *it == names[0]),
+                "{number}: {names:?}"
+            );
+            homes.push(names[0].clone());
+        }
+        assert_eq!(counts(&homes).len(), 3, "{by}: {homes:?}");
     }
 }
 

@@ -335,6 +335,25 @@ async fn what_cannot_be_taken_over_is_said() {
     assert!(!text.contains("secret"), "{text}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn beside_a_running_server_nothing_is_written_and_the_remedy_is_said() {
+    let site = site("a.localhost", "internal", &["respond:hello"]);
+    let perennial = Perennial::run(Place::new(), &site).await;
+    let folder = "letsencrypt/accounts/ca.example.test/dir/1";
+    let place = &perennial.place;
+    place.write(format!("{folder}/private_key.json"), "{}");
+    let dir = place.path("letsencrypt").display().to_string();
+    let config = place.path("perennial.toml").display().to_string();
+    let words = ["certs", "import", "certbot", &dir, "--config", &config];
+    let refused = cli(&words).await;
+    assert_eq!(refused.code, Some(1));
+    for part in ["a running perennial", "stop it, import, and start it again"] {
+        assert!(refused.stderr.contains(part), "{}", refused.stderr);
+    }
+    let looked = cli(&[&words[..], &["--dry-run"]].concat()).await;
+    assert!(looked.stdout.contains("private_key.json"), "{looked:?}");
+}
+
 /// Root may read what another client keeps to itself; what is written is the service's own.
 #[tokio::test(flavor = "multi_thread")]
 async fn what_root_imports_belongs_to_the_owner_of_the_state_directory() {

@@ -165,6 +165,65 @@ fn memory(process: u32) -> [u64; 2] {
     })
 }
 
+/// Parts of what an upstream has are between it and the client, compression or not.
+#[tokio::test(flavor = "multi_thread")]
+async fn ranges_are_the_upstreams_to_answer() {
+    let place = Place::new();
+    let text: String = (0..400).map(|number| format!("{number:04}\n")).collect();
+    place.write("nginx/www/text.txt", &text);
+    let nginx = Nginx::start(&place).await;
+    let more = "compress = true\n";
+    let perennial = proxy_with(place, &nginx.addr.to_string(), more).await;
+    let url = format!("https://{}/www/text.txt", perennial.place.https);
+    let direct = format!("http://{}/www/text.txt", nginx.addr);
+    // A tag that was made weak on the way means that bytes may differ: no part of it is to be had.
+    let plain = curl(&["--fail", "--head", &direct]).await.assert_success();
+    let field = |head: &str, name: &str| {
+        let mut lines = head.lines().map(str::to_lowercase);
+        lines.find_map(|line| line.strip_prefix(name).map(|value| value.trim().to_owned()))
+    };
+    let etag = field(&plain.stdout, "etag:").expect("a tag");
+    for version in ["--http1.1", "--http2"] {
+        let accept = "Accept-Encoding: gzip";
+        for (range, condition, status) in [
+            ("bytes=0-4", "X: y".to_owned(), 206),
+            ("bytes=-5", "X: y".to_owned(), 206),
+            ("bytes=5-9", format!("If-Range: {etag}"), 206),
+            ("bytes=5-9", "If-Range: \"other\"".to_owned(), 200),
+            ("bytes=2000-", "X: y".to_owned(), 416),
+        ] {
+            let range_field = format!("Range: {range}");
+            let ask = async |url: &str, more: &[&str]| {
+                let fields = ["--header", &range_field, "--header", &condition];
+                let shown = ["--silent", "--include", "--insecure", url];
+                let done = curl(&[&fields[..], &shown, more].concat()).await;
+                done.assert_success().stdout
+            };
+            let (own, through) = (ask(&direct, &[]).await, ask(&url, &[version]).await);
+            let what = format!("{version} {range} {condition}");
+            for answer in [&own, &through] {
+                let line = answer.lines().next().unwrap_or_default();
+                assert!(line.contains(&format!(" {status}")), "{what}: {line}");
+            }
+            let name = "content-range:";
+            assert_eq!(field(&through, name), field(&own, name), "{what}");
+            let body = |answer: &str| {
+                answer
+                    .split_once("\r\n\r\n")
+                    .map(|(_, body)| body.to_owned())
+            };
+            if status != 416 {
+                assert_eq!(body(&through), body(&own), "{what}");
+            }
+            if status == 206 {
+                let coded = ask(&url, &[version, "--header", accept]).await;
+                assert_eq!(field(&coded, "content-encoding:"), None, "{what}");
+                assert_eq!(body(&coded), body(&own), "{what}");
+            }
+        }
+    }
+}
+
 /// Bodies that come as fast as anybody takes them.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_large_body_takes_no_memory() {

@@ -13,7 +13,7 @@ use crate::support::http1::KeepAlive;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::recorder::{Recorder, Seen};
-use crate::support::sites::site;
+use crate::support::sites::{FileTls, site};
 use crate::support::wait::{SOON, wait_until};
 use crate::support::wire::Message;
 
@@ -38,6 +38,22 @@ impl Scene {
         );
         Scene {
             perennial: proxy(place, &sites).await,
+            recorder,
+        }
+    }
+
+    /// Its certificate is from files; `keys` come before all tables.
+    async fn with_server_keys(keys: &str) -> Scene {
+        let place = Place::new();
+        let recorder = Recorder::start(&place).await;
+        let upstream = recorder.addr.to_string();
+        let tls = FileTls::new(&place, &[NAME]);
+        let site = site(NAME, "files", &[&upstream]);
+        let mut perennial =
+            Perennial::run(place, &format!("{keys}{}{site}", tls.pair.table())).await;
+        perennial.wait_ready().await;
+        Scene {
+            perennial,
             recorder,
         }
     }
@@ -280,23 +296,8 @@ async fn fields_are_changed_on_both_ways() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_trusted_proxy_says_who_asked() {
-    let server = "";
-    let place = Place::new();
-    let recorder = Recorder::start(&place).await;
-    let upstream = recorder.addr.to_string();
-    let tls = crate::support::sites::FileTls::new(&place, &[NAME]);
-    let rest = format!(
-        "trusted_proxies = [\"127.0.0.0/8\"]\nforwarded = \"both\"\nrequest_id = \"X-Request-Id\"\n\
-         {server}{}{}",
-        tls.pair.table(),
-        site(NAME, "files", &[&upstream])
-    );
-    let mut perennial = Perennial::run(place, &rest).await;
-    perennial.wait_ready().await;
-    let scene = Scene {
-        perennial,
-        recorder,
-    };
+    let keys = "trusted_proxies = [\"127.0.0.0/8\"]\nforwarded = \"both\"\nrequest_id = \"X-Request-Id\"\n";
+    let scene = Scene::with_server_keys(keys).await;
 
     let said = &[
         ("X-Forwarded-For", "9.9.9.9, 203.0.113.7, 127.0.0.2"),
@@ -332,6 +333,31 @@ async fn a_trusted_proxy_says_who_asked() {
     assert_ne!(&fields["x-request-id"], own);
 }
 
+/// What a stranger says in the form that is not used is dropped as well.
+#[tokio::test(flavor = "multi_thread")]
+async fn upstreams_are_told_in_the_form_that_is_chosen() {
+    const OLD: [&str; 3] = ["x-forwarded-for", "x-forwarded-proto", "x-forwarded-host"];
+    let ours = format!("for=127.0.0.1;host={NAME};proto=https");
+    for (form, expected) in [("rfc7239", &[&*ours][..]), ("off", &[])] {
+        let scene = Scene::with_server_keys(&format!("forwarded = \"{form}\"\n")).await;
+        let said = &[
+            ("X-Forwarded-For", "9.9.9.9"),
+            ("X-Forwarded-Proto", "http"),
+            ("X-Forwarded-Host", "outer.test"),
+            ("Forwarded", "for=9.9.9.9"),
+        ];
+        let passed = scene.passed("/a", said).await;
+        for name in OLD {
+            assert!(field(&passed, name).is_empty(), "{form}: {name}");
+        }
+        let told: Vec<String> = field(&passed, "forwarded")
+            .iter()
+            .map(|it| it.replace('"', ""))
+            .collect();
+        assert_eq!(told, expected, "{form}");
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn errors_have_the_pages_of_the_site_and_pages_reload() {
     let place = Place::new();
@@ -360,4 +386,49 @@ async fn errors_have_the_pages_of_the_site_and_pages_reload() {
         (body == "<h1>gone</h1>").then_some(())
     })
     .await;
+}
+
+/// `hosts = ["*"]` has every name and address that no other site has, whoever terminates TLS.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_site_may_be_for_every_other_host() {
+    let place = Place::new();
+    let tls = FileTls::new(&place, &["*.example.test"]);
+    let more = |upstream: &str, tls: &str| {
+        format!(
+            "[[sites]]\nhosts = [\"*\"]\ntls = \"{tls}\"\nrespond = \"default\"\n\
+             [[sites]]\nhosts = [\"own.example.test\"]\ntls = \"{tls}\"\nrespond = \"{upstream}\"\n"
+        )
+    };
+    let rest = format!("{}{}", tls.pair.table(), more("own", "off"));
+    let mut perennial = Perennial::run(place, &rest).await;
+    let plain = async |host: &str| {
+        let http = perennial.place.http;
+        let mut connection = KeepAlive::open_plain(http, host).await.expect("open");
+        connection.get("/").await.expect("an answer")
+    };
+    for (host, body) in [
+        ("other.example.test", "default"),
+        ("nobody.invalid:8080", "default"),
+        ("192.0.2.7", "default"),
+        ("[2001:db8::7]:80", "default"),
+        ("own.example.test", "own"),
+    ] {
+        assert_eq!(plain(host).await, (200, body.to_owned()), "{host}");
+    }
+    perennial.rewrite_config(&format!("{}{}", tls.pair.table(), more("own", "files")));
+    perennial.restart().await;
+    perennial.wait_ready().await;
+    for (host, body) in [
+        ("other.example.test", "default"),
+        ("own.example.test", "own"),
+    ] {
+        let https = perennial.place.https;
+        let mut connection = KeepAlive::open(https, host, None).await.expect("open");
+        let answer = connection.get("/").await;
+        assert_eq!(answer, Ok((200, body.to_owned())), "{host}");
+    }
+    let http = perennial.place.http;
+    let connection = KeepAlive::open_plain(http, "other.example.test").await;
+    let (status, _) = connection.expect("open").get("/").await.expect("an answer");
+    assert_eq!(status, 308);
 }

@@ -212,6 +212,18 @@ async fn a_body_that_trickles_in_over_http2_ends_with_408() {
     assert_eq!(outcome, Outcome::Status(408));
 }
 
+/// While somebody else is slow.
+async fn others_are_served(scene: &Scene) {
+    let https = scene.perennial.place.https;
+    let asked = tokio::spawn(async move {
+        let mut connection = KeepAlive::open(https, NAME, None).await?;
+        connection.get("/").await
+    });
+    let (mut peer, _) = scene.upstream.request().await;
+    peer.send(answer("200 OK", "served")).await.unwrap();
+    assert_eq!(asked.await.unwrap(), Ok((200, "served".to_owned())));
+}
+
 /// Slowloris: a head that never ends, many times. Others are served meanwhile.
 #[tokio::test(flavor = "multi_thread")]
 async fn heads_that_never_end_are_not_waited_for() {
@@ -224,14 +236,7 @@ async fn heads_that_never_end_are_not_waited_for() {
             .unwrap();
         slow.push(wire);
     }
-    let https = scene.perennial.place.https;
-    let asked = tokio::spawn(async move {
-        let mut connection = KeepAlive::open(https, NAME, None).await?;
-        connection.get("/").await
-    });
-    let (mut peer, _) = scene.upstream.request().await;
-    peer.send(answer("200 OK", "served")).await.unwrap();
-    assert_eq!(asked.await.unwrap(), Ok((200, "served".to_owned())));
+    others_are_served(&scene).await;
     let ended = async {
         for (index, wire) in slow.iter_mut().enumerate() {
             // Some are still at it.
@@ -240,6 +245,23 @@ async fn heads_that_never_end_are_not_waited_for() {
         }
     };
     tokio::time::timeout(SOON, ended).await.expect("in time");
+}
+
+/// A handshake that never comes, or that stops halfway. Others are served meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn handshakes_that_never_end_are_not_waited_for() {
+    let scene = scene("").await;
+    let https = scene.perennial.place.https;
+    let silent = TcpStream::connect(https).await.expect("a connection");
+    let half = TcpStream::connect(https).await.expect("a connection");
+    let mut slow = [Wire::new(silent), Wire::new(half)];
+    // The beginning of a ClientHello, which says that there is more.
+    slow[1].send(b"\x16\x03\x01\x02\x00\x01\x00").await.unwrap();
+    others_are_served(&scene).await;
+    for wire in &mut slow {
+        let rest = tokio::time::timeout(SOON, wire.rest()).await;
+        rest.expect("closed in time").expect("closed");
+    }
 }
 
 /// Answers to pings and settings are owed one at a time: whoever does not read them is not read
@@ -260,14 +282,7 @@ async fn floods_of_pings_and_settings_cost_nothing() {
         }
         let grown = resident(scene.perennial.pid()).saturating_sub(before);
         assert!(grown < 32 << 20, "{kind}: {grown} bytes more");
-        let https = scene.perennial.place.https;
-        let asked = tokio::spawn(async move {
-            let mut connection = KeepAlive::open(https, NAME, None).await?;
-            connection.get("/").await
-        });
-        let (mut peer, _) = scene.upstream.request().await;
-        peer.send(answer("200 OK", "served")).await.unwrap();
-        assert_eq!(asked.await.unwrap(), Ok((200, "served".to_owned())));
+        others_are_served(&scene).await;
     }
 }
 

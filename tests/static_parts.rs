@@ -64,6 +64,7 @@ async fn what_the_client_has_is_not_sent_again() {
     for version in VERSIONS {
         let whole = get(&perennial, "/digits.txt", &[version]).await;
         assert!(whole.body == digits, "{} bytes", whole.body.len());
+        assert_eq!(whole.field("accept-ranges"), Some("bytes"));
         let etag = whole.field("etag").expect("a tag").to_owned();
         let modified = whole.field("last-modified").expect("a date").to_owned();
         assert!(etag.starts_with('"'), "{etag}");

@@ -19,6 +19,7 @@ use crate::support::place::Place;
 use crate::support::sites::FileTls;
 use crate::support::tls;
 use crate::support::wait::{SOON, wait_until};
+use crate::support::websocket::WebSocket;
 use crate::support::wire::Wire;
 
 const NAME: &str = "a.example.test";
@@ -360,6 +361,53 @@ async fn an_upstream_that_does_not_speak_it_is_named() {
         (!lines.is_empty()).then_some(())
     })
     .await;
+}
+
+/// A server that speaks HTTP/1.1 and HTTP/2 on one port, and takes WebSockets over the former alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_web_socket_goes_over_http1_where_http2_takes_none() {
+    let place = Place::new();
+    let app = crate::support::upstream::Upstream::start(&place, "app").await;
+    let site = format!(
+        "[[sites]]\nhosts = [\"{NAME}\"]\ntls = \"files\"\nupstreams = [\"h2c://{}\"]\n",
+        app.addr
+    );
+    let tls = FileTls::new(&place, &[NAME]);
+    let rest = format!("threads = 1\n{}{site}", tls.pair.table());
+    let mut perennial = Perennial::run(place, &rest).await;
+    perennial.wait_ready().await;
+    let https = perennial.place.https;
+    for text in ["first", "second"] {
+        let socket = WebSocket::open(https, NAME, "/ws", None).await;
+        let mut socket = socket.expect("upgraded");
+        assert_eq!(socket.exchange(text).await.as_deref(), Ok(text));
+        let client = http_client(NAME, https, None, Version::Http2);
+        let url = format!("https://{NAME}:{}/", https.port());
+        let response = client.get(url).send().await.expect("an answer");
+        let seen: serde_json::Value = response.json().await.expect("JSON");
+        assert_eq!(seen["version"], "HTTP/2.0", "{seen}");
+    }
+}
+
+/// One that speaks HTTP/2 alone takes no WebSockets: that is said, and no reason to leave it alone.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_upstream_of_http2_alone_takes_no_web_sockets() {
+    let rest = "ejection = { failures = 1, time = \"1h\", max_time = \"1h\" }\n";
+    let mut scene = Scene::start(100, rest).await;
+    let https = scene.perennial.place.https;
+    for _ in 0..3 {
+        let socket = WebSocket::open(https, NAME, "/ws", None).await;
+        let error = socket.map(|_| ()).expect_err("there is none");
+        assert!(error.contains("502"), "{error}");
+    }
+    let reason =
+        "takes no WebSockets over HTTP/2 (RFC 8441), and does not answer as one of HTTP/1.1";
+    scene.perennial.wait_for_log(reason, SOON).await;
+    let ejected = scene.perennial.log_lines_with("is ejected");
+    assert!(ejected.is_empty(), "{ejected:?}");
+    let asked = scene.ask(Version::Http2, None);
+    scene.upstream.next().await.answer("well", &[]);
+    assert_eq!(asked.await.expect("no panic").status(), 200);
 }
 
 /// Takes requests, and then hangs: its host is there, its program is not.

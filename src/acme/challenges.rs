@@ -1,21 +1,31 @@
 //! What we answer while a CA validates: HTTP-01 tokens and TLS-ALPN-01 certificates. Only orders
 //! write here; the plain listener and the TLS listener read. It is a table of its own, apart from
 //! the live certificates, and nothing in it outlives the order that put it there.
+//!
+//! While another process takes over the sockets, a CA that looks finds that one: what is answered
+//! here is copied to it ([`Challenges::copied`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::net::IpAddr;
 use std::sync::{Arc, RwLock};
+use std::time::Duration as StdDuration;
 
 use boring::pkey::PKey;
 use boring::ssl::SslCredential;
 use rcgen::{CertificateParams, CustomExtension, DistinguishedName, DnType, KeyPair};
+use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
+use tokio::sync::{mpsc, watch};
 
 use crate::certificate::credential;
 use crate::certificate::name::Name;
 
 /// A challenge certificate is looked at within minutes; the rest is for clocks that disagree.
 const CHALLENGE_VALIDITY: Duration = Duration::days(1);
+
+/// How long an order waits until the process that takes over answers like this one. It is a matter of
+/// milliseconds, unless that process is gone.
+const COPY_TIMEOUT: StdDuration = StdDuration::from_secs(5);
 
 /// Why no challenge certificate could be made.
 #[derive(Debug, thiserror::Error)]
@@ -28,6 +38,56 @@ pub enum ChallengeError {
     Credential(#[from] credential::CredentialError),
     #[error("{0} is a wildcard, which TLS-ALPN-01 does not cover (RFC 8737 section 3)")]
     Wildcard(Name),
+    #[error("{0:?} is no name")]
+    Name(String),
+}
+
+/// What a CA is answered.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Answer {
+    #[serde(rename = "http-01")]
+    Http01 {
+        token: String,
+        key_authorization: String,
+    },
+    #[serde(rename = "tls-alpn-01")]
+    TlsAlpn01 {
+        name: String,
+        digest: Vec<u8>,
+        /// Whether what an order answers for the same name goes first.
+        yields: bool,
+    },
+}
+
+/// What happens to answers, in this order. The number is the answer's own.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Event {
+    Given(u64, Answer),
+    TakenBack(u64),
+}
+
+/// All answers for another process, those of now first. Dropped: it needs no more of them.
+pub struct Copies {
+    challenges: Challenges,
+    pub events: mpsc::UnboundedReceiver<Event>,
+    /// The number of the last answer that the other process is known to give.
+    pub known: watch::Sender<u64>,
+}
+
+impl Drop for Copies {
+    fn drop(&mut self) {
+        self.challenges.write().copier = None;
+    }
+}
+
+/// The way to [`Copies`].
+struct Copier {
+    events: mpsc::UnboundedSender<Event>,
+    /// The number of the last answer that was sent there.
+    last: u64,
+    known: watch::Receiver<u64>,
 }
 
 /// The answers of all orders that run. Cheap to clone.
@@ -41,6 +101,8 @@ struct Answers {
     next_id: u64,
     http01: HashMap<String, Vec<(u64, Arc<str>)>>,
     tls_alpn01: HashMap<String, Vec<(u64, Arc<SslCredential>)>>,
+    given: BTreeMap<u64, Answer>,
+    copier: Option<Copier>,
 }
 
 impl Challenges {
@@ -48,10 +110,66 @@ impl Challenges {
         Challenges::default()
     }
 
-    /// Whether no order waits for a CA to look.
-    pub fn is_empty(&self) -> bool {
-        let answers = self.read();
-        answers.http01.is_empty() && answers.tls_alpn01.is_empty()
+    /// Has another process answer the same. There is one such at a time, the last.
+    pub fn copied(&self) -> Copies {
+        let (sender, events) = mpsc::unbounded_channel();
+        let known = watch::Sender::new(0);
+        let mut answers = self.write();
+        let mut copier = Copier {
+            events: sender,
+            last: 0,
+            known: known.subscribe(),
+        };
+        for (id, answer) in &answers.given {
+            copier.give(*id, answer.clone());
+        }
+        answers.copier = Some(copier);
+        drop(answers);
+        Copies {
+            challenges: self.clone(),
+            events,
+            known,
+        }
+    }
+
+    /// Until every process that a CA could find gives the answers of now: only then the CA is told to
+    /// look.
+    pub async fn known_everywhere(&self) {
+        let copier = {
+            let answers = self.read();
+            let copier = answers.copier.as_ref();
+            copier.map(|copier| (copier.known.clone(), copier.last))
+        };
+        let Some((mut known, last)) = copier else {
+            return;
+        };
+        let waited = known.wait_for(|known| *known >= last);
+        // One that is gone, or deaf, is waited for in vain: its predecessor goes on.
+        let _ = tokio::time::timeout(COPY_TIMEOUT, waited).await;
+    }
+
+    /// Answers as another process does.
+    pub fn give(
+        &self,
+        answer: &Answer,
+        now: OffsetDateTime,
+    ) -> Result<ChallengeGuard, ChallengeError> {
+        match answer {
+            Answer::Http01 {
+                token,
+                key_authorization,
+            } => Ok(self.provide_http01(token, key_authorization)),
+            Answer::TlsAlpn01 {
+                name,
+                digest,
+                yields,
+            } => {
+                let name = name
+                    .parse()
+                    .map_err(|_| ChallengeError::Name(name.clone()))?;
+                self.answer_tls_alpn01(&name, digest, now, *yields)
+            }
+        }
     }
 
     /// The key authorization to answer `/.well-known/acme-challenge/<token>` with
@@ -73,7 +191,10 @@ impl Challenges {
     /// Answers an HTTP-01 challenge for as long as the guard lives.
     pub fn provide_http01(&self, token: &str, key_authorization: &str) -> ChallengeGuard {
         let mut answers = self.write();
-        let id = answers.take_id();
+        let id = answers.take_id(Answer::Http01 {
+            token: token.to_owned(),
+            key_authorization: key_authorization.to_owned(),
+        });
         let answer = (id, Arc::from(key_authorization));
         answers
             .http01
@@ -91,8 +212,7 @@ impl Challenges {
         digest: &[u8],
         now: OffsetDateTime,
     ) -> Result<ChallengeGuard, ChallengeError> {
-        // The last one is what a handshake gets.
-        self.answer_tls_alpn01(name, digest, now, Vec::push)
+        self.answer_tls_alpn01(name, digest, now, false)
     }
 
     /// Answers for a look at ourselves: whatever an order answers for the same name goes first.
@@ -102,9 +222,7 @@ impl Challenges {
         digest: &[u8],
         now: OffsetDateTime,
     ) -> Result<ChallengeGuard, ChallengeError> {
-        self.answer_tls_alpn01(name, digest, now, |answers, answer| {
-            answers.insert(0, answer)
-        })
+        self.answer_tls_alpn01(name, digest, now, true)
     }
 
     fn answer_tls_alpn01(
@@ -112,14 +230,20 @@ impl Challenges {
         name: &Name,
         digest: &[u8],
         now: OffsetDateTime,
-        add: impl FnOnce(&mut Vec<(u64, Arc<SslCredential>)>, (u64, Arc<SslCredential>)),
+        yields: bool,
     ) -> Result<ChallengeGuard, ChallengeError> {
         let credential = Arc::new(challenge_credential(name, digest, now)?);
         let server_name = challenge_server_name(name);
         let mut answers = self.write();
-        let id = answers.take_id();
+        let id = answers.take_id(Answer::TlsAlpn01 {
+            name: name.to_string(),
+            digest: digest.to_vec(),
+            yields,
+        });
         let entry = answers.tls_alpn01.entry(server_name.clone()).or_default();
-        add(entry, (id, credential));
+        // The last one is what a handshake gets.
+        let at = if yields { 0 } else { entry.len() };
+        entry.insert(at, (id, credential));
         Ok(self.guard(id, Key::ServerName(server_name)))
     }
 
@@ -146,9 +270,34 @@ impl Challenges {
 }
 
 impl Answers {
-    fn take_id(&mut self) -> u64 {
+    /// Its number.
+    fn take_id(&mut self, answer: Answer) -> u64 {
         self.next_id += 1;
+        if let Some(copier) = &mut self.copier {
+            copier.give(self.next_id, answer.clone());
+        }
+        self.given.insert(self.next_id, answer);
         self.next_id
+    }
+
+    fn take_back(&mut self, id: u64, key: &Key) {
+        match key {
+            Key::Token(token) => remove(&mut self.http01, token, id),
+            Key::ServerName(name) => remove(&mut self.tls_alpn01, name, id),
+        }
+        self.given.remove(&id);
+        if let Some(copier) = &self.copier {
+            // Whoever copied is about to be dropped, if nobody receives.
+            let _ = copier.events.send(Event::TakenBack(id));
+        }
+    }
+}
+
+impl Copier {
+    fn give(&mut self, id: u64, answer: Answer) {
+        self.last = id;
+        // As above.
+        let _ = self.events.send(Event::Given(id, answer));
     }
 }
 
@@ -167,11 +316,7 @@ pub struct ChallengeGuard {
 
 impl Drop for ChallengeGuard {
     fn drop(&mut self) {
-        let mut answers = self.challenges.write();
-        match &self.key {
-            Key::Token(token) => remove(&mut answers.http01, token, self.id),
-            Key::ServerName(name) => remove(&mut answers.tls_alpn01, name, self.id),
-        }
+        self.challenges.write().take_back(self.id, &self.key);
     }
 }
 
@@ -285,6 +430,61 @@ mod tests {
         );
         drop(first);
         assert!(challenges.tls_alpn01("example.com").is_none());
+    }
+
+    #[test]
+    fn another_process_hears_of_every_answer_in_order() {
+        let (here, there) = (Challenges::new(), Challenges::new());
+        let gone = here.provide_http01("gone", "gone.thumb");
+        let host = name("example.com");
+        let probe = here.probe_tls_alpn01(&host, &DIGEST, NOW).unwrap();
+        drop(gone);
+        let mut copies = here.copied();
+        let order = here.provide_http01("t", "t.thumb");
+        drop(probe);
+        let mut guards = HashMap::new();
+        let mut heard = Vec::new();
+        while let Ok(event) = copies.events.try_recv() {
+            // As it goes from one process to another.
+            let text = serde_json::to_string(&event).unwrap();
+            assert_eq!(serde_json::from_str::<Event>(&text).unwrap(), event);
+            match &event {
+                Event::Given(id, answer) => {
+                    guards.insert(*id, there.give(answer, NOW).unwrap());
+                }
+                Event::TakenBack(id) => assert!(guards.remove(id).is_some()),
+            }
+            heard.push(event);
+        }
+        assert_eq!(heard.len(), 3, "{heard:?}");
+        assert!(matches!(
+            &heard[0],
+            Event::Given(_, Answer::TlsAlpn01 { yields: true, .. })
+        ));
+        assert_eq!(there.http01("t").as_deref(), Some("t.thumb"));
+        assert!(there.http01("gone").is_none());
+        assert!(there.tls_alpn01("example.com").is_none());
+        drop((copies, order));
+        assert!(here.read().copier.is_none() && here.read().given.is_empty());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_ca_is_told_to_look_once_the_other_process_answers() {
+        let challenges = Challenges::new();
+        challenges.known_everywhere().await;
+        let copies = challenges.copied();
+        challenges.known_everywhere().await;
+        let _guard = challenges.provide_http01("t", "t.thumb");
+        let told = challenges.clone();
+        let told = tokio::spawn(async move { told.known_everywhere().await });
+        tokio::task::yield_now().await;
+        assert!(!told.is_finished());
+        copies.known.send_replace(1);
+        told.await.unwrap();
+        // One that is gone holds nobody up.
+        let _guard = challenges.provide_http01("u", "u.thumb");
+        drop(copies);
+        challenges.known_everywhere().await;
     }
 
     #[test]

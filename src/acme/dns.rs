@@ -2,9 +2,11 @@
 //! every authoritative server before the CA is told, and removed whichever way the order ends.
 //! What was written stands on disk first, so that a crash leaves no record behind for good.
 
+pub mod delegation;
 mod journal;
 mod lookup;
 mod propagation;
+mod registrations;
 pub mod standing;
 mod writer;
 
@@ -147,9 +149,13 @@ struct Place {
 }
 
 impl Place {
-    fn new(zones: &config::DnsZones, resolvers: &[SocketAddr]) -> Result<Arc<Place>, String> {
+    fn new(
+        zones: &config::DnsZones,
+        resolvers: &[SocketAddr],
+        state: &StateDir,
+    ) -> Result<Arc<Place>, String> {
         Ok(Arc::new(Place {
-            writer: Writer::new(&zones.writer, resolvers)?,
+            writer: Writer::new(&zones.writer, resolvers, state)?,
             lookup: Lookup::new(resolvers.to_vec(), zones.nameservers.clone()),
             config: zones.clone(),
             writing: tokio::sync::Mutex::default(),
@@ -171,7 +177,7 @@ impl DnsChallenges {
         claims: Claims,
     ) -> Result<Arc<DnsChallenges>, String> {
         let places = config.zones.iter();
-        let places = places.map(|zones| Place::new(zones, &config.resolvers));
+        let places = places.map(|zones| Place::new(zones, &config.resolvers, state));
         Ok(Arc::new(DnsChallenges {
             lookup: Lookup::new(config.resolvers.clone(), Vec::new()),
             places: places.collect::<Result<_, _>>()?,
@@ -197,7 +203,7 @@ impl DnsChallenges {
         let writer = &place.writer;
         let asked = format!("_acme-challenge.{domain}");
         let name = self.lookup.behind_aliases(&asked).await?;
-        writer.check_target(domain, &asked, &name)?;
+        writer.check_target(domain, &asked, &name).await?;
         let record = TxtRecord {
             zone: self.lookup.zone_of(&name).await?,
             name,

@@ -16,7 +16,7 @@ use time::OffsetDateTime;
 
 use super::error::{AcmeError, Class, ErrorReport};
 use super::order::{challenge_from_name, challenge_name};
-use super::renewal::{Attempts, RenewalInfo, Window};
+use super::renewal::{Attempts, RenewalInfo, SuggestedWindow, Window};
 use super::renewal_info::Answer;
 use crate::certificate::name::Name;
 use crate::config::{ChallengeType, KeyType};
@@ -128,20 +128,18 @@ pub struct StoredWindow {
 impl From<Window> for StoredWindow {
     fn from(window: Window) -> StoredWindow {
         StoredWindow {
-            start: window.start,
-            end: window.end,
-            selected: window.selected,
+            start: window.suggested().start(),
+            end: window.suggested().end(),
+            selected: window.selected(),
         }
     }
 }
 
-impl From<StoredWindow> for Window {
-    fn from(window: StoredWindow) -> Window {
-        Window {
-            start: window.start,
-            end: window.end,
-            selected: window.selected,
-        }
+impl StoredWindow {
+    /// `None` where what is on disk is none: a disk holds what it is given.
+    fn read(self) -> Option<Window> {
+        let suggested = SuggestedWindow::new(self.start, self.end)?;
+        Some(Window::chosen(suggested, self.selected))
     }
 }
 
@@ -166,11 +164,11 @@ impl StoredRenewalInfo {
         next_fetch: OffsetDateTime,
         fraction: f64,
     ) -> StoredRenewalInfo {
-        let previous = before.and_then(|before| before.window).map(Window::from);
-        let window = Window::choose(previous.as_ref(), answer.start, answer.end, fraction);
+        let previous = before.and_then(|before| before.window?.read());
+        let window = Window::choose(previous.as_ref(), answer.window, fraction);
         StoredRenewalInfo {
             supported: true,
-            window: window.map(Into::into),
+            window: Some(window.into()),
             explanation_url: answer.explanation_url.clone(),
             ..StoredRenewalInfo::blank(certificate_id, next_fetch)
         }
@@ -180,7 +178,10 @@ impl StoredRenewalInfo {
         RenewalInfo {
             // One that had none may have some tomorrow: `next_fetch` says when to look.
             supported: true,
-            window: self.window.filter(|_| self.supported).map(Window::from),
+            window: self
+                .window
+                .filter(|_| self.supported)
+                .and_then(StoredWindow::read),
             next_fetch: Some(self.next_fetch),
         }
     }
@@ -774,11 +775,8 @@ mod tests {
     fn renewal_information_belongs_to_one_certificate() {
         let (_directory, state) = state();
         let ledger = open(&state);
-        let window = Window {
-            start: NOW,
-            end: NOW + Duration::DAY,
-            selected: NOW + Duration::HOUR,
-        };
+        let suggested = SuggestedWindow::new(NOW, NOW + Duration::DAY).unwrap();
+        let window = Window::chosen(suggested, NOW + Duration::HOUR);
         let info = StoredRenewalInfo {
             certificate_id: "a.b".to_owned(),
             supported: true,
@@ -794,8 +792,17 @@ mod tests {
         assert_eq!(info.facts().window, Some(window));
         let unsupported = StoredRenewalInfo {
             supported: false,
-            ..info
+            ..info.clone()
         };
         assert_eq!(unsupported.facts().window, None);
+        // What only another hand can have written is no window.
+        let backwards = StoredRenewalInfo {
+            window: info.window.map(|window| StoredWindow {
+                end: window.start,
+                ..window
+            }),
+            ..info
+        };
+        assert_eq!(backwards.facts().window, None);
     }
 }

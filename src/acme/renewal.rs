@@ -160,38 +160,64 @@ pub struct RenewalInfo {
     pub next_fetch: Option<OffsetDateTime>,
 }
 
+/// A window that a CA suggests (RFC 9773 section 4.2). It ends after it starts: one that does not
+/// is no answer, and cannot be made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SuggestedWindow {
+    start: OffsetDateTime,
+    end: OffsetDateTime,
+}
+
+impl SuggestedWindow {
+    /// `None`: it does not end after it starts.
+    pub fn new(start: OffsetDateTime, end: OffsetDateTime) -> Option<SuggestedWindow> {
+        (start < end).then_some(SuggestedWindow { start, end })
+    }
+
+    pub fn start(&self) -> OffsetDateTime {
+        self.start
+    }
+
+    pub fn end(&self) -> OffsetDateTime {
+        self.end
+    }
+}
+
 /// A suggested window and the instant chosen in it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Window {
-    pub start: OffsetDateTime,
-    pub end: OffsetDateTime,
-    pub selected: OffsetDateTime,
+    suggested: SuggestedWindow,
+    selected: OffsetDateTime,
 }
 
 impl Window {
     /// The window with an instant chosen uniformly in it (`fraction` in 0..1), or the one chosen
-    /// before where the window is the same. `None`: `end <= start`, which is no answer.
-    pub fn choose(
-        previous: Option<&Window>,
-        start: OffsetDateTime,
-        end: OffsetDateTime,
-        fraction: f64,
-    ) -> Option<Window> {
-        if end <= start {
-            return None;
-        }
+    /// before where the window is the same.
+    pub fn choose(previous: Option<&Window>, suggested: SuggestedWindow, fraction: f64) -> Window {
+        let length = suggested.end - suggested.start;
         match previous {
-            Some(window) if (window.start, window.end) == (start, end) => Some(*window),
-            _ => Some(Window {
-                start,
-                end,
-                selected: start + (end - start) * fraction.clamp(0.0, 1.0),
-            }),
+            Some(window) if window.suggested == suggested => *window,
+            _ => Window {
+                suggested,
+                selected: suggested.start + length * fraction.clamp(0.0, 1.0),
+            },
         }
     }
 
-    fn is_valid(&self) -> bool {
-        self.start < self.end
+    /// The window with the instant that was chosen in it earlier.
+    pub fn chosen(suggested: SuggestedWindow, selected: OffsetDateTime) -> Window {
+        Window {
+            suggested,
+            selected: selected.clamp(suggested.start, suggested.end),
+        }
+    }
+
+    pub fn suggested(&self) -> SuggestedWindow {
+        self.suggested
+    }
+
+    pub fn selected(&self) -> OffsetDateTime {
+        self.selected
     }
 }
 
@@ -381,7 +407,7 @@ pub fn priority(now: OffsetDateTime, facts: &Facts, reason: OrderReason) -> Prio
 
 fn calls_at_once(now: OffsetDateTime, stored: &Stored, facts: &Facts) -> bool {
     let window = facts.renewal_info.window;
-    now < stored.due_at(1.0) && window.is_some_and(|window| window.end <= now)
+    now < stored.due_at(1.0) && window.is_some_and(|window| window.suggested.end <= now)
 }
 
 enum Need {
@@ -440,7 +466,7 @@ fn mismatch(stored: &Stored, wanted: &Wanted) -> Option<OrderReason> {
 /// The instant of renewal and what sets it. Renewal information moves it earlier or later, but
 /// never past the emergency threshold.
 fn renewal_at(stored: &Stored, facts: &Facts) -> (OffsetDateTime, OrderReason) {
-    let window = facts.renewal_info.window.filter(Window::is_valid);
+    let window = facts.renewal_info.window;
     let Some(window) = window.filter(|_| facts.renewal_info.supported) else {
         return (stored.due_at(facts.jitter.due), OrderReason::Due);
     };

@@ -9,6 +9,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::error::{AcmeError, Class, classify};
 use super::http::JobHttp;
+use super::renewal::SuggestedWindow;
 
 /// RFC 9773 section 4.3.2: a CA that asks for more or less often is not believed.
 const MIN_WAIT: Duration = Duration::minutes(1);
@@ -19,8 +20,7 @@ const DEFAULT_WAIT: Duration = Duration::hours(6);
 /// A useful answer.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Answer {
-    pub start: OffsetDateTime,
-    pub end: OffsetDateTime,
+    pub window: SuggestedWindow,
     pub explanation_url: Option<String>,
     pub retry_after: Option<OffsetDateTime>,
 }
@@ -72,7 +72,7 @@ struct DocumentWindow {
     end: String,
 }
 
-/// Reads an answer (RFC 9773 section 4.2). A window that ends before it starts is none.
+/// Reads an answer (RFC 9773 section 4.2).
 fn parse(body: &[u8], retry_after: Option<OffsetDateTime>) -> Result<Answer, String> {
     let document: Document = serde_json::from_slice(body)
         .map_err(|error| format!("the answer is no renewal information ({error})"))?;
@@ -82,12 +82,10 @@ fn parse(body: &[u8], retry_after: Option<OffsetDateTime>) -> Result<Answer, Str
     };
     let start = instant(&document.suggested_window.start)?;
     let end = instant(&document.suggested_window.end)?;
-    if end <= start {
-        return Err("the suggested window ends before it starts".to_owned());
-    }
+    let window = SuggestedWindow::new(start, end)
+        .ok_or_else(|| "the suggested window does not end after it starts".to_owned())?;
     Ok(Answer {
-        start,
-        end,
+        window,
         explanation_url: document
             .explanation_url
             .and_then(|url| url.as_str().map(str::to_owned)),
@@ -130,8 +128,8 @@ mod tests {
             "end": " 2026-12-02T01:00:00.25+01:00"}, "explanationURL": "https://ca.test/why",
             "more": 1}"#;
         let answer = parse(body, Some(NOW)).unwrap();
-        assert_eq!(answer.start, datetime!(2026-12-01 0:00 UTC));
-        assert_eq!(answer.end, datetime!(2026-12-02 0:00:00.25 UTC));
+        assert_eq!(answer.window.start(), datetime!(2026-12-01 0:00 UTC));
+        assert_eq!(answer.window.end(), datetime!(2026-12-02 0:00:00.25 UTC));
         assert_eq!(
             answer.explanation_url.as_deref(),
             Some("https://ca.test/why")
@@ -159,8 +157,7 @@ mod tests {
     #[test]
     fn when_to_ask_again() {
         let answer = |wait: Option<Duration>| Answer {
-            start: NOW,
-            end: NOW + Duration::DAY,
+            window: SuggestedWindow::new(NOW, NOW + Duration::DAY).unwrap(),
             explanation_url: None,
             retry_after: wait.map(|wait| NOW + wait),
         };

@@ -54,14 +54,14 @@ fn failed(failures: u32, last: OffsetDateTime) -> Attempts {
     }
 }
 
+fn suggested(start: OffsetDateTime, end: OffsetDateTime) -> SuggestedWindow {
+    SuggestedWindow::new(start, end).unwrap()
+}
+
 fn window(start: OffsetDateTime, end: OffsetDateTime, selected: OffsetDateTime) -> RenewalInfo {
     RenewalInfo {
         supported: true,
-        window: Some(Window {
-            start,
-            end,
-            selected,
-        }),
+        window: Some(Window::chosen(suggested(start, end), selected)),
         next_fetch: None,
     }
 }
@@ -239,15 +239,9 @@ fn an_instant_in_the_past_still_waits_for_the_backoff() {
 
 #[test]
 fn a_window_that_is_none_is_ignored() {
-    assert_eq!(Window::choose(None, START, START, 0.5), None);
-    assert_eq!(
-        Window::choose(None, START, START - Duration::HOUR, 0.5),
-        None
-    );
+    assert_eq!(SuggestedWindow::new(START, START), None);
+    assert_eq!(SuggestedWindow::new(START, START - Duration::HOUR), None);
     let mut facts = with(Duration::days(90));
-    facts.renewal_info = window(START, START - Duration::HOUR, START);
-    facts.renewal_info.next_fetch = Some(START + Duration::days(1));
-    assert_eq!(next_renewal(&facts), Some(START + Duration::days(60)));
     facts.renewal_info = window(START, START + Duration::HOUR, START);
     facts.renewal_info.supported = false;
     assert_eq!(next_renewal(&facts), Some(START + Duration::days(60)));
@@ -256,10 +250,12 @@ fn a_window_that_is_none_is_ignored() {
 #[test]
 fn the_chosen_instant_stays_while_the_window_does() {
     let end = START + Duration::days(2);
-    let first = Window::choose(None, START, end, 0.25).unwrap();
+    let same = suggested(START, end);
+    let first = Window::choose(None, same, 0.25);
     assert_eq!(first.selected, START + Duration::hours(12));
-    assert_eq!(Window::choose(Some(&first), START, end, 0.9), Some(first));
-    let moved = Window::choose(Some(&first), START, end + Duration::DAY, 0.5).unwrap();
+    assert_eq!(Window::choose(Some(&first), same, 0.9), first);
+    let later = suggested(START, end + Duration::DAY);
+    let moved = Window::choose(Some(&first), later, 0.5);
     assert_eq!(moved.selected, START + Duration::hours(36));
 }
 
@@ -511,8 +507,11 @@ fn simulate(mut ca: SimulatedCa) -> Year {
                     let end = start + stored.lifetime() / 20;
                     let previous = facts.renewal_info.window;
                     let chosen = ca.rng.random();
-                    facts.renewal_info.window =
-                        Window::choose(previous.as_ref(), start, end, chosen);
+                    facts.renewal_info.window = Some(Window::choose(
+                        previous.as_ref(),
+                        suggested(start, end),
+                        chosen,
+                    ));
                 }
                 facts.renewal_info.next_fetch = Some(now + Duration::hours(6));
             }

@@ -65,6 +65,9 @@ const DNS_REMOVAL_LIMIT: StdDuration = StdDuration::from_secs(2);
 const MAX_SLEEP: Duration = Duration::minutes(1);
 /// How often another process's writer lock is tried: one that hands over lets it go within moments.
 const LOCK_INTERVAL: Duration = Duration::seconds(5);
+/// The same for a process that takes over from the lock's holder, which ends soon; so often at most.
+const SUCCESSOR_LOCK_INTERVAL: Duration = Duration::milliseconds(250);
+const SUCCESSOR_LOCK_TRIES: u32 = 240;
 
 impl From<Source> for IssuerKind {
     fn from(source: Source) -> IssuerKind {
@@ -96,6 +99,9 @@ pub struct Worker {
     commands: mpsc::Receiver<Command>,
     lock: Option<WriterLock>,
     try_lock_at: OffsetDateTime,
+    /// How often the lock's holder is still expected to let it go at once.
+    hasty_tries: u32,
+    told_of_writer: bool,
     sweep_at: OffsetDateTime,
     /// `None`: before the first configuration, or where it cannot be used.
     dns: Option<Arc<DnsChallenges>>,
@@ -125,6 +131,8 @@ impl Worker {
             commands,
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
+            hasty_tries: 0,
+            told_of_writer: false,
             sweep_at: OffsetDateTime::UNIX_EPOCH,
             dns: None,
             dns_claims: dns::Claims::default(),
@@ -134,6 +142,14 @@ impl Worker {
             running: HashMap::new(),
         };
         (worker, handle)
+    }
+
+    /// Whether it takes over from a process that has the lock, and lets it go soon: who waits for a
+    /// name meanwhile goes on waiting.
+    pub fn taking_over(mut self, takes_over: bool) -> Worker {
+        self.hasty_tries = if takes_over { SUCCESSOR_LOCK_TRIES } else { 0 };
+        self.desk.takes_over = takes_over;
+        self
     }
 
     /// Runs until `shutdown`. What is in flight then is given up cleanly: recorded as cancelled,
@@ -201,25 +217,52 @@ impl Worker {
             return;
         }
         let waited = self.try_lock_at != OffsetDateTime::UNIX_EPOCH;
-        self.try_lock_at = now + LOCK_INTERVAL;
+        self.try_lock_at = now + self.lock_interval();
         let state = self.state.clone();
         match blocking(move || state.try_lock_writer()).await {
             Ok(Some(lock)) => {
                 self.lock = Some(lock);
                 self.desk.is_writer = true;
+                self.desk.takes_over = false;
                 if waited {
                     tracing::info!("this process orders certificates now");
+                    self.forget_records().await;
                 }
                 let ids: Vec<u64> = self.desk.entries().map(|(id, _)| id).collect();
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
             }
-            Ok(None) if !waited => tracing::warn!(
-                state = %self.state.root().display(),
-                "another process orders certificates into this state directory; this one serves them"
-            ),
-            Ok(None) => {}
+            Ok(None) => self.tell_of_writer(),
             Err(error) => tracing::error!(%error, "no certificate can be ordered"),
+        }
+    }
+
+    /// Says once that somebody else orders, unless that is about to end.
+    fn tell_of_writer(&mut self) {
+        if self.desk.takes_over || std::mem::replace(&mut self.told_of_writer, true) {
+            return;
+        }
+        tracing::warn!(
+            state = %self.state.root().display(),
+            "another process orders certificates into this state directory; this one serves them"
+        );
+    }
+
+    /// Ledgers and histories were read when another process wrote them: they are read again, so that
+    /// what it has asked of a CA counts, and is not written over.
+    async fn forget_records(&mut self) {
+        self.desk.forget_ledgers();
+        self.desk.set_authorities(Vec::new());
+        self.open_authorities().await;
+    }
+
+    fn lock_interval(&mut self) -> Duration {
+        let left = self.hasty_tries.checked_sub(1);
+        self.hasty_tries = left.unwrap_or_default();
+        self.desk.takes_over &= left.is_some();
+        match left {
+            Some(_) => SUCCESSOR_LOCK_INTERVAL,
+            None => LOCK_INTERVAL,
         }
     }
 

@@ -23,7 +23,8 @@ pub(super) fn print(config: &Config, sockets: &Sockets) {
             }
         }
         if site.any_host {
-            tracing::info!(tls = ?site.tls, "serving every other name, on demand");
+            let how = if site.on_demand { ", on demand" } else { "" };
+            tracing::info!(tls = ?site.tls, "serving every other name{how}");
         }
     }
     match (&sockets.admin, &config.server.admin_listen) {

@@ -6,6 +6,7 @@
 //!
 //! | old | new |
 //! |---|---|
+//! | `answers`, with one end of a socket for them | |
 //! | `sockets more` or `sockets last`, with descriptors | |
 //! | | `ready`, once the first load is in memory |
 //! | `go`, once it accepts no more connections | |
@@ -14,11 +15,16 @@
 //!
 //! or at any time `failed REASON` by the new one, which then ends. An end of the socket means that
 //! the other process is gone. Nothing here decides when to change places.
+//!
+//! The old process finishes orders that are under way meanwhile, and the new one answers for them
+//! (`answers`).
 
+mod answers;
 mod channel;
 mod predecessor;
 mod successor;
 
+pub(super) use answers::Telling;
 pub use predecessor::Predecessor;
 pub(super) use predecessor::Turn;
 pub(super) use successor::{Program, Successor};

@@ -34,14 +34,11 @@ use crate::store::StateDir;
 /// The port of redirects where nothing is served over TLS.
 pub(super) const DEFAULT_HTTPS_PORT: u16 = 443;
 
-/// How long a hand-over waits for challenges under way: a CA looks within seconds, and the new
-/// process knows nothing of them.
-const CHALLENGES_TIMEOUT: Duration = Duration::from_secs(10);
-const CHALLENGES_POLL: Duration = Duration::from_millis(50);
+/// How often is looked whether handshakes still wait for a certificate on demand.
+const ON_DEMAND_POLL: Duration = Duration::from_millis(50);
 
-/// How long the old process stays whole for handshakes that wait for a certificate on demand: they
-/// are on its connections, and nobody else can finish them.
-const ON_DEMAND_TIMEOUT: Duration = Duration::from_secs(20);
+/// How much longer than such a handshake may wait the old process stays whole for it.
+const ON_DEMAND_SPARE: Duration = Duration::from_secs(2);
 
 /// How the log level of the running process is changed.
 pub struct LogControl {
@@ -144,9 +141,9 @@ impl Live {
         let pid = successor.pid();
         tracing::info!(pid, "a new process loads, to take over");
         successor.ready().await?;
-        // What is ordered on demand has its challenges still to come, as a rule.
-        self.nobody_waits_on_demand(CHALLENGES_TIMEOUT).await;
-        self.challenges_are_over().await;
+        // It answers for our orders: a CA that looks from here on may find either.
+        let telling = successor.tell(&self.succession.challenges);
+        self.succession.challenges.known_everywhere().await;
         self.listeners.pause_all().await;
         self.admin.pause();
         if let Err(error) = successor.take_over().await {
@@ -158,31 +155,25 @@ impl Live {
         // Before the new one says anything: the service manager listens to the main process alone.
         self.succession.service_manager.main_process(pid);
         successor.confirm().await;
-        self.nobody_waits_on_demand(ON_DEMAND_TIMEOUT).await;
+        self.nobody_waits_on_demand().await;
+        if let Some(telling) = telling {
+            telling.stop().await;
+        }
         self.listeners.leave();
         self.admin.leave();
         self.succession.done.cancel();
         Ok(pid)
     }
 
-    async fn challenges_are_over(&self) {
-        let over = async {
-            while !self.succession.challenges.is_empty() {
-                tokio::time::sleep(CHALLENGES_POLL).await;
-            }
-        };
-        // An order that is cut short is resumed by the new process.
-        let _ = tokio::time::timeout(CHALLENGES_TIMEOUT, over).await;
-    }
-
-    /// Until no handshake waits for an order. Those that begin meanwhile are not waited for longer
-    /// than `limit` either.
-    async fn nobody_waits_on_demand(&self, limit: Duration) {
+    /// Until no handshake waits for an order: they are on our connections, and nobody else can finish
+    /// them.
+    async fn nobody_waits_on_demand(&self) {
         let over = async {
             while self.on_demand.is_fetching() {
-                tokio::time::sleep(CHALLENGES_POLL).await;
+                tokio::time::sleep(ON_DEMAND_POLL).await;
             }
         };
+        let limit = self.on_demand.wait().unwrap_or_default() + ON_DEMAND_SPARE;
         let _ = tokio::time::timeout(limit, over).await;
     }
 

@@ -1,5 +1,6 @@
 //! From a [`Config`] to the TLS files it names and what each of them turns into: whom clients and
-//! upstreams are verified against, what upstreams are shown, which keys encrypt session tickets.
+//! upstreams are verified against, what upstreams are shown, who is asked about requests, which keys
+//! encrypt session tickets.
 
 use std::collections::{BTreeMap, HashMap};
 use std::path::PathBuf;
@@ -18,6 +19,7 @@ use crate::config::{ClientAuth, ClientIdentity, Config};
 use crate::listener::client_auth::{ClientAuthTable, ClientTrust, SiteClientAuth};
 use crate::listener::tickets::{SessionTickets, TicketKey, TicketKeys};
 use crate::listener::tls::{SessionPolicy, Sessions};
+use crate::proxy::forward_auth::AuthClient;
 use crate::proxy::upstream_tls::{UpstreamCa, UpstreamIdentity, UpstreamTrusts};
 
 /// What the listener and the proxy are given, and the thread that keeps it up to date.
@@ -80,6 +82,7 @@ struct Cells {
     clients: BTreeMap<ClientFiles, Arc<ArcSwapOption<ClientTrust>>>,
     upstream_cas: BTreeMap<PathBuf, Arc<ArcSwapOption<UpstreamCa>>>,
     identities: BTreeMap<ClientIdentity, Arc<ArcSwapOption<UpstreamIdentity>>>,
+    auth: BTreeMap<PathBuf, Arc<ArcSwapOption<AuthClient>>>,
 }
 
 /// The bundle and the revocation lists.
@@ -102,11 +105,14 @@ impl Plan {
         let cas = cas.map(|(path, cell)| upstream_ca(path.clone(), cell.clone()));
         let identities = cells.identities.iter();
         let identities = identities.map(|(files, cell)| upstream_identity(files, cell.clone()));
-        let sets = clients.chain(cas).chain(identities);
+        let auth = cells.auth.iter();
+        let auth = auth.map(|(path, cell)| forward_auth_ca(path.clone(), cell.clone()));
+        let sets = clients.chain(cas).chain(identities).chain(auth);
         let upstreams = UpstreamTrusts::new(
             config,
             |path| cells.upstream_cas.get(path).cloned().unwrap_or_default(),
             |files| cells.identities.get(files).cloned().unwrap_or_default(),
+            cells.auth.clone(),
         );
         warn_of_unverified(&upstreams);
         Plan {
@@ -129,6 +135,11 @@ impl Cells {
                 let files = (auth.ca.clone(), auth.crl.clone());
                 let cell = before.clients.get(&files).cloned().unwrap_or_default();
                 cells.clients.insert(files, cell);
+            }
+            let asked = site.routes.iter().map(|route| &route.access.forward_auth);
+            for path in asked.flatten().filter_map(|auth| auth.ca.as_ref()) {
+                let cell = before.auth.get(path).cloned().unwrap_or_default();
+                cells.auth.insert(path.clone(), cell);
             }
             for tls in site.routes.iter().filter_map(|r| r.upstream_tls()) {
                 if let Some(path) = &tls.ca {
@@ -249,6 +260,20 @@ fn upstream_ca(path: PathBuf, slot: Arc<ArcSwapOption<UpstreamCa>>) -> FileSet {
             })
         },
     )
+}
+
+/// Without names or identities to show: a client that trusts these authorities is all there is.
+fn forward_auth_ca(path: PathBuf, slot: Arc<ArcSwapOption<AuthClient>>) -> FileSet {
+    FileSet::new(vec![(Purpose::ForwardAuthCa, path)], move |contents, _| {
+        let bundle = Bundle::parse(&contents[0]).map_err(|cause| fault(0, cause))?;
+        let fresh = AuthClient::trusting(&contents[0]).map_err(|cause| fault(0, cause))?;
+        let slot = slot.clone();
+        Ok(Parsed {
+            weight: bundle.certificates.len(),
+            not_after: vec![bundle.not_after],
+            publish: Box::new(move || slot.store(Some(Arc::new(fresh)))),
+        })
+    })
 }
 
 fn upstream_identity(

@@ -31,6 +31,7 @@ pub enum Purpose {
     UpstreamCa,
     UpstreamCertificate,
     UpstreamPrivateKey,
+    ForwardAuthCa,
     SessionTicketKey,
 }
 
@@ -43,6 +44,7 @@ impl Purpose {
             Purpose::UpstreamCa => "upstream_ca",
             Purpose::UpstreamCertificate => "upstream_certificate",
             Purpose::UpstreamPrivateKey => "upstream_private_key",
+            Purpose::ForwardAuthCa => "forward_auth_ca",
             Purpose::SessionTicketKey => "session_ticket_key",
         }
     }

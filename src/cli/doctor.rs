@@ -11,6 +11,7 @@ use serde::Serialize;
 use super::admin_client::AdminArgs;
 use super::{ConfigArgs, EXIT_USAGE};
 use crate::acme::account::{OnRecord, ask_directory, on_record, slug};
+use crate::acme::dns::delegation::{Delegation, delegation};
 use crate::acme::dns::standing::{self, StandingRecord};
 use crate::acme::history::History;
 use crate::acme::limits;
@@ -238,6 +239,9 @@ async fn look_at_authority(
         {
             checks.push(standing_record(config, known, &name).await);
         }
+        if authority.challenges.contains(&ChallengeType::Dns01) {
+            checks.extend(challenge_alias(config, &name).await);
+        }
         checks.extend(limit(config, authority, &name));
         (name, checks)
     });
@@ -275,6 +279,33 @@ fn ordered_names(config: &Config, only: Option<&Name>) -> Vec<Name> {
     names
         .filter(|name| only.is_none_or(|it| it == name))
         .collect()
+}
+
+/// Whether an acme-dns server is led to; `None` where none is for the name.
+async fn challenge_alias(config: &Config, name: &Name) -> Option<Check> {
+    let state = StateDir::at(&config.server.state_dir);
+    let name = name.to_string();
+    let domain = name.strip_prefix("*.").unwrap_or(&name);
+    let looked = delegation(&config.acme.dns, &state, domain).await?;
+    let fails = |cause: String, remedy: String| Check::fails(Topic::Delegation, cause, remedy);
+    Some(match looked {
+        Ok(Delegation::Leads) => {
+            Check::ok(Topic::Delegation, "its challenge name leads to acme-dns")
+        }
+        Ok(Delegation::Missing { wanted, found }) => fails(
+            format!("its challenge name does not lead to its acme-dns account, but to {found}"),
+            format!("add {wanted}"),
+        ),
+        Ok(Delegation::Unregistered { server }) => Check::warning(
+            Topic::Delegation,
+            format!("it has no account at {server} yet"),
+            "start perennial, which registers one at the first order, then ask again",
+        ),
+        Err(error) => fails(
+            error.to_string(),
+            "look at this host's DNS resolvers, and at the file if one is named".to_owned(),
+        ),
+    })
 }
 
 async fn standing_record(config: &Config, known: &OnRecord, name: &Name) -> Check {

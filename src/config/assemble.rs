@@ -95,6 +95,7 @@ fn server(draft: ServerDraft, default_state_dir: DefaultStateDir) -> Server {
         max_connections: draft.max_connections,
         max_connections_per_client: draft.max_connections_per_client,
         min_rates: draft.min_rates,
+        idle_timeouts: draft.idle_timeouts,
         forwarded: draft.forwarded.unwrap_or_default(),
         request_id: draft.request_id,
         resolvers: draft.resolvers,

@@ -170,8 +170,18 @@ fn site_argument(text: &str) -> Result<SiteArgument, Problem> {
         path: path_pattern(path_text)?,
         target: match is_folder(target) {
             true => Target::Folder(file_path(target, Path::new(""))?),
-            false => Target::Upstream(upstream(target, Path::new(""))?),
+            false => Target::Upstream(upstream_argument(target)?),
         },
+    })
+}
+
+/// A word may be meant as a folder, which is written otherwise.
+fn upstream_argument(target: &str) -> Result<Upstream, Problem> {
+    upstream(target, Path::new("")).map_err(|problem| match host(target) {
+        Ok(_) => problem.help(format!(
+            "write {target}:3000, or https://{target}; for a folder ./{target}"
+        )),
+        Err(_) => problem,
     })
 }
 

@@ -94,7 +94,9 @@ impl DnsWriter {
 
     fn writes_for(&self, name: &str) -> bool {
         match self {
-            DnsWriter::AcmeDns(accounts) => accounts.of(name).is_some(),
+            DnsWriter::AcmeDns(accounts) => {
+                accounts.registers_at.is_some() || accounts.of(name).is_some()
+            }
             DnsWriter::Exec { .. } | DnsWriter::Provider(_) => true,
         }
     }
@@ -104,6 +106,8 @@ impl DnsWriter {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AcmeDns {
     accounts: BTreeMap<String, AcmeDnsAccount>,
+    /// The server where an account is registered for a domain that has none.
+    registers_at: Option<String>,
 }
 
 impl AcmeDns {
@@ -111,6 +115,11 @@ impl AcmeDns {
     pub fn of(&self, name: &str) -> Option<&AcmeDnsAccount> {
         let accounts = self.accounts.iter();
         longest_suffix(name, accounts.map(|(domain, account)| (&**domain, account)))
+    }
+
+    /// The base URL of the server where an account is registered for a domain that has none.
+    pub fn registers_at(&self) -> Option<&str> {
+        self.registers_at.as_deref()
     }
 }
 
@@ -123,6 +132,8 @@ pub struct AcmeDnsAccount {
     /// Secret.
     pub password: String,
     pub subdomain: String,
+    /// The subdomain with the server's domain, where that is known.
+    pub full_domain: Option<String>,
 }
 
 impl std::fmt::Debug for AcmeDnsAccount {
@@ -307,6 +318,7 @@ mod tests {
             username: "u".to_owned(),
             password: "pass-word".to_owned(),
             subdomain: "s".to_owned(),
+            full_domain: None,
         };
         assert!(!format!("{account:?}").contains("pass-word"));
     }

@@ -15,9 +15,9 @@ use super::on_demand::OnDemandDraft;
 use super::pool::PoolDraft;
 use super::{
     AccountReference, AdminListen, CertificatePer, ChallengeType, ClientAuthMode, Coding,
-    ErrorPages, ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IpPrefix,
-    KeyType, Limit, ListenAddress, LogLevel, Member, MinRates, PathPattern, ProxyProtocol,
-    ProxyProtocolFrom, SocketFile, Takeover, Template, TlsMode,
+    ErrorPages, ExternalAccount, FieldCondition, FieldRules, Files, Forwarded, Hsts, IdleTimeouts,
+    IpPrefix, KeyType, Limit, ListenAddress, LogLevel, Member, MinRates, PathPattern,
+    ProxyProtocol, ProxyProtocolFrom, SocketFile, Takeover, Template, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -51,6 +51,7 @@ pub(super) struct ServerDraft {
     pub(super) max_connections: Option<usize>,
     pub(super) max_connections_per_client: Option<usize>,
     pub(super) min_rates: MinRates,
+    pub(super) idle_timeouts: IdleTimeouts,
     pub(super) forwarded: Option<Forwarded>,
     pub(super) request_id: Option<Box<str>>,
     pub(super) resolvers: Vec<std::net::SocketAddr>,

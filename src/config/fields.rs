@@ -194,7 +194,8 @@ pub(super) fn rules(table: &Table<'_>, key: &'static str) -> FieldRules {
         let pairs = table
             .get(key)
             .and_then(|value| value.pairs(name, field_value));
-        pairs.unwrap_or_default()
+        let pairs = pairs.unwrap_or_default().into_iter();
+        pairs.map(|(name, value)| (name, value.value)).collect()
     };
     let remove = table
         .get("remove")
@@ -214,7 +215,10 @@ pub(super) fn conditions(value: Value<'_>) -> Vec<FieldCondition> {
     let value = value.pairs(name, |text| Ok(Wild::new(text)));
     let pairs = value.unwrap_or_default().into_iter();
     pairs
-        .map(|(name, value)| FieldCondition { name, value })
+        .map(|(name, value)| FieldCondition {
+            name,
+            value: value.value,
+        })
         .collect()
 }
 

@@ -133,7 +133,12 @@ impl FileReference {
 
     fn unreadable(&self, error: &std::io::Error) -> Problem {
         match error.kind() {
-            std::io::ErrorKind::NotFound => self.wrong("does not exist"),
+            std::io::ErrorKind::NotFound => self.wrong("does not exist").help(match self.purpose {
+                FilePurpose::Root | FilePurpose::DropFolder => {
+                    "make the folder, or correct the path"
+                }
+                _ => "put the file there, or correct the path",
+            }),
             _ => self
                 .wrong(&format!("cannot be read: {error}"))
                 .help("the server's user must be able to read it"),

@@ -169,6 +169,7 @@ pub struct Server {
     /// The same for each client.
     pub max_connections_per_client: Option<usize>,
     pub min_rates: MinRates,
+    pub idle_timeouts: IdleTimeouts,
     /// How upstreams are told who asked.
     pub forwarded: Forwarded,
     /// The field with the identifier that each request gets, if it gets one.
@@ -196,6 +197,24 @@ impl Default for MinRates {
             request: Some(240),
             response: Some(240),
             grace: Duration::from_secs(20),
+        }
+    }
+}
+
+/// How long a client's connection may wait for the next request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct IdleTimeouts {
+    pub http1: Duration,
+    /// Without a stream under way.
+    pub http2: Duration,
+}
+
+impl Default for IdleTimeouts {
+    fn default() -> IdleTimeouts {
+        // A browser has one of HTTP/2 in place of six, and loses more with it.
+        IdleTimeouts {
+            http1: Duration::from_secs(60),
+            http2: Duration::from_secs(180),
         }
     }
 }
@@ -442,7 +461,7 @@ pub struct Site {
     /// Exact names, wildcards or IP addresses; unique over all sites, and empty only with
     /// `any_host`.
     pub hosts: Vec<Name>,
-    /// `*`: every name that no other site has. Only with `on_demand`.
+    /// `*`: every name that no other site has, and without `on_demand` every address, too.
     pub any_host: bool,
     /// Whether certificates are ordered when a client asks for their name, and not before.
     pub on_demand: bool,

@@ -272,12 +272,29 @@ fn check_one_for_any_host(sites: &[SiteDraft], report: &Report<'_>) {
     }
 }
 
+/// Whatever certificates it has are there already, or none are needed, or they are ordered on demand.
+fn check_any_host(site: &SiteDraft, report: &Report<'_>) {
+    let Some(at) = site.any_host else {
+        return;
+    };
+    let mode = site.tls.as_ref().map(|tls| tls.value);
+    let is_ready = matches!(mode, Some(TlsMode::Files | TlsMode::Off));
+    if !is_ready && site.on_demand_at().is_none() {
+        let problem = Problem::new("the host * is every name, and none can be ordered ahead");
+        let help = "set on_demand = true in this site; or tls = \"files\" where files have the \
+                    certificates; or tls = \"off\"";
+        report.add(at, problem.help(help));
+    }
+    if let Some(auth) = &site.client_auth {
+        let problem = Problem::new("`client_auth` cannot be combined with the host *");
+        let help = "list the hosts whose clients have to show a certificate, or wildcards";
+        report.add(auth.at, problem.help(help));
+    }
+}
+
 fn check_site(site: &SiteDraft, report: &Report<'_>) {
+    check_any_host(site, report);
     let Some(at) = site.on_demand_at() else {
-        if let Some(at) = site.any_host {
-            let problem = Problem::new("the host * is every name, and none can be ordered ahead");
-            report.add(at, problem.help("set on_demand = true in this site"));
-        }
         return;
     };
     let mode = site.tls.as_ref().map(|tls| tls.value);
@@ -298,11 +315,6 @@ fn check_site(site: &SiteDraft, report: &Report<'_>) {
             takeover.at,
             problem.help("put the hosts whose files are taken over into a site of their own"),
         );
-    }
-    if let (Some(_), Some(auth)) = (site.any_host, &site.client_auth) {
-        let problem = Problem::new("`client_auth` cannot be combined with the host *");
-        let help = "list the hosts whose clients have to show a certificate, or wildcards";
-        report.add(auth.at, problem.help(help));
     }
     for host in &site.hosts {
         let wrong = match &host.value {

@@ -211,7 +211,7 @@ impl<'a> Value<'a> {
         self,
         name: impl Fn(&str) -> Result<K, Problem>,
         parse: impl Fn(&str) -> Result<T, Problem>,
-    ) -> Option<Vec<(K, T)>> {
+    ) -> Option<Vec<(K, Located<T>)>> {
         const STRING: Kind = Kind {
             what: "a string",
             example: "",
@@ -232,7 +232,7 @@ impl<'a> Value<'a> {
                 ..self
             };
             let value = value.parse(STRING, &parse);
-            Some((name?, value?.value))
+            Some((name?, value?))
         });
         Some(pairs.collect())
     }

@@ -33,7 +33,7 @@ use super::value::{
 };
 use super::{
     AccountKind, AccountReference, AdminListen, ChallengeType, ErrorPages, ExternalAccount,
-    ListenAddress, MinRates, SocketFile, TlsMode,
+    IdleTimeouts, ListenAddress, MinRates, SocketFile, TlsMode,
 };
 use crate::certificate::name::Name;
 
@@ -199,6 +199,7 @@ impl<'a> Reader<'a> {
             max_connections: connections(table, "max_connections"),
             max_connections_per_client: connections(table, "max_connections_per_client"),
             min_rates: min_rates(table),
+            idle_timeouts: idle_timeouts(table),
             forwarded: table
                 .get("forwarded")
                 .and_then(|v| v.parse(FORWARDED, forwarded))
@@ -626,8 +627,8 @@ impl<'a> Reader<'a> {
         );
         let mut found = ErrorPages::default();
         for (status, path) in pages.unwrap_or_default() {
-            let page = self.error_page(&status, &path, &mut found);
-            self.report.keep(value.at, page);
+            let page = self.error_page(&status, &path.value, &mut found);
+            self.report.keep(path.at, page);
         }
         found
     }
@@ -696,6 +697,18 @@ fn min_rates(table: &Table<'_>) -> MinRates {
         grace: grace
             .and_then(|v| duration_of(v, "1s", "1d"))
             .unwrap_or(default.grace),
+    }
+}
+
+fn idle_timeouts(table: &Table<'_>) -> IdleTimeouts {
+    let default = IdleTimeouts::default();
+    let timeout = |key, default| {
+        let timeout = table.get(key).and_then(|v| duration_of(v, "1s", "1d"));
+        timeout.unwrap_or(default)
+    };
+    IdleTimeouts {
+        http1: timeout("http1_idle_timeout", default.http1),
+        http2: timeout("http2_idle_timeout", default.http2),
     }
 }
 

@@ -82,12 +82,13 @@ fn authority(
         Some((host, digits)) if !digits.contains(']') => (host, Some(port(text, digits)?)),
         _ => (authority, None),
     };
+    let host = self::host(text, host)?;
     let Some(port) = written_port.or(default_port) else {
         let help = format!("write {authority}:3000, or https://{authority}");
         return Err(wrong(text, "it has no port", &help));
     };
     Ok(Upstream::Tcp {
-        host: self::host(text, host)?,
+        host,
         port,
         tls,
         http2,

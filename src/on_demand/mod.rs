@@ -132,6 +132,11 @@ impl OnDemand {
         }
     }
 
+    /// How long a handshake waits. `None`: nothing is had on demand.
+    pub fn wait(&self) -> Option<StdDuration> {
+        self.0.wait.load().as_deref().copied()
+    }
+
     /// Whether any handshake waits for what is being had.
     pub fn is_fetching(&self) -> bool {
         self.0.gate().is_fetching()

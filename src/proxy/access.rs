@@ -4,8 +4,10 @@
 use std::net::IpAddr;
 use std::time::Instant;
 
+use super::forward_auth::Asker;
 use super::login::Logins;
 use super::rate_limit::RateLimiter;
+use super::upstream_tls::UpstreamTrusts;
 use crate::config::{self, RateKey};
 use crate::message::{Framing, RequestHead};
 
@@ -14,6 +16,7 @@ pub struct Guard {
     access: config::Access,
     limiter: Option<RateLimiter>,
     logins: Option<Logins>,
+    asker: Option<Asker>,
 }
 
 /// Why a request is not let in.
@@ -31,20 +34,22 @@ pub enum Denial {
 
 impl Guard {
     /// `None`: everybody is let in.
-    pub fn of(access: &config::Access) -> Option<Box<Guard>> {
+    pub fn of(access: &config::Access, trusts: &UpstreamTrusts) -> Option<Box<Guard>> {
         let limiter = access.rate_limit.as_ref();
+        let auth = access.forward_auth.as_ref();
         (*access != config::Access::default()).then(|| {
             Box::new(Guard {
                 limiter: limiter.map(|rate| RateLimiter::new(rate.limit)),
                 logins: access.basic_auth.as_ref().map(Logins::new),
+                asker: auth.map(|auth| Asker::new(auth, trusts)),
                 access: access.clone(),
             })
         })
     }
 
     /// Who else is asked.
-    pub fn forward_auth(&self) -> Option<&config::ForwardAuth> {
-        self.access.forward_auth.as_ref()
+    pub fn forward_auth(&self) -> Option<&Asker> {
+        self.asker.as_ref()
     }
 
     /// In bytes.

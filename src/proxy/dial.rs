@@ -80,23 +80,19 @@ pub async fn dial(
     Ok(connection)
 }
 
-/// A connection to an upstream of HTTP/2 over TLS on which it is to speak HTTP/1.1, if it agrees to
-/// that: what it cannot do over HTTP/2 is asked for there.
-pub async fn http1(address: &Address, limit: Duration) -> Result<Connection, DialError> {
+/// A connection to an upstream of HTTP/2 on which HTTP/1.1 is spoken, for what it cannot do over
+/// HTTP/2. `None`: its TLS says that it speaks nothing else. Without TLS that shows by its answer.
+pub async fn http1(address: &Address, limit: Duration) -> Result<Option<Connection>, DialError> {
     let Endpoint::Tls { peer, transport } = address.endpoint() else {
-        let reason = "without TLS nobody can say what else it speaks";
-        return Err(DialError::unfit(reason.to_owned()));
+        return Ok(Some(Connection::new(socket(address, limit).await?)));
     };
     let mut peer = peer.clone();
     peer.options.alpn = ALPN::H1;
     let socket = in_time(limit, tls(&peer, transport, None)).await?;
-    match &socket {
-        Socket::Tls(stream) if stream.selected_alpn_proto() == Some(ALPN::H2) => {
-            let reason = "it speaks HTTP/2 alone".to_owned();
-            Err(DialError::unfit(reason))
-        }
-        _ => Ok(Connection::new(socket)),
-    }
+    Ok(match &socket {
+        Socket::Tls(stream) if stream.selected_alpn_proto() == Some(ALPN::H2) => None,
+        _ => Some(Connection::new(socket)),
+    })
 }
 
 /// The same, for whoever speaks something else on it.

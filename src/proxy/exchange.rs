@@ -21,7 +21,7 @@ use super::connection::{Connection, Socket};
 use super::context::{Context, Forwarding};
 use super::decision::{Action, Decision};
 use super::failure::{Failure, UpstreamError};
-use super::forward_auth::{self, Verdict};
+use super::forward_auth::{Asker, Verdict};
 use super::forwarded::{self, Outgoing};
 use super::intake::Replay;
 use super::multiplexed::Place;
@@ -36,7 +36,6 @@ use super::tunnel::Tunnel;
 use super::upstream::{Turned, Upstream};
 use super::{Proxy, access_log, dial, forwarded_http2};
 use crate::admin::metrics::EjectionCause;
-use crate::config::ForwardAuth;
 use crate::listener::ConnectionInfo;
 use crate::message::{Known, RequestHead};
 
@@ -66,6 +65,8 @@ enum Attempt {
 enum Way {
     Http1(Connection, bool),
     Http2(Place),
+    /// A new connection of HTTP/1.1 to an upstream of HTTP/2, which may not speak it.
+    Instead(Connection),
 }
 
 /// Which address is next.
@@ -132,8 +133,8 @@ impl<C: Client> Exchange<'_, C> {
             return self.answer(answer, origin, context).await;
         }
         let guard = site.routes[route].guard.as_ref();
-        if let Some(auth) = guard.and_then(|guard| guard.forward_auth())
-            && !Box::pin(self.is_granted(auth, origin, context)).await
+        if let Some(asker) = guard.and_then(|guard| guard.forward_auth())
+            && !Box::pin(self.is_granted(asker, origin, context)).await
         {
             return;
         }
@@ -170,11 +171,14 @@ impl<C: Client> Exchange<'_, C> {
     /// Whether somebody else lets the request in. If not, the client has been told.
     async fn is_granted(
         &mut self,
-        auth: &ForwardAuth,
+        asker: &Asker,
         origin: &Origin<'_>,
         context: &mut Context,
     ) -> bool {
-        match forward_auth::ask(auth, self.request, origin, context.named_request()).await {
+        match asker
+            .ask(self.request, origin, context.named_request())
+            .await
+        {
             Ok(Verdict::Granted(granted)) => {
                 context.granted = granted;
                 return true;
@@ -221,6 +225,11 @@ impl<C: Client> Exchange<'_, C> {
             let attempt = match way {
                 Way::Http1(upstream, reused) => {
                     self.attempt(upstream, reused, body, origin, context).await
+                }
+                Way::Instead(upstream) => {
+                    let attempt = self.attempt(upstream, false, body, origin, context);
+                    let attempt = Box::pin(attempt).await;
+                    attempt.map_err(|failure| self.no_web_socket(failure, context))
                 }
                 // Boxed, like all that most requests do without: what is not is a part of every
                 // connection's memory.
@@ -286,7 +295,14 @@ impl<C: Client> Exchange<'_, C> {
             .map(|total| (started + total).saturating_duration_since(std::time::Instant::now()));
         let limit = left.map_or(timeouts.dial, |left| left.min(timeouts.dial));
         let dialled = match address.is_http2() {
-            true => Box::pin(self.over_http2(address, limit, timeouts.ping)).await,
+            true => match Box::pin(self.over_http2(address, limit, timeouts.ping)).await {
+                Ok(Some(way)) => Ok(way),
+                Ok(None) => {
+                    let reason = "its TLS agrees to nothing else (ALPN)".to_owned();
+                    return Err(Failure::NoWebSocket(reason));
+                }
+                Err(error) => Err(error),
+            },
             false => {
                 let header = announced.map(|version| origin.announcement(version, self.connection));
                 let dialled = Box::pin(dial::dial(address, limit, header)).await;
@@ -308,25 +324,29 @@ impl<C: Client> Exchange<'_, C> {
     }
 
     /// A place on a connection of HTTP/2; for a WebSocket that it does not take there, a connection of
-    /// HTTP/1.1 to the same upstream, where that has one.
+    /// HTTP/1.1 to the same upstream. `None`: it has none.
     async fn over_http2(
         &self,
         address: &Address,
         limit: Duration,
         ping: Option<Duration>,
-    ) -> Result<Way, dial::DialError> {
+    ) -> Result<Option<Way>, dial::DialError> {
         let place = self.proxy.multiplexed.place(address, limit, ping).await?;
         if !forwarded::wants_upgrade(self.request) || place.takes_web_sockets(limit).await {
-            return Ok(Way::Http2(place));
+            return Ok(Some(Way::Http2(place)));
         }
-        match dial::http1(address, limit).await {
-            Ok(connection) => Ok(Way::Http1(connection, false)),
-            // It gets the request without its wish, and says what it makes of it.
-            Err(error) => {
-                let upstream = address.label();
-                tracing::debug!(upstream, %error, "no WebSocket to an upstream of HTTP/2");
-                Ok(Way::Http2(place))
-            }
+        let connection = dial::http1(address, limit).await?;
+        Ok(connection.map(Way::Instead))
+    }
+
+    /// What it means that an upstream of HTTP/2 does not answer as one of HTTP/1.1: nobody's failure,
+    /// or any client could have it ejected.
+    fn no_web_socket(&self, failure: Failure, context: &Context) -> Failure {
+        match failure {
+            Failure::Upstream(error) if context.status.is_none() => Failure::NoWebSocket(format!(
+                "does not answer as one of HTTP/1.1 either: {error}"
+            )),
+            failure => failure,
         }
     }
 

@@ -30,6 +30,10 @@ pub enum Failure {
     /// Nobody to ask. `status`: what the last failed dial means, or 503 if there was none.
     #[error("{reason}")]
     NoUpstream { status: StatusCode, reason: String },
+    /// The upstream does not take WebSockets: neither over HTTP/2, as it is asked, nor otherwise. It is
+    /// well all the same.
+    #[error("the upstream takes no WebSockets over HTTP/2 (RFC 8441), and {0}")]
+    NoWebSocket(String),
     /// Each has as many requests as it may have.
     #[error(transparent)]
     Busy(#[from] Busy),
@@ -113,7 +117,7 @@ impl Failure {
             Failure::Upstream(UpstreamError::Silent | UpstreamError::Overdue) => {
                 Some(StatusCode::GATEWAY_TIMEOUT)
             }
-            Failure::Upstream(_) => Some(StatusCode::BAD_GATEWAY),
+            Failure::Upstream(_) | Failure::NoWebSocket(_) => Some(StatusCode::BAD_GATEWAY),
             Failure::NoUpstream { status, .. } => Some(*status),
             Failure::Busy(_) => Some(StatusCode::SERVICE_UNAVAILABLE),
             Failure::File(error) => Some(error.status()),
@@ -124,7 +128,10 @@ impl Failure {
     pub fn fault(&self) -> Fault {
         match self {
             Failure::Client(_) => Fault::Client,
-            Failure::Upstream(_) | Failure::NoUpstream { .. } | Failure::Busy(_) => Fault::Upstream,
+            Failure::Upstream(_)
+            | Failure::NoWebSocket(_)
+            | Failure::NoUpstream { .. }
+            | Failure::Busy(_) => Fault::Upstream,
             Failure::File(_) | Failure::Auth(_) => Fault::Server,
         }
     }

@@ -4,8 +4,9 @@
 use std::collections::HashMap;
 use std::path::PathBuf;
 use std::sync::{Arc, LazyLock, Mutex, PoisonError};
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
+use arc_swap::ArcSwapOption;
 use http::StatusCode;
 use http::header::{HeaderMap, HeaderName, HeaderValue};
 use tokio::sync::Semaphore;
@@ -14,7 +15,7 @@ use super::answered;
 use super::decision::origin_form;
 use super::origin::Origin;
 use super::respond::Answer;
-use crate::certificate::observe::{self, Stamp};
+use super::upstream_tls::UpstreamTrusts;
 use crate::config::ForwardAuth;
 use crate::http_client::{self, causes};
 use crate::message::{Fields, Known, RequestHead, ResponseHead};
@@ -33,24 +34,19 @@ const CONNECT_TIMEOUT: Duration = Duration::from_secs(3);
 static LOOP_MARK: LazyLock<String> =
     LazyLock::new(|| format!("perennial-{:016x}", rand::random::<u64>()));
 
-/// For all routes: connections are kept between questions. One for each way that is asked over.
-static CLIENTS: LazyLock<Mutex<HashMap<Way, Kept>>> = LazyLock::new(Mutex::default);
+/// For all routes without authorities of their own: connections are kept between questions. One for
+/// each Unix socket, and one for everybody else.
+static CLIENTS: LazyLock<Mutex<HashMap<Option<PathBuf>, reqwest::Client>>> =
+    LazyLock::new(Mutex::default);
 
-/// How often it is looked whether a bundle of authorities has changed.
-const CA_LOOK: Duration = Duration::from_secs(2);
+/// What somebody is asked with who is known by a bundle of authorities.
+pub struct AuthClient(reqwest::Client);
 
-/// How somebody is reached.
-#[derive(Clone, Debug, PartialEq, Eq, Hash)]
-struct Way {
-    socket: Option<PathBuf>,
-    ca: Option<PathBuf>,
-}
-
-/// A client, and what it was made of.
-struct Kept {
-    client: reqwest::Client,
-    ca: Option<Stamp>,
-    looked: Instant,
+/// Who is asked, and with what.
+pub struct Asker {
+    auth: ForwardAuth,
+    /// Where the client for its `ca` is, once that was read.
+    trusting: Option<Arc<ArcSwapOption<AuthClient>>>,
 }
 
 /// Fields of a request, in place of any that its client has sent.
@@ -116,115 +112,105 @@ impl Granted {
     }
 }
 
-/// Asks.
-pub async fn ask(
-    auth: &ForwardAuth,
-    request: &RequestHead,
-    origin: &Origin<'_>,
-    request_id: Option<(&str, &str)>,
-) -> Result<Verdict, AuthError> {
-    let url = || auth.url.clone();
-    if comes_from_us(&request.fields) {
-        return Err(AuthError::Loop { url: url() });
+impl AuthClient {
+    /// Trusts these authorities, in PEM, and no others.
+    pub fn trusting(pem: &[u8]) -> Result<AuthClient, String> {
+        let authorities = reqwest::Certificate::from_pem_bundle(pem);
+        let authorities = authorities.map_err(|error| causes(&error))?;
+        let built = builder().tls_certs_only(authorities).build();
+        built.map(AuthClient).map_err(|error| causes(&error))
     }
-    let client = client_for(auth).map_err(AuthError::Client)?;
-    let Ok(_turn) = QUESTIONS.try_acquire() else {
-        return Err(AuthError::Busy { url: url() });
-    };
-    let failed = |error: reqwest::Error| match error.is_timeout() {
-        true => AuthError::Timeout {
-            url: url(),
-            timeout: auth.timeout,
-        },
-        false => AuthError::Failed {
-            url: url(),
-            cause: causes(&error.without_url()),
-        },
-    };
-    let question = client
-        .get(&*auth.asked)
-        .timeout(auth.timeout)
-        .headers(question(request, origin, request_id));
-    let mut response = question.send().await.map_err(failed)?;
-    if response.status().is_success() {
-        return Ok(Verdict::Granted(granted(auth, response.headers())));
-    }
-    let mut body = Vec::new();
-    while let Some(piece) = response.chunk().await.map_err(failed)? {
-        if body.len() + piece.len() > MAX_ANSWER {
-            return Err(AuthError::TooLarge { url: url() });
-        }
-        body.extend_from_slice(&piece);
-    }
-    Ok(Verdict::Refused(refusal(&response, body)))
 }
 
-/// The client for this way; made anew when its bundle of authorities has changed.
-fn client_for(auth: &ForwardAuth) -> Result<reqwest::Client, String> {
-    let way = Way {
-        socket: auth.socket.clone(),
-        ca: auth.ca.clone(),
-    };
-    let stamp = || observe::stat(way.ca.as_deref()?);
-    // Every change is whole: a panic elsewhere leaves nothing half done.
-    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
-    let now = Instant::now();
-    if let Some(kept) = clients.get_mut(&way) {
-        let is_late = way.ca.is_some() && now - kept.looked >= CA_LOOK;
-        if !is_late {
-            return Ok(kept.client.clone());
-        }
-        kept.looked = now;
-        // What is gone or broken leaves what was there, as everywhere.
-        if kept.ca == stamp() {
-            return Ok(kept.client.clone());
+impl Asker {
+    pub fn new(auth: &ForwardAuth, trusts: &UpstreamTrusts) -> Asker {
+        Asker {
+            trusting: auth.ca.as_deref().map(|ca| trusts.auth(ca)),
+            auth: auth.clone(),
         }
     }
-    let ca = stamp();
-    let client = match (client(&way), clients.get_mut(&way)) {
-        (Ok(client), _) => client,
-        (Err(error), Some(kept)) => {
-            let url = &auth.url;
-            tracing::warn!(%url, error, "forward_auth goes on with the authorities of before");
-            return Ok(kept.client.clone());
+
+    /// Asks.
+    pub async fn ask(
+        &self,
+        request: &RequestHead,
+        origin: &Origin<'_>,
+        request_id: Option<(&str, &str)>,
+    ) -> Result<Verdict, AuthError> {
+        let auth = &self.auth;
+        let url = || auth.url.clone();
+        if comes_from_us(&request.fields) {
+            return Err(AuthError::Loop { url: url() });
         }
-        (Err(error), None) => return Err(error),
+        let client = self.client().map_err(AuthError::Client)?;
+        let Ok(_turn) = QUESTIONS.try_acquire() else {
+            return Err(AuthError::Busy { url: url() });
+        };
+        let failed = |error: reqwest::Error| match error.is_timeout() {
+            true => AuthError::Timeout {
+                url: url(),
+                timeout: auth.timeout,
+            },
+            false => AuthError::Failed {
+                url: url(),
+                cause: causes(&error.without_url()),
+            },
+        };
+        let question = client
+            .get(&*auth.asked)
+            .timeout(auth.timeout)
+            .headers(question(request, origin, request_id));
+        let mut response = question.send().await.map_err(failed)?;
+        if response.status().is_success() {
+            return Ok(Verdict::Granted(granted(auth, response.headers())));
+        }
+        let mut body = Vec::new();
+        while let Some(piece) = response.chunk().await.map_err(failed)? {
+            if body.len() + piece.len() > MAX_ANSWER {
+                return Err(AuthError::TooLarge { url: url() });
+            }
+            body.extend_from_slice(&piece);
+        }
+        Ok(Verdict::Refused(refusal(&response, body)))
+    }
+
+    fn client(&self) -> Result<reqwest::Client, String> {
+        let Some(trusting) = &self.trusting else {
+            return usual_client(self.auth.socket.as_ref());
+        };
+        match &*trusting.load() {
+            Some(client) => Ok(client.0.clone()),
+            // Nobody is trusted then, the system's authorities least of all.
+            None => Err("its ca could not be read so far".to_owned()),
+        }
+    }
+}
+
+/// For a Unix socket, or for everybody whom the system's authorities vouch for.
+fn usual_client(socket: Option<&PathBuf>) -> Result<reqwest::Client, String> {
+    let socket = socket.cloned();
+    // Every change is whole: a panic elsewhere leaves nothing half done.
+    let mut clients = CLIENTS.lock().unwrap_or_else(PoisonError::into_inner);
+    if let Some(client) = clients.get(&socket) {
+        return Ok(client.clone());
+    }
+    let builder = || match &socket {
+        Some(socket) => builder().unix_socket(socket.as_path()),
+        None => builder(),
     };
-    let kept = Kept {
-        client: client.clone(),
-        ca,
-        looked: now,
-    };
-    clients.insert(way, kept);
+    // A host without any roots of its own, as minimal containers are, has http:// at least.
+    let built = builder()
+        .build()
+        .or_else(|_| builder().tls_certs_only([]).build());
+    let client = built.map_err(|error| causes(&error))?;
+    clients.insert(socket, client.clone());
     Ok(client)
 }
 
 /// No redirects: they are the client's to follow.
-fn client(way: &Way) -> Result<reqwest::Client, String> {
-    let builder = || {
-        let builder = http_client::builder().connect_timeout(CONNECT_TIMEOUT);
-        let builder = builder.no_proxy();
-        match &way.socket {
-            Some(socket) => builder.unix_socket(socket.as_path()),
-            None => builder,
-        }
-    };
-    let Some(ca) = &way.ca else {
-        // A host without any roots of its own, as minimal containers are, has http:// at least.
-        let built = builder()
-            .build()
-            .or_else(|_| builder().tls_certs_only([]).build());
-        return built.map_err(|error| causes(&error));
-    };
-    let named = |error: &dyn std::fmt::Display| format!("its ca {}: {error}", ca.display());
-    let pem = std::fs::read(ca).map_err(|error| named(&error))?;
-    let authorities = reqwest::Certificate::from_pem_bundle(&pem);
-    let authorities = authorities.map_err(|error| named(&causes(&error)))?;
-    if authorities.is_empty() {
-        return Err(named(&"it holds no PEM certificate"));
-    }
-    let built = builder().tls_certs_only(authorities).build();
-    built.map_err(|error| named(&causes(&error)))
+fn builder() -> reqwest::ClientBuilder {
+    let builder = http_client::builder().connect_timeout(CONNECT_TIMEOUT);
+    builder.no_proxy()
 }
 
 fn comes_from_us(fields: &Fields) -> bool {

@@ -30,9 +30,6 @@ const REQUEST_LIMITS: Limits = Limits {
     fields: 100,
 };
 
-/// How long a connection waits for the next request.
-const KEEPALIVE_TIMEOUT: Duration = Duration::from_secs(60);
-
 /// How long the head of a request may take from its first byte to its last, however slowly it
 /// comes.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -133,12 +130,12 @@ impl Http1 {
         }
     }
 
-    /// Waits for the next request.
-    pub async fn next(&mut self, head: &mut RequestHead) -> Incoming {
+    /// Waits for the next request, until `idle_timeout` is over.
+    pub async fn next(&mut self, head: &mut RequestHead, idle_timeout: Duration) -> Incoming {
         let mut end = HeadEnd::default();
         let now = Instant::now();
         self.drain.waits(now);
-        let mut deadline = now + KEEPALIVE_TIMEOUT;
+        let mut deadline = now + idle_timeout;
         let mut begun = false;
         loop {
             // RFC 9112 section 2.2: an empty line before a request is none.

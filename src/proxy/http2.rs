@@ -34,9 +34,6 @@ const CONNECTION_WINDOW: u32 = 1024 * 1024;
 /// What a stream holds for a client that does not take it.
 const SEND_BUFFER: usize = 64 * 1024;
 
-/// How long a connection without a stream stays open.
-const IDLE_TIMEOUT: Duration = Duration::from_secs(180);
-
 /// How long a client may keep a connection that it was told to leave, and on which it has no stream:
 /// it may have sent one before it knew.
 const GOAWAY_TIMEOUT: Duration = Duration::from_secs(5);
@@ -54,15 +51,17 @@ type Connection = h2::server::Connection<ClientStream, Bytes>;
 pub type Begun = (Request<RecvStream>, SendResponse<Bytes>);
 
 /// Reads and writes frames until the connection ends, and gives each stream that begins to `serve`.
-/// When `drain` says so no more may begin, and it ends with those that have.
+/// When `drain` says so no more may begin, and it ends with those that have. `idle_timeout` is asked
+/// whenever it has none: how long it stays open like that.
 pub async fn connection(
     stream: ClientStream,
     drain: Drain,
+    idle_timeout: impl Fn() -> Duration,
     serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
     let handshake = settings().handshake::<_, Bytes>(stream);
     match tokio::time::timeout(PREFACE_TIMEOUT, handshake).await {
-        Ok(connection) => run(connection?, drain, serve).await,
+        Ok(connection) => run(connection?, drain, idle_timeout, serve).await,
         Err(_) => Ok(()),
     }
 }
@@ -70,6 +69,7 @@ pub async fn connection(
 async fn run(
     mut connection: Connection,
     drain: Drain,
+    idle_timeout: impl Fn() -> Duration,
     mut serve: impl FnMut(Begun),
 ) -> Result<(), h2::Error> {
     let mut draining = std::pin::pin!(drain.begun());
@@ -79,6 +79,7 @@ async fn run(
     let mut watchdog = Watchdog::default();
     // While there are streams it is set when the watchdog rings, and when the last one has ended.
     let mut idle_since = Instant::now();
+    let mut patience = idle_timeout();
     // One that has just come in counts as busy until it is seen to wait.
     let mut was_busy = true;
     poll_fn(|cx| {
@@ -101,6 +102,7 @@ async fn run(
         match (std::mem::replace(&mut was_busy, is_busy), is_busy) {
             (true, false) => {
                 idle_since = Instant::now();
+                patience = idle_timeout();
                 if !told {
                     drain.waits(idle_since);
                 }
@@ -112,7 +114,7 @@ async fn run(
             (true, true) | (false, false) => {}
         }
         loop {
-            let timeout = if told { GOAWAY_TIMEOUT } else { IDLE_TIMEOUT };
+            let timeout = if told { GOAWAY_TIMEOUT } else { patience };
             if watchdog.poll(cx, idle_since + timeout).is_pending() {
                 return Poll::Pending;
             }

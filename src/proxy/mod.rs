@@ -21,7 +21,7 @@ mod dns;
 mod exchange;
 mod failure;
 mod files;
-mod forward_auth;
+pub mod forward_auth;
 mod forwarded;
 mod forwarded_http2;
 mod heard;
@@ -136,7 +136,8 @@ impl Proxy {
         let mut client = Http1::new(stream, drain);
         let mut request = RequestHead::default();
         loop {
-            let (status, reason) = match client.next(&mut request).await {
+            let idle_timeout = self.routing.load().idle_timeouts.http1;
+            let (status, reason) = match client.next(&mut request, idle_timeout).await {
                 Incoming::Request => {
                     let exchange = Exchange {
                         proxy: self,
@@ -177,7 +178,8 @@ impl Proxy {
 
     async fn serve_http2(&self, stream: ClientStream, connection: ConnectionInfo, drain: Drain) {
         let (client, connection) = (connection.client, Arc::new(connection));
-        let served = http2::connection(stream, drain, |begun| {
+        let idle_timeout = || self.routing.load().idle_timeouts.http2;
+        let served = http2::connection(stream, drain, idle_timeout, |begun| {
             let (proxy, connection) = (self.clone(), Arc::clone(&connection));
             // Boxed, so that it stays where it was made: to spawn and to end a task moves what it
             // runs half a dozen times.

@@ -21,8 +21,8 @@ use crate::admin::metrics::Metrics;
 use crate::certificate::name::Name;
 use crate::certificate::table::{LiveCertificate, SourceKind};
 use crate::config::{
-    self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IpPrefix,
-    ListenAddress, MinRates, PathPattern, ProxyProtocol, SiteLog, Template, TlsMode,
+    self, Action, ClientAuth, Coding, Config, ErrorPages, FieldCondition, Forwarded, IdleTimeouts,
+    IpPrefix, ListenAddress, MinRates, PathPattern, ProxyProtocol, SiteLog, Template, TlsMode,
 };
 use crate::listener::TlsInfo;
 use crate::message::RequestHead;
@@ -40,6 +40,8 @@ pub struct Routing {
     own: HashMap<ListenAddress, Hosts>,
     sites: Vec<Arc<Site>>,
     dns: Dns,
+    /// Of connections, which belong to no site.
+    pub idle_timeouts: IdleTimeouts,
 }
 
 /// The sites of some listeners.
@@ -51,6 +53,8 @@ struct Hosts {
     addresses: HashMap<IpAddr, Arc<Site>>,
     /// For every other name.
     any: Option<Arc<Site>>,
+    /// For every other address: none is had on demand.
+    any_address: Option<Arc<Site>>,
 }
 
 /// A site's routes with the state of their upstreams.
@@ -141,6 +145,7 @@ impl Routing {
         let settings = Arc::new(Settings::of(config));
         let mut routing = Routing {
             dns: services.dns.clone(),
+            idle_timeouts: config.server.idle_timeouts,
             ..Routing::default()
         };
         for site in &config.sites {
@@ -174,6 +179,7 @@ impl Routing {
         };
         let mut routing = Routing {
             dns: old.dns.clone(),
+            idle_timeouts: config.server.idle_timeouts,
             ..Routing::default()
         };
         for site in &config.sites {
@@ -242,7 +248,10 @@ impl Routing {
 impl Hosts {
     fn site(&self, host: &RequestHost) -> Option<&Arc<Site>> {
         match host {
-            RequestHost::Address(address) => self.addresses.get(address),
+            RequestHost::Address(address) => {
+                let found = self.addresses.get(address);
+                found.or(self.any_address.as_ref())
+            }
             RequestHost::Dns { .. } => {
                 let name = host.dns_bytes()?;
                 let wildcard = || {
@@ -268,6 +277,7 @@ impl Hosts {
         }
         if site.any_host {
             self.any = Some(Arc::clone(shared));
+            self.any_address = (!site.on_demand).then(|| Arc::clone(shared));
         }
     }
 }
@@ -361,7 +371,7 @@ impl Route {
             files,
             compress: route.compress.clone().into(),
             changes: Changes::of(route),
-            guard: Guard::of(&route.access),
+            guard: Guard::of(&route.access, trusts),
             proxy_protocol: route.proxy_protocol,
         }
     }

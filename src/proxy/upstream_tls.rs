@@ -1,10 +1,10 @@
 //! TLS towards upstreams: whom to trust, what to show, which name to ask for. The files behind it
 //! may change at any time: each request takes what is in service when it dials.
 
-use std::collections::HashMap;
+use std::collections::{BTreeMap, HashMap};
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::net::IpAddr;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use arc_swap::ArcSwapOption;
@@ -14,6 +14,7 @@ use pingora::upstreams::peer::HttpPeer;
 use pingora::utils::tls::CertKey;
 use pingora::{Error, ErrorType, Result};
 
+use super::forward_auth::AuthClient;
 use crate::certificate::anchors::{Bundle, Identity};
 use crate::certificate::name::Name;
 use crate::config::{ClientIdentity, Config, UpstreamTls};
@@ -99,16 +100,20 @@ impl UpstreamTrust {
     }
 }
 
-/// Every different `upstream_tls` of a configuration.
+/// Every different `upstream_tls` of a configuration, and every `ca` of its `forward_auth`.
 #[derive(Clone, Default)]
-pub struct UpstreamTrusts(HashMap<UpstreamTls, Arc<UpstreamTrust>>);
+pub struct UpstreamTrusts {
+    upstreams: HashMap<UpstreamTls, Arc<UpstreamTrust>>,
+    auth: BTreeMap<PathBuf, Arc<ArcSwapOption<AuthClient>>>,
+}
 
 impl UpstreamTrusts {
-    /// `ca` and `identity` are where the contents of files are, or will be.
+    /// `ca`, `identity` and `auth` are where the contents of files are, or will be.
     pub fn new(
         config: &Config,
         ca: impl Fn(&Path) -> Arc<ArcSwapOption<UpstreamCa>>,
         identity: impl Fn(&ClientIdentity) -> Arc<ArcSwapOption<UpstreamIdentity>>,
+        auth: BTreeMap<PathBuf, Arc<ArcSwapOption<AuthClient>>>,
     ) -> UpstreamTrusts {
         let routes = config.sites.iter().flat_map(|site| &site.routes);
         let all = routes.filter_map(|route| route.upstream_tls());
@@ -118,15 +123,23 @@ impl UpstreamTrusts {
             let trust = UpstreamTrust::new(settings.clone(), ca, identity.unwrap_or_default());
             (settings.clone(), Arc::new(trust))
         };
-        UpstreamTrusts(all.map(trust).collect())
+        UpstreamTrusts {
+            upstreams: all.map(trust).collect(),
+            auth,
+        }
     }
 
     pub fn get(&self, settings: &UpstreamTls) -> Option<Arc<UpstreamTrust>> {
-        self.0.get(settings).cloned()
+        self.upstreams.get(settings).cloned()
+    }
+
+    /// Who is asked by `forward_auth` with this bundle of authorities.
+    pub fn auth(&self, ca: &Path) -> Arc<ArcSwapOption<AuthClient>> {
+        self.auth.get(ca).cloned().unwrap_or_default()
     }
 
     pub fn iter(&self) -> impl Iterator<Item = &Arc<UpstreamTrust>> {
-        self.0.values()
+        self.upstreams.values()
     }
 }
 

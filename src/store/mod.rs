@@ -150,6 +150,11 @@ impl StateDir {
         self.root.join("accounts")
     }
 
+    /// The accounts that were registered at acme-dns servers.
+    pub fn acme_dns_file(&self) -> PathBuf {
+        self.root.join("acme-dns.json")
+    }
+
     pub fn local_ca_dir(&self) -> PathBuf {
         self.root.join("local-ca")
     }

@@ -180,7 +180,7 @@ fn configure(
     );
     for zone in zones {
         let policy = match zone.takes_updates {
-            true => format!("update-policy {{ grant {KEY_NAME} zonesub TXT A; }};"),
+            true => format!("update-policy {{ grant {KEY_NAME} zonesub TXT A CNAME; }};"),
             false => String::new(),
         };
         let name = zone.name;

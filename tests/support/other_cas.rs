@@ -14,8 +14,8 @@ use super::place::Place;
 use super::tls;
 use super::wait::{SOON, wait_until};
 
-/// Has scripts/setup-test.sh install it: not finding it is then a failure.
-const STEP_CA_REQUIRED: &str = "PERENNIAL_WITH_STEP_CA";
+/// Set where step-ca is known to be there: not finding it is then a failure.
+const STEP_CA_REQUIRED: &str = "PERENNIAL_REQUIRE_STEP_CA";
 
 /// An authority that answers.
 pub struct OtherCa {

@@ -1,4 +1,4 @@
-//! An HTTP/1.1 server inside the test that can be taken away and brought back on the same address,
+//! An HTTP server inside the test, of HTTP/1.1 and without TLS of HTTP/2 as well, that can be taken away and brought back on the same address,
 //! its open connections included.
 
 use std::net::SocketAddr;
@@ -6,11 +6,11 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 
 use axum::Router;
-use hyper::server::conn::http1;
-use hyper_util::rt::TokioIo;
+use hyper::server::conn::{http1, http2};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use hyper_util::service::TowerToHyperService;
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, UnixListener};
+use tokio::net::{TcpListener, TcpStream, UnixListener};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_rustls::TlsAcceptor;
 
@@ -95,6 +95,7 @@ async fn accept_tcp(listener: TcpListener, router: Router, tls: Option<TlsAccept
         let (router, tls) = (router.clone(), tls.clone());
         connections.spawn(async move {
             match tls {
+                None if begins_http2(&stream).await => serve_http2(stream, router).await,
                 None => serve(stream, router).await,
                 Some(tls) => match tls.accept(stream).await {
                     Ok(stream) => serve(stream, router).await,
@@ -116,4 +117,20 @@ async fn serve(stream: impl AsyncRead + AsyncWrite + Unpin + Send + 'static, rou
     let service = TowerToHyperService::new(router);
     let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service);
     let _ = connection.with_upgrades().await;
+}
+
+/// Whether the client knows that HTTP/2 is spoken (RFC 9113 section 3.3).
+async fn begins_http2(stream: &TcpStream) -> bool {
+    let mut first = [0; 3];
+    let seen = stream.peek(&mut first).await;
+    seen.is_ok_and(|length| first[..length] == *b"PRI")
+}
+
+/// It does not say that it takes WebSockets.
+async fn serve_http2(stream: TcpStream, router: Router) {
+    let service = TowerToHyperService::new(router);
+    let connection = http2::Builder::new(TokioExecutor::new());
+    let _ = connection
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
 }

@@ -139,6 +139,7 @@ async fn tell(State(seen): Shared, request: Request) -> axum::Json<Value> {
         "method": request.method().as_str(),
         "path": request.uri().path_and_query().map(|path| path.as_str()),
         "headers": headers,
+        "version": format!("{:?}", request.version()),
     }))
 }
 

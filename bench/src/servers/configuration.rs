@@ -29,7 +29,9 @@ fn perennial(setup: &Setup<'_>, service: Service, address: SocketAddr) -> String
         ),
     };
     format!(
+        // All clients are one, which by default has a part of the connections.
         "[server]\nhttp_listen = []\nhttps_listen = [\"{address}\"]\nadmin_listen = \"off\"\n\
+         max_connections = 0\nmax_connections_per_client = 0\n\
          threads = {threads}\nstate_dir = {:?}\n[certificates]\ndirectories = [{:?}]\n\
          [[sites]]\nhosts = [\"{host}\"]\ntls = \"files\"\nupstreams = [\"{upstream}\"]\n",
         setup.directory.join("state"),

@@ -10,9 +10,11 @@ use dns_update::{DnsRecord, DnsRecordType, DnsUpdater};
 use rustix::process::{Pid, Signal, kill_process_group};
 use tokio::process::{Child, Command};
 
+use super::registrations::Registrations;
 use super::{DnsError, Lookup, TxtRecord};
 use crate::config::{AcmeDns, AcmeDnsAccount, DnsProvider, DnsWriter, ServerName, without};
 use crate::http_client::{self, causes};
+use crate::store::{StateDir, StoreError};
 
 /// One change at a provider, all its requests together.
 const PROVIDER_TIMEOUT: Duration = Duration::from_secs(90);
@@ -33,7 +35,9 @@ pub enum WriteError {
     /// Of a server that is given by name.
     #[error("{0}: {1}")]
     At(SocketAddr, Box<WriteError>),
-    #[error("no acme-dns account is for {0}: register one and add it to accounts_file")]
+    #[error(
+        "no acme-dns account is for {0}: register one and add it to accounts_file, or set `server`, where one is registered then"
+    )]
     NoAccount(String),
     #[error("{program} {action} {name} ended with {status}: {output}")]
     Program {
@@ -46,13 +50,15 @@ pub enum WriteError {
     #[error("{program} cannot be run: {cause}")]
     NoProgram { program: String, cause: String },
     #[error(
-        "{asked} does not lead there: add the record {asked} CNAME {subdomain}.DOMAIN, with the domain of your acme-dns server (it leads to {found})"
+        "{asked} does not lead there: add the record {asked} CNAME {target} (it leads to {found})"
     )]
     NotDelegated {
         asked: String,
-        subdomain: String,
+        target: String,
         found: String,
     },
+    #[error(transparent)]
+    Store(#[from] StoreError),
 }
 
 impl WriteError {
@@ -63,6 +69,7 @@ impl WriteError {
             WriteError::Refused(_)
             | WriteError::NoProgram { .. }
             | WriteError::NotDelegated { .. }
+            | WriteError::Store(_)
             | WriteError::NoAccount(_) => true,
             WriteError::Failed(_) | WriteError::TimedOut(_) | WriteError::Program { .. } => false,
         }
@@ -79,10 +86,68 @@ pub(super) enum Writer {
         program: PathBuf,
         timeout: Duration,
     },
-    AcmeDns {
-        accounts: AcmeDns,
-        client: reqwest::Client,
-    },
+    AcmeDns(AcmeDnsWriter),
+}
+
+/// Writes at acme-dns servers.
+pub(super) struct AcmeDnsWriter {
+    accounts: AcmeDns,
+    /// Of domains that have none of these accounts.
+    registrations: Option<Registrations>,
+    client: reqwest::Client,
+}
+
+impl AcmeDnsWriter {
+    fn new(accounts: &AcmeDns, state: &StateDir) -> Result<AcmeDnsWriter, String> {
+        Ok(AcmeDnsWriter {
+            registrations: Registrations::beside(accounts, state),
+            accounts: accounts.clone(),
+            client: reqwest::Client::builder()
+                .timeout(ACME_DNS_TIMEOUT)
+                .redirect(reqwest::redirect::Policy::none())
+                .build()
+                .map_err(|error| error.to_string())?,
+        })
+    }
+
+    async fn account_of(&self, domain: &str) -> Result<AcmeDnsAccount, WriteError> {
+        match (self.accounts.of(domain), &self.registrations) {
+            (Some(account), _) => Ok(account.clone()),
+            (None, Some(registrations)) => registrations.account_for(domain, &self.client).await,
+            (None, None) => Err(WriteError::NoAccount(domain.to_owned())),
+        }
+    }
+
+    async fn check_target(
+        &self,
+        domain: &str,
+        asked: &str,
+        target: &str,
+    ) -> Result<(), WriteError> {
+        let account = self.account_of(domain).await?;
+        if leads_to(target, &account) {
+            return Ok(());
+        }
+        Err(WriteError::NotDelegated {
+            asked: asked.to_owned(),
+            target: wanted_target(&account),
+            found: target.to_owned(),
+        })
+    }
+}
+
+/// Whether an account writes at this name: its server's domain may be known to the server alone.
+pub(super) fn leads_to(target: &str, account: &AcmeDnsAccount) -> bool {
+    target.split('.').next() == Some(&*account.subdomain.to_ascii_lowercase())
+}
+
+pub(super) fn wanted_target(account: &AcmeDnsAccount) -> String {
+    account.full_domain.clone().unwrap_or_else(|| {
+        format!(
+            "{}.DOMAIN, with the domain of your acme-dns server",
+            account.subdomain
+        )
+    })
 }
 
 /// Where a provider's client sends to.
@@ -109,7 +174,11 @@ impl Server {
 
 impl Writer {
     /// `resolvers`: empty for the system's.
-    pub(super) fn new(config: &DnsWriter, resolvers: &[SocketAddr]) -> Result<Writer, String> {
+    pub(super) fn new(
+        config: &DnsWriter,
+        resolvers: &[SocketAddr],
+        state: &StateDir,
+    ) -> Result<Writer, String> {
         // Providers speak HTTPS, too.
         http_client::install_tls();
         match config {
@@ -122,14 +191,9 @@ impl Writer {
                 program: program.clone(),
                 timeout: *timeout,
             }),
-            DnsWriter::AcmeDns(accounts) => Ok(Writer::AcmeDns {
-                accounts: accounts.clone(),
-                client: reqwest::Client::builder()
-                    .timeout(ACME_DNS_TIMEOUT)
-                    .redirect(reqwest::redirect::Policy::none())
-                    .build()
-                    .map_err(|error| error.to_string())?,
-            }),
+            DnsWriter::AcmeDns(accounts) => {
+                AcmeDnsWriter::new(accounts, state).map(Writer::AcmeDns)
+            }
         }
     }
 
@@ -137,34 +201,26 @@ impl Writer {
         match self {
             Writer::Provider { name, .. } => name,
             Writer::Exec { .. } => "exec",
-            Writer::AcmeDns { .. } => "acme-dns",
+            Writer::AcmeDns(_) => "acme-dns",
         }
     }
 
     /// Whether this writer can write where the challenge name of `domain` leads.
-    pub(super) fn check_target(
+    pub(super) async fn check_target(
         &self,
         domain: &str,
         asked: &str,
         target: &str,
     ) -> Result<(), DnsError> {
-        let Writer::AcmeDns { accounts, .. } = self else {
+        let Writer::AcmeDns(writer) = self else {
             return Ok(());
         };
-        let failed = |source| DnsError::Write {
+        let checked = writer.check_target(domain, asked, target).await;
+        checked.map_err(|source| DnsError::Write {
             provider: self.name(),
             name: asked.to_owned(),
             source: Box::new(source),
-        };
-        let account = account_of(accounts, domain).map_err(failed)?;
-        if target.split('.').next() == Some(&*account.subdomain.to_ascii_lowercase()) {
-            return Ok(());
-        }
-        Err(failed(WriteError::NotDelegated {
-            asked: asked.to_owned(),
-            subdomain: account.subdomain.clone(),
-            found: target.to_owned(),
-        }))
+        })
     }
 
     /// `domain`: the name that the record proves.
@@ -182,8 +238,9 @@ impl Writer {
                 change(server, provider, Change::Add { ttl }, record).await
             }
             Writer::Exec { program, timeout } => run(program, "present", record, *timeout).await,
-            Writer::AcmeDns { accounts, client } => {
-                update(account_of(accounts, domain)?, client, record).await
+            Writer::AcmeDns(writer) => {
+                let account = writer.account_of(domain).await?;
+                update(&account, &writer.client, record).await
             }
         }
     }
@@ -196,14 +253,9 @@ impl Writer {
             } => change(server, provider, Change::Remove, record).await,
             Writer::Exec { program, timeout } => run(program, "cleanup", record, *timeout).await,
             // The server keeps the newest two values, and has no request that removes one.
-            Writer::AcmeDns { .. } => Ok(()),
+            Writer::AcmeDns(_) => Ok(()),
         }
     }
-}
-
-fn account_of<'a>(accounts: &'a AcmeDns, domain: &str) -> Result<&'a AcmeDnsAccount, WriteError> {
-    let none = || WriteError::NoAccount(domain.to_owned());
-    accounts.of(domain).ok_or_else(none)
 }
 
 /// What is sent to a provider.
@@ -380,17 +432,25 @@ async fn update(
         .header("X-Api-User", &account.username)
         .header("X-Api-Key", &account.password)
         .json(&body);
-    let clean = |text: String| without(&text, &account.password);
+    answered(request, &account.password).await.map(drop)
+}
+
+/// The body of a good answer by an acme-dns server.
+pub(super) async fn answered(
+    request: reqwest::RequestBuilder,
+    secret: &str,
+) -> Result<Vec<u8>, WriteError> {
+    let clean = |text: String| without(&text, secret);
     let answer = request
         .send()
         .await
         .map_err(|error| WriteError::Failed(clean(causes(&error))))?;
     let status = answer.status();
+    let body = answer.bytes().await.unwrap_or_default();
     if status.is_success() {
-        return Ok(());
+        return Ok(body.to_vec());
     }
-    let text = answer.text().await.unwrap_or_default();
-    let told = clean(format!("{status}: {}", shown(text.as_bytes())));
+    let told = clean(format!("{status}: {}", shown(&body)));
     Err(match status.is_client_error() {
         true => WriteError::Refused(told),
         false => WriteError::Failed(told),

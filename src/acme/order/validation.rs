@@ -61,6 +61,7 @@ impl Run {
             answered.extend(self.provide(authorization).await?);
         }
         self.wait_for_dns(&answered).await?;
+        self.job.challenges.known_everywhere().await;
         crash::point("challenges-up");
         self.tell(order, &answered).await?;
         Ok(answered)

@@ -49,6 +49,8 @@ pub enum Topic {
     StateDirectory,
     Limits,
     StandingRecord,
+    /// Of the challenge name to an acme-dns server.
+    Delegation,
 }
 
 impl Topic {
@@ -62,6 +64,7 @@ impl Topic {
             Topic::StateDirectory => "state-directory",
             Topic::Limits => "limits",
             Topic::StandingRecord => "standing-record",
+            Topic::Delegation => "delegation",
         }
     }
 }

@@ -116,6 +116,7 @@ async fn http01(answers: &Challenges, name: &Name, ip: IpAddr) -> Result<(), Str
     let token = format!("preflight-{:032x}", rand::random::<u128>());
     let expected = format!("{token}.{:032x}", rand::random::<u128>());
     let _answer = answers.provide_http01(&token, &expected);
+    answers.known_everywhere().await;
     let host = match name {
         Name::Ip(IpAddr::V6(ip)) => format!("[{ip}]"),
         name => name.to_string(),
@@ -168,6 +169,7 @@ async fn tls_alpn01(answers: &Challenges, name: &Name, ip: IpAddr) -> Result<(),
     let digest: [u8; 32] = rand::random();
     let answer = answers.probe_tls_alpn01(name, &digest, clock::now());
     let _answer = answer.map_err(|error| error.to_string())?;
+    answers.known_everywhere().await;
     let server_name = challenge_server_name(name);
     blocking(move || {
         let mut stream = connect(SocketAddr::new(ip, HTTPS_PORT))?;

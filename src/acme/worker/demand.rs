@@ -148,7 +148,7 @@ impl Desk {
             return;
         }
         // Another CA may have its turn at once.
-        if entry.timer.is_some_and(|at| at > now) {
+        if entry.timer.is_some_and(|at| at > now) && !self.takes_over {
             self.refuse_waiting(id);
         }
         if !self.is_wanted(id) {

@@ -72,6 +72,8 @@ pub(super) struct Desk {
     lanes: Lanes,
     /// Whether this process may order.
     pub(super) is_writer: bool,
+    /// The process that may order is about to leave that to this one.
+    pub(super) takes_over: bool,
     /// The first load of files is not done: nothing is decided yet.
     is_loading: bool,
     /// The latest time that was ever seen.
@@ -144,6 +146,7 @@ impl Desk {
             statuses,
             lanes,
             is_writer: false,
+            takes_over: false,
             is_loading: false,
             latest: OffsetDateTime::UNIX_EPOCH,
         }
@@ -180,6 +183,13 @@ impl Desk {
 
     pub(super) fn by_dir(&self, dir: &Path) -> Option<u64> {
         self.by_dir.get(dir).copied()
+    }
+
+    /// What is known of attempts has to be read anew.
+    pub(super) fn forget_ledgers(&mut self) {
+        for entry in self.entries.values_mut() {
+            entry.ledger = None;
+        }
     }
 
     /// Other authorities, or others' settings: the pace of each is set.

@@ -89,6 +89,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
             max_connections: None,
             max_connections_per_client: None,
             min_rates: crate::config::MinRates::default(),
+            idle_timeouts: crate::config::IdleTimeouts::default(),
             forwarded: crate::config::Forwarded::default(),
             request_id: None,
             resolvers: Vec::new(),

@@ -5,10 +5,12 @@ use std::io;
 use std::os::fd::{AsFd, OwnedFd};
 use std::time::Duration;
 
+use super::answers::give;
 use super::channel::{self, Channel};
 use super::{HAND_OVER, HandOverError};
+use crate::acme::challenges::Challenges;
 
-/// How long the old process may take to make way: it may wait for challenges under way.
+/// How long the old process may take to make way.
 const GO_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How long it may take to tell the service manager.
@@ -18,6 +20,8 @@ const CONFIRM_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Predecessor {
     channel: OwnedFd,
     sockets: Vec<OwnedFd>,
+    /// `None`: the old process is of a version that tells nothing.
+    answers: Option<OwnedFd>,
 }
 
 /// The old process, which waits for this one to be ready.
@@ -34,13 +38,16 @@ impl Predecessor {
         let channel = rustix::io::fcntl_dupfd_cloexec(&stdin, 3).map_err(io::Error::from)?;
         // What this process starts must not have it.
         rustix::stdio::dup2_stdin(File::open("/dev/null")?).map_err(io::Error::from)?;
-        let mut sockets = Vec::new();
+        let (mut sockets, mut answers) = (Vec::new(), None);
         loop {
             let (message, descriptors) = channel::receive(channel.as_fd())?;
-            sockets.extend(descriptors);
             match message.as_deref() {
-                Some("sockets more") => {}
-                Some("sockets last") => break,
+                Some("answers") => answers = descriptors.into_iter().next(),
+                Some("sockets more") => sockets.extend(descriptors),
+                Some("sockets last") => {
+                    sockets.extend(descriptors);
+                    break;
+                }
                 Some(other) => return Err(HandOverError::Unexpected(other.to_owned())),
                 None => {
                     let reason = "the old process has ended before it handed anything over";
@@ -48,7 +55,19 @@ impl Predecessor {
                 }
             }
         }
-        Ok(Some(Predecessor { channel, sockets }))
+        Ok(Some(Predecessor {
+            channel,
+            sockets,
+            answers,
+        }))
+    }
+
+    /// Gives the answers to challenges that the old process tells of.
+    pub(in crate::app) fn answer_for_it(&mut self, challenges: &Challenges) -> io::Result<()> {
+        if let Some(end) = self.answers.take() {
+            tokio::spawn(give(challenges.clone(), Channel::new(end)?));
+        }
+        Ok(())
     }
 
     /// What the old process listens on.
@@ -67,6 +86,7 @@ impl Predecessor {
         Ok(Predecessor {
             channel: self.channel.try_clone()?,
             sockets: Vec::new(),
+            answers: None,
         })
     }
 

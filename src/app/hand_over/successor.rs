@@ -2,13 +2,14 @@
 
 use std::ffi::OsString;
 use std::io::ErrorKind;
-use std::os::fd::AsFd;
+use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::path::PathBuf;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use super::channel::{self, Channel, MAX_DESCRIPTORS};
-use super::{HAND_OVER, HandOverError};
+use super::{HAND_OVER, HandOverError, Telling};
+use crate::acme::challenges::Challenges;
 use crate::app::service_manager::WATCHDOG_PID;
 use crate::listener::sockets::Socket;
 
@@ -44,6 +45,8 @@ pub(in crate::app) struct Successor {
     // Before the channel: a process that is to be killed must not take our end for a word to go on.
     process: Process,
     channel: Channel,
+    /// Where it hears what to answer to CAs.
+    answers: Option<Channel>,
 }
 
 struct Process {
@@ -88,6 +91,8 @@ impl Successor {
             child,
             is_on_its_own: false,
         };
+        let (answers, its_answers) = channel::pair()?;
+        say(&ours, "answers", &[its_answers.as_fd()])?;
         let descriptors: Vec<_> = sockets.iter().map(AsFd::as_fd).collect();
         let mut parts = descriptors.chunks(MAX_DESCRIPTORS).peekable();
         while let Some(part) = parts.next() {
@@ -95,16 +100,19 @@ impl Successor {
                 Some(_) => "sockets more",
                 None => "sockets last",
             };
-            match channel::send(ours.as_fd(), message, part) {
-                // It has ended already: whoever waits for it to be ready hears how.
-                Err(error) if error.kind() == ErrorKind::BrokenPipe => break,
-                sent => sent?,
-            }
+            say(&ours, message, part)?;
         }
         Ok(Successor {
             process,
             channel: Channel::new(ours)?,
+            answers: Some(Channel::new(answers)?),
         })
+    }
+
+    /// Has it answer what this process answers, from now on.
+    pub fn tell(&mut self, challenges: &Challenges) -> Option<Telling> {
+        let channel = self.answers.take()?;
+        Some(Telling::start(challenges, channel))
     }
 
     pub fn pid(&self) -> u32 {
@@ -161,5 +169,13 @@ impl Successor {
             }
         };
         HandOverError::Ended { status, reason }
+    }
+}
+
+fn say(end: &OwnedFd, message: &str, descriptors: &[BorrowedFd<'_>]) -> std::io::Result<()> {
+    match channel::send(end.as_fd(), message, descriptors) {
+        // It has ended already: whoever waits for it to be ready hears how.
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+        sent => sent,
     }
 }

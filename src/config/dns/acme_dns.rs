@@ -1,5 +1,6 @@
 //! The accounts at acme-dns servers: one for everything in four keys, or one for each domain in the
-//! JSON file that acme-dns's own clients keep (github.com/joohoi/acme-dns, "Clients").
+//! JSON file that acme-dns's own clients keep (github.com/joohoi/acme-dns, "Clients"), or those that
+//! are registered once they are needed, at a server that is named alone.
 
 use std::collections::BTreeMap;
 
@@ -20,6 +21,8 @@ struct Noted {
     username: String,
     password: String,
     subdomain: String,
+    #[serde(default)]
+    fulldomain: Option<String>,
     #[serde(default, alias = "server")]
     server_url: Option<String>,
 }
@@ -30,16 +33,24 @@ pub(super) fn accounts(
     table: &Table<'_>,
     settings: &Settings,
 ) -> Option<AcmeDns> {
+    let registers = || settings.optional(SERVER).map(server).transpose();
+    let of_one = ONE.iter().any(|key| settings.optional(key).is_some());
     let accounts = match settings.optional(ACCOUNTS) {
-        Some(text) => of_file(table, settings, text),
-        None => one(table, settings),
+        Some(text) => of_file(table, settings, text).and_then(|it| Ok((it, registers()?))),
+        None if !of_one && settings.optional(SERVER).is_some() => {
+            registers().map(|server| (Accounts::new(), server))
+        }
+        None => one(table, settings).map(|it| (it, None)),
     };
     let at = table
         .get("accounts_file")
         .map_or(table.at, |value| value.at);
     report
         .keep(at, accounts)
-        .map(|accounts| AcmeDns { accounts })
+        .map(|(accounts, registers_at)| AcmeDns {
+            accounts,
+            registers_at,
+        })
 }
 
 type Accounts = BTreeMap<String, AcmeDnsAccount>;
@@ -61,6 +72,7 @@ fn one(table: &Table<'_>, settings: &Settings) -> Result<Accounts, Problem> {
         username: settings.owned("username"),
         password: settings.owned("password"),
         subdomain: settings.owned("subdomain"),
+        full_domain: None,
     };
     Ok(BTreeMap::from([(String::new(), account)]))
 }
@@ -102,6 +114,7 @@ fn of_file(table: &Table<'_>, settings: &Settings, text: &str) -> Result<Account
             username: noted.username,
             password: noted.password,
             subdomain: noted.subdomain,
+            full_domain: noted.fulldomain.filter(|it| !it.is_empty()),
         };
         Ok((name.to_string(), account))
     };

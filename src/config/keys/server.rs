@@ -107,6 +107,18 @@ pub(in crate::config) const SERVER: Section = Section {
             "How long a client may be waited for, all in all, before these rates are asked for.",
         ),
         key(
+            "http1_idle_timeout",
+            Duration,
+            r#""60s""#,
+            "How long a client's connection of HTTP/1.1 may wait for the next request; from 1s to 1d.",
+        ),
+        key(
+            "http2_idle_timeout",
+            Duration,
+            r#""180s""#,
+            "How long one of HTTP/2 may be without a request; from 1s to 1d.",
+        ),
+        key(
             "forwarded",
             Words(&["x-forwarded", "rfc7239", "both", "off"]),
             r#""x-forwarded""#,

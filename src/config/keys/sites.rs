@@ -58,7 +58,7 @@ pub(in crate::config) const SITE: Section = Section {
             "hosts",
             List(&Text("a name, a wildcard, or an address")),
             "",
-            "Whose requests these are. With `on_demand` also `\"*\"`: every name that no other site has. Required."
+            "Whose requests these are. `\"*\"` is every name that no other site has: with `on_demand`, or with `tls` \"files\" or \"off\", and then every address as well. Required."
         ),
         key(
             "tls",

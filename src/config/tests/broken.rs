@@ -340,7 +340,7 @@ fn dns_providers() {
             "2:12: the DNS provider \"rfc2136\" cannot be used: Parse error: `server` \"ns 1\" is neither a name nor an IP address, as in \"ns1.example.com\", \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\"",
         ),
         (
-            format!("{acme_dns}\nserver = \"https://auth.test\""),
+            format!("{acme_dns}\nserver = \"https://auth.test\"\npassword = \"p\""),
             "1:1: the DNS provider \"acme-dns\" needs `username`",
         ),
         (
@@ -615,11 +615,11 @@ fn routes() {
     }
     check(
         "upstreams = [\"1\"]\nerror_pages = { 200 = \"a.html\" }",
-        "4:15: \"200\" is no status of an error",
+        "4:23: \"200\" is no status of an error",
     );
     check(
         "upstreams = [\"1\"]\nerror_pages = { 404 = \"a.html\" }",
-        "4:15: cannot read dir/a.html: entity not found",
+        "4:23: cannot read dir/a.html: entity not found",
     );
     check(
         "upstreams = [\"1\"]\nhsts = \"9999d\"",
@@ -725,6 +725,12 @@ fn the_command_line() {
             "command line: *.b.test=1: a certificate for the wildcard *.b.test needs the \
              challenge dns-01, which is not configured",
         ]
+    );
+    let word = Config::from_arguments(sites(&["a.test=www"]), &environment()).unwrap_err();
+    assert!(
+        word.to_string()
+            .contains("help: write www:3000, or https://www; for a folder ./www"),
+        "{word}"
     );
     assert_eq!(
         from(CommandLine {
@@ -862,6 +868,20 @@ fn sites_that_cannot_be_on_demand() {
                  upstreams = [\"1\"]\non_demand = true\n[[sites]]\nhosts = [\"*\"]\n\
                  upstreams = [\"1\"]\non_demand = true\n";
     check(&[(twice, "8:10: another site already has the host * (line 4)")]);
+}
+
+#[test]
+fn idle_timeouts_out_of_bounds() {
+    check_before_site(&[
+        (
+            "[server]\nhttp1_idle_timeout = \"2d\"",
+            "2:22: \"2d\" is out of bounds",
+        ),
+        (
+            "[server]\nhttp2_idle_timeout = \"0s\"",
+            "2:22: \"0s\" is out of bounds",
+        ),
+    ]);
 }
 
 #[test]

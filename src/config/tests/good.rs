@@ -345,10 +345,13 @@ fn files_that_are_named_are_looked_at_where_they_are_named() {
     let found = found.replace(&format!("{}/", dir.path().display()), "");
     assert_eq!(
         found,
-        "p.toml:2:21: the drop folder nowhere does not exist\n\
+        "p.toml:2:21: the drop folder nowhere does not exist\n  \
+         help: make the folder, or correct the path\n\
          p.toml:2:32: the drop folder good.pem is not a directory\n\
-         p.toml:6:15: the certificate file missing.pem does not exist\n\
-         p.toml:9:15: the private key file nowhere does not exist\n\
+         p.toml:6:15: the certificate file missing.pem does not exist\n  \
+         help: put the file there, or correct the path\n\
+         p.toml:9:15: the private key file nowhere does not exist\n  \
+         help: put the file there, or correct the path\n\
          p.toml:11:18: the ca_certificate empty.pem holds no PEM certificate"
     );
 }
@@ -543,6 +546,7 @@ fn listeners_on_unix_sockets_and_who_may_connect() {
          socket_group = \"www-data\"\nproxy_protocol_from = [\"10.0.0.0/8\", \"unix\"]\n\
          max_connections = 10\nmax_connections_per_client = 0\nmin_request_rate = \"0B\"\n\
          min_response_rate = \"1KiB\"\nmin_rate_after = \"5s\"\n\
+         http1_idle_timeout = \"2s\"\nhttp2_idle_timeout = \"1h\"\n\
          [[sites]]\nhosts = [\"a.test\"]\nupstreams = [\"3000\"]\nproxy_protocol = \"v1\"\n\
          [[sites.routes]]\npath = \"/a\"\nupstreams = [\"3001\"]\nproxy_protocol = \"off\"\n\
          [[sites.routes]]\npath = \"/b\"\nupstreams = [\"3002\"]\n",
@@ -561,6 +565,8 @@ fn listeners_on_unix_sockets_and_who_may_connect() {
     let rates = server.min_rates;
     assert_eq!((rates.request, rates.response), (None, Some(1024)));
     assert_eq!(rates.grace, Duration::from_secs(5));
+    let idle = server.idle_timeouts;
+    assert_eq!((idle.http1.as_secs(), idle.http2.as_secs()), (2, 3600));
     let routes = config.sites[0].routes.iter();
     let versions: Vec<_> = routes.map(|route| route.proxy_protocol).collect();
     let v1 = Some(ProxyProtocol::V1);

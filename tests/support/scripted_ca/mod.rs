@@ -142,6 +142,21 @@ impl ScriptedCa {
         }
     }
 
+    /// Looks, as the RFCs say, at what every pending authorization has been told to be ready: valid or
+    /// not from now on. Why the last that is not is not.
+    pub async fn look(&self, kind: &str) -> Result<(), String> {
+        let mut result = Ok(());
+        for (number, place, name, token, key) in self.shared.waiting() {
+            let looked = self.shared.validate(kind, &name, &token, &key).await;
+            let mut book = self.shared.book.lock().unwrap();
+            let one = &mut book.orders[number].authorizations[place];
+            one.status = if looked.is_ok() { "valid" } else { "invalid" };
+            one.error = looked.clone().err();
+            result = result.and(looked);
+        }
+        result
+    }
+
     /// The oldest pending authorization is invalid from now on. Answers its name.
     pub fn fail_oldest_pending(&self) -> Option<String> {
         let mut book = self.shared.book.lock().unwrap();

@@ -100,7 +100,29 @@ impl Shared {
         Ok(axum::Json(found.challenge(&self.base, number, place, kind)).into_response())
     }
 
-    async fn validate(&self, kind: &str, name: &str, token: &str, key: &str) -> Result<(), String> {
+    /// Of each pending authorization: order, place, name, token and key authorization.
+    pub fn waiting(&self) -> Vec<(usize, usize, String, String, String)> {
+        let book = self.book.lock().unwrap();
+        let mut waiting = Vec::new();
+        for (number, order) in book.orders.iter().enumerate() {
+            let print = &book.accounts[order.account];
+            let all = order.authorizations.iter().enumerate();
+            for (place, one) in all.filter(|(_, one)| one.status == "pending") {
+                let name = one.identifier["value"].as_str().unwrap_or_default();
+                let key = format!("{}.{print}", one.token);
+                waiting.push((number, place, name.to_owned(), one.token.clone(), key));
+            }
+        }
+        waiting
+    }
+
+    pub async fn validate(
+        &self,
+        kind: &str,
+        name: &str,
+        token: &str,
+        key: &str,
+    ) -> Result<(), String> {
         let (http, https) = self.proxy;
         match kind {
             "http-01" => validation::http01(http, name, token, key).await,

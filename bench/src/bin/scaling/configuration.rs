@@ -29,7 +29,9 @@ pub struct Scale<'a> {
 
 pub fn configuration(scale: &Scale<'_>, address: SocketAddr) -> String {
     let mut text = format!(
+        // All clients are one, which by default has a part of the connections.
         "[server]\nhttp_listen = []\nhttps_listen = [\"{address}\"]\nadmin_listen = \"off\"\n\
+         max_connections = 0\nmax_connections_per_client = 0\n\
          threads = {}\nstate_dir = {:?}\n[certificates]\ndirectories = [{:?}]\n",
         scale.threads, scale.state, scale.certificates,
     );

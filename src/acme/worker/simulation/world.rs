@@ -18,7 +18,7 @@ use crate::acme::history::{History, Reservation, Steady};
 use crate::acme::ledger::{self, AttemptId, Ledger, Outcome, StoredRenewalInfo};
 use crate::acme::limits;
 use crate::acme::order::FETCHED_LIFETIME;
-use crate::acme::renewal::IssuerKind;
+use crate::acme::renewal::{IssuerKind, SuggestedWindow};
 use crate::acme::renewal_info;
 use crate::acme::subject::Subject;
 use crate::acme::surroundings::{Coverage, Surroundings};
@@ -1112,8 +1112,7 @@ impl World {
                     (false, false) => (at(0.64), at(0.68)),
                 };
                 Ok(renewal_info::Answer {
-                    start,
-                    end,
+                    window: SuggestedWindow::new(start, end).unwrap(),
                     explanation_url: None,
                     retry_after: (odd > 3).then(|| now + Duration::hours(20)),
                 })
