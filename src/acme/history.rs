@@ -287,6 +287,25 @@ impl History {
         memory.forget(now, keep);
     }
 
+    /// Whether the clock was set since what happened was dated last.
+    pub fn is_misdated(&self, now: OffsetDateTime) -> bool {
+        let moment = self.steady.moment(now);
+        let before = self.lock().settled;
+        before.is_some_and(|before| moment.was_set_since(&before))
+    }
+
+    /// Dates what happened by the clock of now, on disk before this returns: the next start of the
+    /// host knows nothing of the uptime by which this one can.
+    pub fn date(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        let moment = self.steady.moment(now);
+        let mut memory = self.lock();
+        memory.settle(&moment);
+        match &self.path {
+            Some(path) if memory.is_stale => write_anew(path, &mut memory),
+            _ => Ok(()),
+        }
+    }
+
     fn add(&self, line: impl FnOnce(u64) -> Line) -> Result<u64, StoreError> {
         let mut memory = self.lock();
         let id = memory.next_id;
@@ -376,9 +395,10 @@ fn write_anew(path: &Path, memory: &mut Memory) -> Result<(), StoreError> {
         bytes.push(b'\n');
         lines += 1;
     }
+    atomic::write_file(path, &bytes, SECRET_FILE)?;
     memory.lines = lines;
     memory.is_stale = false;
-    atomic::write_file(path, &bytes, SECRET_FILE)
+    Ok(())
 }
 
 impl Memory {
@@ -400,15 +420,15 @@ impl Memory {
                 return self.past.end(id, End::Placed);
             }
             Line::Issued { id, dates } => {
-                self.issued.insert(id, dates);
                 let (at, is_over) = (dates.at, false);
+                self.issued.insert(id, dates);
                 return self.past.end(id, End::Issued { at, is_over });
             }
             Line::Failed { id, name } => return self.past.end(id, End::Failed(name)),
         };
         self.next_id = self.next_id.max(id + 1);
-        self.dates.insert(id, dates);
         self.past.add(id, Event { at: dates.at, what });
+        self.dates.insert(id, dates);
     }
 
     /// An event as it stands in the file.
@@ -416,7 +436,7 @@ impl Memory {
         let (Some(event), Some(dates)) = (self.past.get(id), self.dates.get(&id)) else {
             return Vec::new();
         };
-        let dates = *dates;
+        let dates = dates.clone();
         let What::Order { names, exempt, end } = &event.what else {
             return vec![Line::Account { id, dates }];
         };
@@ -431,7 +451,10 @@ impl Memory {
             url: url.clone(),
         });
         let issued = self.issued.get(&id);
-        let issued = issued.map(|dates| Line::Issued { id, dates: *dates });
+        let issued = issued.map(|dates| Line::Issued {
+            id,
+            dates: dates.clone(),
+        });
         let name = match end {
             End::Issued { is_over: true, .. } => Some(None),
             End::Failed(name) => Some(name.clone()),

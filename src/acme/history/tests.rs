@@ -194,6 +194,68 @@ fn of_another_start_of_the_host_a_date_in_the_future_counts_once_as_just_now() {
     assert_eq!(broken_until(&host.open(until), until), None);
 }
 
+/// Until when one more certificate for these names would be one too many.
+fn duplicate_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    history.forget(now, WEEK + Duration::DAY);
+    let limits = crate::config::Limits::lets_encrypt();
+    let names = ["a.test".parse().unwrap()];
+    let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
+    broken.map(|broken| broken.until)
+}
+
+#[test]
+fn a_clock_that_was_wrong_for_hours_makes_no_certificate_of_before_as_new_as_the_hosts_next_start()
+{
+    let host = Host::new();
+    let hours = Duration::hours;
+    let at = |boot, passed: i64| {
+        host.at(boot, hours(passed + 1));
+        NOW + hours(passed)
+    };
+    let issue = |history: &History, now| {
+        let names = ["a.test".parse().unwrap()];
+        let id = history.order(&names, false, now).unwrap();
+        history
+            .placed(id, &format!("https://ca.test/{id}"))
+            .unwrap();
+        history.issued(id, now).unwrap();
+    };
+    let history = host.open(at(1, 0));
+    for day in 0..4 {
+        issue(&history, at(1, 24 * day));
+    }
+    // Four days later the clock is ahead, and the fifth certificate comes; then it is right again,
+    // and nobody orders anything before the host starts anew.
+    let ahead = at(1, 96) + Duration::days(400);
+    duplicate_until(&history, ahead);
+    issue(&history, ahead);
+    let right = at(1, 98);
+    assert!(history.is_misdated(right));
+    history.date(right).unwrap();
+    assert!(!history.is_misdated(right));
+    drop(history);
+    let later = at(2, 120);
+    let week = NOW + WEEK;
+    assert_eq!(duplicate_until(&host.open(later), later), Some(week));
+    assert_eq!(
+        duplicate_until(&host.open(at(3, 169)), NOW + hours(169)),
+        None
+    );
+}
+
+#[test]
+fn what_was_dated_by_a_wrong_clock_alone_before_a_start_counts_by_the_right_one_of_before() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.used_up(NOW);
+    host.at(1, Duration::hours(2));
+    history.date(NOW + Duration::days(400)).unwrap();
+    host.at(2, Duration::MINUTE);
+    let later = NOW + Duration::hours(2);
+    let until = NOW + Duration::hours(3);
+    assert_eq!(broken_until(&host.open(later), later), Some(until));
+}
+
 #[test]
 fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
     let host = Host::new();

@@ -356,6 +356,7 @@ impl World {
         }
         let now = self.clock();
         if let Some(desk) = &mut self.desk {
+            self.authority.history.date(now).unwrap();
             for start in desk.turn(now) {
                 self.begins(start);
             }
