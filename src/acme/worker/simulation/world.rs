@@ -295,7 +295,7 @@ impl World {
         self.timeline = timeline;
         let end = START + span;
         while let Some(next) = self.next().filter(|next| *next < end) {
-            self.now = next.max(self.now);
+            self.now = whole(next).max(self.now);
             self.step();
         }
         self.now = end;
@@ -444,7 +444,7 @@ impl World {
             Event::Suspend => self.is_suspended = true,
             Event::Resume => self.is_suspended = false,
             Event::Clock { offset } => {
-                self.offset = offset;
+                self.offset = Duration::milliseconds(offset.whole_milliseconds() as i64);
             }
             Event::Broken(site) => {
                 self.look_at(site);
@@ -950,7 +950,7 @@ impl World {
     /// What becomes of an order.
     fn verdict(&mut self, site: usize, pending: Pending) -> Result<Certificate, AcmeError> {
         if let Some(certificate) = pending.certificate {
-            return self.usable(site, certificate);
+            return self.usable(certificate);
         }
         if self.ca.is_down {
             return Err(unreachable_error());
@@ -975,7 +975,11 @@ impl World {
             });
         }
         let certificate = self.signs(site, pending);
-        self.usable(site, certificate)
+        if self.sites[site].is_useless {
+            let cause = "for another key than the one asked for";
+            return Err(AcmeError::new(Class::Retryable, "order", cause));
+        }
+        self.usable(certificate)
     }
 
     /// The CA issues, and counts that; so does the host, whatever it can do with it.
@@ -1009,11 +1013,7 @@ impl World {
     }
 
     /// As `delivery` says.
-    fn usable(&self, site: usize, certificate: Certificate) -> Result<Certificate, AcmeError> {
-        if self.sites[site].is_useless {
-            let cause = "for another key than the one asked for";
-            return Err(AcmeError::new(Class::Retryable, "order", cause));
-        }
+    fn usable(&self, certificate: Certificate) -> Result<Certificate, AcmeError> {
         if certificate.not_after > self.now + self.offset {
             return Ok(certificate);
         }
@@ -1144,6 +1144,15 @@ impl World {
             now,
             result.err().map(|error| error.to_string()),
         );
+    }
+}
+
+/// The host's uptime counts milliseconds, and so does this world: or the CA, which counts to the
+/// nanosecond, would find orders too early by less than that.
+fn whole(at: OffsetDateTime) -> OffsetDateTime {
+    match at.truncate_to_millisecond() {
+        whole if whole == at => at,
+        earlier => earlier + Duration::MILLISECOND,
     }
 }
 
