@@ -137,10 +137,15 @@ async fn a_certificate_that_is_of_no_use_takes_its_place_within_the_limits() {
     perennial.renew(NAME).await;
     perennial.last_error(NAME).await;
     ca.script(|script| script.certificate = CertificateFault::None);
-    let renewed = perennial.cli(&["certs", "renew", NAME]).await;
-    let said = format!("{}{}", renewed.stdout, renewed.stderr);
-    let next = perennial.status_field(NAME, "next_attempt").await;
-    assert_eq!(ca.count(Kind::NewOrder), 2, "{said}: {next:?}");
+    let (status, body) = perennial
+        .admin_post(&format!("/certificates/{NAME}/renew"))
+        .await;
+    assert_eq!(status, 202, "{body}");
+    let answer: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let until = answer["until"].as_str().expect("a date");
+    let until = OffsetDateTime::parse(until, &Rfc3339).expect("RFC 3339");
+    assert!(until - clock::now() > time::Duration::days(6), "{body}");
+    assert_eq!(ca.count(Kind::NewOrder), 2);
 }
 
 /// What looks expired here and is good by the authority's own clock is a good certificate: it is
@@ -160,9 +165,13 @@ async fn under_a_clock_that_is_ahead_no_second_certificate_is_ordered() {
     perennial.kill9();
     perennial.start_and_wait().await;
     perennial.renew(NAME).await;
-    let error = perennial.last_error(NAME).await;
-    assert!(error.contains(told), "{error}");
+    wait_until(SOON, "the same error again", async || {
+        let error = perennial.last_error(NAME).await;
+        error.contains(told).then_some(())
+    })
+    .await;
     assert_eq!((ca.count(Kind::NewOrder), ca.issued().len()), (1, 1));
+    assert_eq!(ca.count(Kind::Certificate), 1, "it is on disk");
     let orders = ledger::orders(&perennial.place);
     assert!(orders[0].issued && !orders[0].failed, "{orders:?}");
     // Where the authority has the same time, it is its certificate that is no good.
