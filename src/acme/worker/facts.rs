@@ -55,7 +55,7 @@ impl Desk {
                 .stored
                 .as_ref()
                 .map(|stored| self.stored_facts(entry, stored)),
-            renewal_info: self.renewal_info(entry),
+            renewal_info: self.renewal_info(entry, now),
             jitter: Jitter {
                 due: entry.due_jitter,
                 retry: if has_failed {
@@ -104,11 +104,12 @@ impl Desk {
     }
 
     /// Renewal information comes from the CA that issued, which may not be the next in turn.
-    pub(super) fn renewal_info(&self, entry: &Entry) -> RenewalInfo {
+    pub(super) fn renewal_info(&self, entry: &Entry, now: OffsetDateTime) -> RenewalInfo {
         let (Some(ledger), Some(id)) = (&entry.ledger, &entry.certificate_id) else {
             return RenewalInfo::default();
         };
-        if self.issuing_authority(entry).is_none() {
+        let authority = self.issuing_authority(entry);
+        if authority.is_none_or(|authority| authority.is_silent(now)) {
             return RenewalInfo::default();
         }
         match ledger.renewal_info(id) {

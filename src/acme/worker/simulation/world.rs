@@ -1127,7 +1127,10 @@ impl World {
                 StoredRenewalInfo::answered(&id, before.as_ref(), answer, next, fraction)
             }
             // Without renewal information in the directory nobody is asked, and a day later again.
-            Ok(_) => StoredRenewalInfo::blank(&id, now + Duration::DAY),
+            Ok(_) => {
+                self.authority.offers_no_renewal_info(now);
+                StoredRenewalInfo::blank(&id, now + Duration::DAY)
+            }
             Err(_) => StoredRenewalInfo {
                 next_fetch: next,
                 ..before.unwrap_or_else(|| StoredRenewalInfo::blank(&id, next))
