@@ -13,6 +13,7 @@ use super::jws::{Signed, random_text, thumbprint};
 use super::problem::{Problem, malformed, problem};
 use super::script::{Kind, MOVED};
 use super::{Logged, Shared};
+use crate::support::clock;
 
 pub async fn handle(
     State(shared): State<Arc<Shared>>,
@@ -42,7 +43,7 @@ pub async fn handle(
             .await
             .unwrap_or_else(Problem::into_response),
     };
-    let date = SystemTime::now() - behind.unwrap_or_default();
+    let date = SystemTime::from(clock::now()) - behind.unwrap_or_default();
     let date = httpdate::fmt_http_date(date);
     let date = date.parse().expect("a header value");
     response.headers_mut().insert(header::DATE, date);

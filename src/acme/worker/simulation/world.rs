@@ -96,6 +96,13 @@ struct Since {
     taken: usize,
 }
 
+impl Since {
+    const START: Since = Since {
+        at: START,
+        taken: 0,
+    };
+}
+
 /// An order that is on disk, and that the CA has.
 #[derive(Clone, Copy)]
 struct Pending {
@@ -241,10 +248,7 @@ impl World {
             is_broken: false,
             is_useless: false,
             recalled_serial: None,
-            free_since: Since {
-                at: START,
-                taken: 0,
-            },
+            free_since: Since::START,
             attempts: VecDeque::new(),
             issued: VecDeque::new(),
             most_attempts: 0,
