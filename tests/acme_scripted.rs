@@ -9,6 +9,7 @@ use time::format_description::well_known::Rfc3339;
 
 use crate::support::client::serial;
 use crate::support::clock;
+use crate::support::ledger;
 use crate::support::perennial::Perennial;
 use crate::support::place::Place;
 use crate::support::scripted_ca::{
@@ -114,9 +115,72 @@ async fn a_bad_certificate_replaces_nothing(fault: CertificateFault) {
         (served.as_ref() != Ok(&good)).then(|| format!("served: {served:?}"))
     })
     .await;
+    // The CA has issued it, and counts it; so do we.
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders.len() > 1, "{orders:?}");
+    assert!(orders.iter().all(|order| order.issued), "{orders:?}");
+    assert!(orders[1].failed && !orders[0].failed, "{orders:?}");
     ca.script(|script| script.certificate = CertificateFault::None);
     perennial.renew(NAME).await;
     wait_for_certificate(&perennial, &ca).await;
+}
+
+/// Another one would be the third of the week: the CA would refuse it.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_certificate_that_is_of_no_use_takes_its_place_within_the_limits() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let limits = "[acme.limits]\nduplicate_certificates = \"2/7d\"\n";
+    let perennial = start(place, &ca, limits).await;
+    wait_for_certificate(&perennial, &ca).await;
+    ca.script(|script| script.certificate = CertificateFault::OtherKey);
+    perennial.renew(NAME).await;
+    perennial.last_error(NAME).await;
+    ca.script(|script| script.certificate = CertificateFault::None);
+    let (status, body) = perennial
+        .admin_post(&format!("/certificates/{NAME}/renew"))
+        .await;
+    assert_eq!(status, 202, "{body}");
+    let answer: serde_json::Value = serde_json::from_str(&body).expect("JSON");
+    let until = answer["until"].as_str().expect("a date");
+    let until = OffsetDateTime::parse(until, &Rfc3339).expect("RFC 3339");
+    assert!(until - clock::now() > time::Duration::days(6), "{body}");
+    assert_eq!(ca.count(Kind::NewOrder), 2);
+}
+
+/// What looks expired here and is good by the authority's own clock is a good certificate: it is
+/// kept for the hour in which this clock is right, and no other is ordered meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_clock_that_is_ahead_no_second_certificate_is_ordered() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.behind = Duration::from_secs(400 * 86_400));
+    let mut perennial = start(place, &ca, "").await;
+    let told = "check this host's clock";
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains(told), "{error}");
+    let error = perennial.status_field(NAME, "error").await;
+    assert_eq!(error.expect("a report")["class"], "operator");
+    perennial.renew(NAME).await;
+    perennial.kill9();
+    perennial.start_and_wait().await;
+    perennial.renew(NAME).await;
+    wait_until(SOON, "the same error again", async || {
+        let error = perennial.last_error(NAME).await;
+        error.contains(told).then_some(())
+    })
+    .await;
+    assert_eq!((ca.count(Kind::NewOrder), ca.issued().len()), (1, 1));
+    assert_eq!(ca.count(Kind::Certificate), 1, "it is on disk");
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].issued && !orders[0].failed, "{orders:?}");
+    // Where the authority has the same time, it is its certificate that is no good.
+    ca.script(|script| script.behind_is_told = false);
+    perennial.renew(NAME).await;
+    wait_until(SOON, "another order", async || {
+        (ca.count(Kind::NewOrder) == 2).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

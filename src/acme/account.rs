@@ -11,8 +11,8 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
 
 use base64::Engine;
 use base64::prelude::BASE64_URL_SAFE_NO_PAD;
@@ -40,6 +40,8 @@ pub use imported::{Imported, ImportedAccount};
 const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
 /// After so many orders in a row that were told to wait, the limit is the account's, not a name's.
 const ACCOUNT_LIMIT_SIGNS: u32 = 3;
+/// A CA that offers no renewal information may do so tomorrow.
+pub(super) const SILENCE: Duration = Duration::days(1);
 /// Longest readable part of a CA's directory name.
 const MAX_SLUG: usize = 80;
 
@@ -153,6 +155,9 @@ pub struct Authority {
     opened: tokio::sync::Mutex<Opened>,
     /// Orders in a row that were told to wait, whichever they were.
     rate_limited: AtomicU32,
+    /// Until when the CA is known to offer no renewal information, so that not every certificate
+    /// finds that out for itself, each day.
+    silent_until: Mutex<Option<OffsetDateTime>>,
     /// Held for reading by orders, which sign with the account's key, and for writing to change it.
     key_in_use: tokio::sync::RwLock<()>,
 }
@@ -252,8 +257,24 @@ impl Authority {
             config,
             opened: tokio::sync::Mutex::default(),
             rate_limited: AtomicU32::new(0),
+            silent_until: Mutex::default(),
             key_in_use: tokio::sync::RwLock::default(),
         }
+    }
+
+    /// The directory of just now offers no renewal information; others need not look for so long.
+    pub fn offers_no_renewal_info(&self, now: OffsetDateTime) {
+        let until = now + SILENCE;
+        let silent = self.silent_until.lock();
+        *silent.unwrap_or_else(PoisonError::into_inner) = Some(until);
+    }
+
+    /// Whether renewal information need not be asked for.
+    pub fn is_silent(&self, now: OffsetDateTime) -> bool {
+        let silent = self.silent_until.lock();
+        let until = *silent.unwrap_or_else(PoisonError::into_inner);
+        // A date further away was made by a clock that was ahead.
+        until.is_some_and(|until| now < until && until - now <= SILENCE)
     }
 
     /// The limit that one more order for these names would break now. `exempt`: the CA is told

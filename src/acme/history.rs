@@ -22,8 +22,8 @@ use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// Lines that are over before the file is written anew.
 const MAX_STALE_LINES: usize = 4096;
-/// An order, its URL and its failure.
-const LINES_OF_AN_EVENT: usize = 3;
+/// An order, its URL, its certificate and its failure.
+const LINES_OF_AN_EVENT: usize = 4;
 
 /// One line of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,7 +44,13 @@ enum Line {
     /// The CA has the order with this number under this URL. One without is an order that was
     /// not answered, or one that a crash lost.
     Placed { id: u64, url: String },
-    /// The order with this number left no certificate.
+    /// The CA has issued for the order with this number, and counts that.
+    Issued {
+        id: u64,
+        #[serde(flatten)]
+        dates: Dates,
+    },
+    /// The order with this number left no certificate, or none that is of any use.
     Failed { id: u64, name: Option<String> },
 }
 
@@ -82,6 +88,8 @@ struct Memory {
     past: Past,
     /// What is known of when that was.
     dates: BTreeMap<u64, Dates>,
+    /// And of when the certificate was there.
+    issued: BTreeMap<u64, Dates>,
     /// When this process read what was there, and when it last compared the clocks.
     opened: Option<Moment>,
     settled: Option<Moment>,
@@ -244,7 +252,17 @@ impl History {
         self.add(|_| Line::Placed { id, url }).map(|_| ())
     }
 
-    /// Notes that an order left no certificate, and which name was not validated.
+    /// Notes that the CA has issued for an order, whatever becomes of that here; once is enough.
+    pub fn issued(&self, id: u64, now: OffsetDateTime) -> Result<(), StoreError> {
+        if self.lock().issued.contains_key(&id) {
+            return Ok(());
+        }
+        let dates = Dates::new(&self.steady.moment(now));
+        self.add(|_| Line::Issued { id, dates }).map(|_| ())
+    }
+
+    /// Notes that an order left no certificate, or none that is of any use, and which name was not
+    /// validated.
     pub fn failed(&self, id: u64, name: Option<String>) -> Result<(), StoreError> {
         self.add(|_| Line::Failed { id, name }).map(|_| ())
     }
@@ -267,6 +285,25 @@ impl History {
         let mut memory = self.lock();
         memory.settle(&moment);
         memory.forget(now, keep);
+    }
+
+    /// Whether the clock was set since what happened was dated last.
+    pub fn is_misdated(&self, now: OffsetDateTime) -> bool {
+        let moment = self.steady.moment(now);
+        let before = self.lock().settled;
+        before.is_some_and(|before| moment.was_set_since(&before))
+    }
+
+    /// Dates what happened by the clock of now, on disk before this returns: the next start of the
+    /// host knows nothing of the uptime by which this one can.
+    pub fn date(&self, now: OffsetDateTime) -> Result<(), StoreError> {
+        let moment = self.steady.moment(now);
+        let mut memory = self.lock();
+        memory.settle(&moment);
+        match &self.path {
+            Some(path) if memory.is_stale => write_anew(path, &mut memory),
+            _ => Ok(()),
+        }
     }
 
     fn add(&self, line: impl FnOnce(u64) -> Line) -> Result<u64, StoreError> {
@@ -358,9 +395,10 @@ fn write_anew(path: &Path, memory: &mut Memory) -> Result<(), StoreError> {
         bytes.push(b'\n');
         lines += 1;
     }
+    atomic::write_file(path, &bytes, SECRET_FILE)?;
     memory.lines = lines;
     memory.is_stale = false;
-    atomic::write_file(path, &bytes, SECRET_FILE)
+    Ok(())
 }
 
 impl Memory {
@@ -374,18 +412,23 @@ impl Memory {
                 names,
                 exempt,
             } => {
-                let end = End::Issued;
+                let end = End::Sent;
                 (id, dates, What::Order { names, exempt, end })
             }
             Line::Placed { id, url } => {
                 self.urls.insert(id, url);
-                return;
+                return self.past.end(id, End::Placed);
+            }
+            Line::Issued { id, dates } => {
+                let (at, is_over) = (dates.at, false);
+                self.issued.insert(id, dates);
+                return self.past.end(id, End::Issued { at, is_over });
             }
             Line::Failed { id, name } => return self.past.end(id, End::Failed(name)),
         };
         self.next_id = self.next_id.max(id + 1);
-        self.dates.insert(id, dates);
         self.past.add(id, Event { at: dates.at, what });
+        self.dates.insert(id, dates);
     }
 
     /// An event as it stands in the file.
@@ -393,7 +436,7 @@ impl Memory {
         let (Some(event), Some(dates)) = (self.past.get(id), self.dates.get(&id)) else {
             return Vec::new();
         };
-        let dates = *dates;
+        let dates = dates.clone();
         let What::Order { names, exempt, end } = &event.what else {
             return vec![Line::Account { id, dates }];
         };
@@ -407,21 +450,29 @@ impl Memory {
             id,
             url: url.clone(),
         });
-        let failed = match end {
-            End::Issued => None,
-            End::Failed(name) => Some(Line::Failed {
-                id,
-                name: name.clone(),
-            }),
+        let issued = self.issued.get(&id);
+        let issued = issued.map(|dates| Line::Issued {
+            id,
+            dates: dates.clone(),
+        });
+        let name = match end {
+            End::Issued { is_over: true, .. } => Some(None),
+            End::Failed(name) => Some(name.clone()),
+            End::Sent | End::Placed | End::Issued { .. } => None,
         };
-        let all = [Some(order), placed, failed];
+        let failed = name.map(|name| Line::Failed { id, name });
+        let all = [Some(order), placed, issued, failed];
         all.into_iter().flatten().collect()
     }
 
     /// This process has read it all.
     fn open(&mut self, now: &Moment, keep: Duration) {
-        for dates in self.dates.values_mut() {
+        for dates in self.dates.values_mut().chain(self.issued.values_mut()) {
             dates.are_read(now);
+        }
+        // Nobody finalises an order whose URL is not on disk, so nobody has issued for it.
+        for id in self.past.sent() {
+            self.past.end(id, End::Failed(None));
         }
         (self.opened, self.settled) = (Some(*now), None);
         self.settle(now);
@@ -437,7 +488,9 @@ impl Memory {
         }
         for (id, dates) in &mut self.dates {
             let at = dates.settle(now, &opened);
-            self.past.redate(*id, at);
+            let issued = self.issued.get_mut(id);
+            let issued = issued.map(|dates| dates.settle(now, &opened));
+            self.past.redate(*id, at, issued);
         }
         self.is_stale = before.is_some();
         self.settled = Some(*now);
@@ -453,200 +506,9 @@ impl Memory {
         self.past.remove(id);
         self.dates.remove(&id);
         self.urls.remove(&id);
+        self.issued.remove(&id);
     }
 }
 
 #[cfg(test)]
-mod tests {
-    use time::macros::datetime;
-
-    use super::*;
-    use crate::acme::limits;
-
-    const NOW: OffsetDateTime = datetime!(2026-11-25 12:00 UTC);
-    const WEEK: Duration = Duration::days(7);
-
-    fn past_of(history: &History) -> Vec<Event> {
-        history.judge(|past| past.events().map(|(_, event)| event.clone()).collect())
-    }
-
-    #[test]
-    fn what_was_asked_is_known_after_a_restart() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        // The times of a test do not pass on the host's clocks.
-        let steady = Steady::Simulated(Arc::default());
-        let open = |now| History::open_by(steady.clone(), &state, "ca", WEEK, now).unwrap();
-        let history = open(NOW);
-        assert!(past_of(&history).is_empty());
-        let names = ["a.test".parse().unwrap(), "*.a.test".parse().unwrap()];
-        history.account(NOW).unwrap();
-        let first = history.order(&names, false, NOW).unwrap();
-        history
-            .order(&names[..1], true, NOW + Duration::DAY)
-            .unwrap();
-        history.failed(first, Some("a.test".to_owned())).unwrap();
-        history.placed(first, "https://ca.test/order/1").unwrap();
-        let past = past_of(&history);
-        assert_eq!(past.len(), 3);
-        // Opening writes it anew: the second one reads what the first has written.
-        for _ in 0..2 {
-            let again = open(NOW + Duration::DAY);
-            assert_eq!(past_of(&again), past);
-            let urls = again.lock().urls.clone();
-            assert_eq!(urls, [(first, "https://ca.test/order/1".to_owned())].into());
-        }
-        // Half a line at the end, as a crash leaves it, costs nothing else.
-        let path = state.ledger_dir().join("authorities/ca.history.jsonl");
-        let mut text = fs::read_to_string(&path).unwrap();
-        text.push_str("{\"order\":{\"id\":9,");
-        fs::write(&path, text).unwrap();
-        assert_eq!(past_of(&open(NOW + Duration::DAY)), past);
-        let later = open(NOW + WEEK);
-        assert_eq!(past_of(&later), past[2..]);
-        assert!(later.lock().urls.is_empty());
-        assert_eq!(later.order(&names, false, NOW + WEEK).unwrap(), 3);
-        let mode = fs::metadata(&path).unwrap();
-        assert_eq!(
-            std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
-            0o600
-        );
-    }
-
-    #[test]
-    fn a_place_within_the_limits_is_taken_at_once_and_given_up_where_nothing_is_sent() {
-        let directory = tempfile::tempdir().unwrap();
-        let state = StateDir::open(directory.path()).unwrap();
-        let steady = Steady::Simulated(Arc::default());
-        let open = || Arc::new(History::open_by(steady.clone(), &state, "ca", WEEK, NOW).unwrap());
-        let history = open();
-        let names = ["a.test".parse().unwrap()];
-        let first = Reservation::new(&history, &names, NOW);
-        let second = Reservation::new(&history, &names, NOW);
-        assert_eq!(past_of(&history).len(), 2);
-        assert!(past_of(&open()).is_empty(), "nothing was sent yet");
-        let id = first.commit().unwrap();
-        drop(second);
-        assert_eq!(past_of(&history).len(), 1);
-        history.failed(id, Some("a.test".to_owned())).unwrap();
-        assert_eq!(past_of(&open()), past_of(&history));
-    }
-
-    /// An account's limit, used up under a clock that is 400 days ahead.
-    struct Host {
-        _directory: tempfile::TempDir,
-        state: StateDir,
-        uptime: Arc<Mutex<Option<clock::Uptime>>>,
-    }
-
-    impl Host {
-        fn new() -> Host {
-            let directory = tempfile::tempdir().unwrap();
-            Host {
-                state: StateDir::open(directory.path()).unwrap(),
-                _directory: directory,
-                uptime: Arc::default(),
-            }
-        }
-
-        fn at(&self, boot: u64, uptime: Duration) {
-            let milliseconds = uptime.whole_milliseconds().try_into().unwrap();
-            let uptime = clock::Uptime { boot, milliseconds };
-            *self.uptime.lock().unwrap() = Some(uptime);
-        }
-
-        fn open(&self, now: OffsetDateTime) -> History {
-            let steady = Steady::Simulated(Arc::clone(&self.uptime));
-            History::open_by(steady, &self.state, "ca", WEEK, now).unwrap()
-        }
-
-        fn used_up(&self, now: OffsetDateTime) -> History {
-            let history = self.open(now);
-            for number in 0..300 {
-                let name = format!("n{number}.test").parse().unwrap();
-                history.order(&[name], false, now).unwrap();
-            }
-            history
-        }
-    }
-
-    fn broken_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
-        history.forget(now, WEEK);
-        let limits = crate::config::Limits::lets_encrypt();
-        let names = ["x.test".parse().unwrap()];
-        let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
-        broken.map(|broken| broken.until)
-    }
-
-    #[test]
-    fn a_clock_that_is_set_neither_holds_up_an_order_nor_breaks_a_limit() {
-        for wrong_by in [Duration::days(400), -Duration::days(400)] {
-            let host = Host::new();
-            host.at(1, Duration::HOUR);
-            let history = host.used_up(NOW + wrong_by);
-            // Set while it runs, two hours later, and while it does not.
-            host.at(1, Duration::hours(3));
-            let later = NOW + Duration::hours(2);
-            for history in [&history, &host.open(later)] {
-                assert_eq!(broken_until(history, later), Some(NOW + Duration::hours(3)));
-            }
-            host.at(1, Duration::hours(4));
-            let later = NOW + Duration::hours(3);
-            for history in [&history, &host.open(later)] {
-                assert_eq!(broken_until(history, later), None);
-            }
-            // What was noted wrong is written as it was, for another start of the host.
-            let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
-            let text = fs::read_to_string(path).unwrap();
-            assert!(text.contains("2026-11-25T12:00:00Z"), "{text}");
-            host.at(2, Duration::MINUTE);
-            assert_eq!(broken_until(&host.open(later), later), None);
-        }
-    }
-
-    #[test]
-    fn what_a_running_process_finds_out_about_dates_is_on_disk_with_the_next_order() {
-        let host = Host::new();
-        host.at(1, Duration::HOUR);
-        let history = host.used_up(NOW + Duration::days(400));
-        host.at(1, Duration::hours(3));
-        let later = NOW + Duration::hours(2);
-        broken_until(&history, later);
-        history
-            .order(&["x.test".parse().unwrap()], true, later)
-            .unwrap();
-        drop(history);
-        host.at(2, Duration::MINUTE);
-        let later = NOW + Duration::hours(3);
-        assert_eq!(broken_until(&host.open(later), later), None);
-    }
-
-    #[test]
-    fn of_another_start_of_the_host_a_date_in_the_future_counts_once_as_just_now() {
-        let host = Host::new();
-        host.at(1, Duration::HOUR);
-        host.used_up(NOW + Duration::days(400));
-        host.at(2, Duration::MINUTE);
-        let until = NOW + Duration::hours(3);
-        assert_eq!(broken_until(&host.open(NOW), NOW), Some(until));
-        // Other processes, and other starts, add nothing to that.
-        let later = NOW + Duration::hours(2);
-        for boot in [2, 3] {
-            host.at(boot, Duration::hours(2));
-            assert_eq!(broken_until(&host.open(later), later), Some(until));
-        }
-        assert_eq!(broken_until(&host.open(until), until), None);
-    }
-
-    #[test]
-    fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
-        let host = Host::new();
-        host.at(1, Duration::HOUR);
-        let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
-        let line =
-            r#"{"order":{"id":3,"at":"2026-11-25T11:00:00Z","names":["a.test"],"exempt":false}}"#;
-        append(&path, format!("{line}\n").as_bytes()).unwrap();
-        let past = past_of(&host.open(NOW));
-        assert_eq!(past[0].at, NOW - Duration::HOUR);
-    }
-}
+mod tests;

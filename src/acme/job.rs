@@ -6,10 +6,10 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration as StdDuration, Instant};
 
-use time::{Duration, OffsetDateTime};
+use time::OffsetDateTime;
 
 use super::account::revocation::Revocation;
-use super::account::{Authority, Session, blocking};
+use super::account::{Authority, SILENCE, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
 use super::error::{AcmeError, LastError};
@@ -29,9 +29,6 @@ use crate::config::{ChallengeType, Dns};
 use crate::local_ca::LocalCa;
 use crate::store::StoreError;
 use crate::store::generation::{self, Generation, Meta, Source, StoredCertificate};
-
-/// A CA without renewal information is looked at again after this.
-const UNSUPPORTED_WAIT: Duration = Duration::days(1);
 
 /// How a job ended.
 pub(super) enum Done {
@@ -310,7 +307,8 @@ impl AskJob {
             }
         };
         let Some(base) = directory.renewal_info else {
-            let unsupported = self.blank(clock::now() + UNSUPPORTED_WAIT);
+            self.authority.offers_no_renewal_info(clock::now());
+            let unsupported = self.blank(clock::now() + SILENCE);
             return self.store(unsupported).await;
         };
         // If a crash comes now, this question counts as one that failed.

@@ -31,13 +31,30 @@ pub enum What {
     },
 }
 
-/// How an order ended.
+/// How far an order has come. A certificate counts whether or not it is of any use.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum End {
-    /// Or it runs, or a crash ended it: then there may be a certificate.
-    Issued,
-    /// The name that was not validated, where it was that.
+    /// It is being sent: its certificate will count, should there be one.
+    Sent,
+    /// The CA has it, and may have issued meanwhile.
+    Placed,
+    /// There is a certificate since then. `is_over`: nobody goes on with the order, as what the CA
+    /// sent is of no use.
+    Issued { at: OffsetDateTime, is_over: bool },
+    /// There is none. The name that was not validated, where it was that.
     Failed(Option<String>),
+}
+
+impl End {
+    /// What one more word about the order makes of it: a certificate is never unmade.
+    fn then(self, word: End) -> End {
+        match (self, word) {
+            (End::Issued { at, .. }, End::Failed(_)) => End::Issued { at, is_over: true },
+            (End::Sent, End::Placed) => End::Placed,
+            (end, End::Sent | End::Placed) => end,
+            (_, word) => word,
+        }
+    }
 }
 
 /// A limit that one more order would break, and from when on it would not.
@@ -77,6 +94,8 @@ pub struct Past {
     sets: HashMap<String, Times>,
     /// By name, without the `*.` of a wildcard.
     failures: HashMap<String, Times>,
+    /// All orders, those that count nothing too, by all names together.
+    asked: HashMap<String, Times>,
 }
 
 impl Past {
@@ -103,24 +122,57 @@ impl Past {
         self.events.insert(id, event);
     }
 
-    /// Notes how the order with this number ended.
-    pub fn end(&mut self, id: u64, ended: End) {
-        let Some(mut event) = self.remove(id) else {
-            return;
-        };
-        if let What::Order { end, .. } = &mut event.what {
-            *end = ended;
-        }
-        self.add(id, event);
+    /// Notes how far the order with this number has come.
+    pub fn end(&mut self, id: u64, word: End) {
+        self.change(id, |event| {
+            if let What::Order { end, .. } = &mut event.what {
+                *end = end.clone().then(word);
+            }
+        });
     }
 
-    /// It turns out that the event with this number was then.
-    pub fn redate(&mut self, id: u64, at: OffsetDateTime) {
-        if self.get(id).is_some_and(|event| event.at != at)
-            && let Some(event) = self.remove(id)
-        {
-            self.add(id, Event { at, ..event });
+    /// It turns out that the event with this number was then, and its certificate there since.
+    pub fn redate(&mut self, id: u64, at: OffsetDateTime, issued: Option<OffsetDateTime>) {
+        self.change(id, |event| {
+            event.at = at;
+            if let What::Order { end, .. } = &mut event.what
+                && let (End::Issued { at, .. }, Some(issued)) = (end, issued)
+            {
+                *at = issued;
+            }
+        });
+    }
+
+    fn change(&mut self, id: u64, change: impl FnOnce(&mut Event)) {
+        if let Some(mut event) = self.remove(id) {
+            change(&mut event);
+            self.add(id, event);
         }
+    }
+
+    /// The orders that the CA has not answered, for all that is known.
+    pub fn sent(&self) -> Vec<u64> {
+        let is_sent = |event: &Event| matches!(event.what, What::Order { end: End::Sent, .. });
+        let sent = self.events.iter().filter(|(_, event)| is_sent(event));
+        sent.map(|(id, _)| *id).collect()
+    }
+
+    /// Whether the CA has the newest order for these names, which it was asked for after `since`,
+    /// and that did not come to nothing.
+    pub fn has_open(&self, names: &[Name], since: OffsetDateTime) -> bool {
+        let names = names.iter().map(Name::to_string).collect();
+        let newest = self.asked.get(&all_of(&names)).and_then(Times::last);
+        newest.is_some_and(|(at, id)| {
+            let what = self.get(*id).map(|event| &event.what);
+            let is_open = matches!(
+                what,
+                Some(What::Order {
+                    end: End::Placed | End::Issued { is_over: false, .. },
+                    ..
+                })
+            );
+            is_open && since < *at
+        })
     }
 
     /// Drops what is older than `keep`, and answers the numbers of that.
@@ -144,35 +196,40 @@ impl Past {
 
     /// Puts an event where the limits look for it, or takes it out.
     fn index(&mut self, id: u64, event: &Event, add: bool) {
-        let entry = (event.at, id);
-        let put = |times: &mut Times| match add {
-            true => times.insert(entry),
-            false => times.remove(&entry),
+        let put = |times: &mut Times, at| match add {
+            true => times.insert((at, id)),
+            false => times.remove(&(at, id)),
         };
-        let put_under = |map: &mut HashMap<String, Times>, key: String| {
+        let put_under = |map: &mut HashMap<String, Times>, key: String, at| {
             let times = map.entry(key.clone()).or_default();
-            put(times);
+            put(times, at);
             if times.is_empty() {
                 map.remove(&key);
             }
         };
-        put(&mut self.by_time);
+        let at = event.at;
+        put(&mut self.by_time, at);
         let What::Order { names, exempt, end } = &event.what else {
-            put(&mut self.accounts);
+            put(&mut self.accounts, at);
             return;
         };
         if !exempt {
-            put(&mut self.orders);
+            put(&mut self.orders, at);
         }
-        match end {
-            End::Issued if !exempt => {
-                put_under(&mut self.sets, all_of(names));
-                for domain in domains(names) {
-                    put_under(&mut self.certificates, domain.to_owned());
-                }
+        put_under(&mut self.asked, all_of(names), at);
+        let issued = match end {
+            End::Issued { at, .. } => *at,
+            End::Sent | End::Placed => at,
+            End::Failed(Some(name)) => {
+                return put_under(&mut self.failures, bare(name).to_owned(), at);
             }
-            End::Failed(Some(name)) => put_under(&mut self.failures, bare(name).to_owned()),
-            End::Issued | End::Failed(None) => {}
+            End::Failed(None) => return,
+        };
+        if !exempt {
+            put_under(&mut self.sets, all_of(names), issued);
+            for domain in domains(names) {
+                put_under(&mut self.certificates, domain.to_owned(), issued);
+            }
         }
     }
 }
@@ -257,10 +314,8 @@ fn bare(name: &str) -> &str {
     name.strip_prefix("*.").unwrap_or(name)
 }
 
-/// An order is resumed for so long, and its end has to find its beginning.
-const SHORTEST_MEMORY: Duration = PENDING_LIFETIME;
-
-/// How long what happened matters.
+/// How long what happened matters: as long as a limit looks back from the certificate, which may
+/// be so much younger than its order.
 pub fn memory(limits: &Limits) -> Duration {
     let all = [
         limits.new_orders,
@@ -273,7 +328,7 @@ pub fn memory(limits: &Limits) -> Duration {
     let longest = longest.map_or(Duration::ZERO, |per| {
         per.try_into().unwrap_or(Duration::MAX)
     });
-    longest.max(SHORTEST_MEMORY)
+    longest.saturating_add(PENDING_LIFETIME)
 }
 
 /// `times`: of what counts. A look at as many of them as the limit has, and no more.
@@ -317,6 +372,11 @@ mod tests {
         text.split(' ').map(|name| name.parse().unwrap()).collect()
     }
 
+    /// At the time of the order.
+    fn issued() -> End {
+        End::Placed
+    }
+
     fn event(hours: i64, text: &str, end: End) -> Event {
         Event {
             at: NOW - Duration::hours(hours),
@@ -338,23 +398,23 @@ mod tests {
     #[test]
     fn the_same_names_five_times_in_a_week() {
         let mut past: Vec<Event> = (1..=4)
-            .map(|hours| event(hours, "a.test b.test", End::Issued))
+            .map(|hours| event(hours, "a.test b.test", issued()))
             .collect();
         assert_eq!(broken(&past, "b.test a.test"), None);
-        past.push(event(100, "a.test b.test", End::Issued));
+        past.push(event(100, "a.test b.test", issued()));
         let limit = "5 in 7d certificates for the same names";
         assert_eq!(broken(&past, "b.test a.test"), Some((68, limit.to_owned())));
         assert_eq!(broken(&past, "a.test"), None, "another set");
         // A failed order left no certificate, and one of more than a week ago does not matter.
         past[4] = event(100, "a.test b.test", End::Failed(None));
         assert_eq!(broken(&past, "a.test b.test"), None);
-        past[4] = event(168, "a.test b.test", End::Issued);
+        past[4] = event(168, "a.test b.test", issued());
         assert_eq!(broken(&past, "a.test b.test"), None);
     }
 
     #[test]
     fn fifty_certificates_for_a_registered_domain() {
-        let one = |at: i64| event(at, &format!("n{at}.example.co.uk"), End::Issued);
+        let one = |at: i64| event(at, &format!("n{at}.example.co.uk"), issued());
         let mut past: Vec<Event> = (1..=50).map(one).collect();
         let limit = "50 in 7d certificates for example.co.uk".to_owned();
         assert_eq!(broken(&past, "*.example.co.uk"), Some((118, limit)));
@@ -403,18 +463,68 @@ mod tests {
         assert_eq!(account(NOW, &limits, &past(9)), None);
         let until = account(NOW, &limits, &past(10)).unwrap().until;
         assert_eq!(until, NOW + Duration::hours(2));
-        assert_eq!(memory(&limits), Duration::days(7));
+        assert_eq!(memory(&limits), Duration::days(8));
+    }
+
+    #[test]
+    fn a_certificate_counts_from_its_own_date_on_and_whatever_became_of_it() {
+        let limits = Limits::lets_encrypt();
+        let mut past: Past = (0..5).map(|_| event(20, "a.test", End::Sent)).collect();
+        let until = |past: &Past| {
+            let broken = order(NOW, &limits, past, &names("a.test"), false);
+            broken.map(|broken| (broken.until - NOW).whole_hours())
+        };
+        assert_eq!(until(&past), Some(148));
+        past.end(2, End::Placed);
+        let at = NOW - Duration::HOUR;
+        let is_over = false;
+        past.end(2, End::Issued { at, is_over });
+        assert_eq!(until(&past), Some(148));
+        for id in [0, 1, 3, 4] {
+            past.end(id, End::Issued { at, is_over });
+        }
+        assert_eq!(until(&past), Some(167));
+        // It was for another key, and the CA counts it.
+        past.end(2, End::Failed(None));
+        assert_eq!(until(&past), Some(167));
+        past.redate(2, NOW - Duration::days(9), Some(NOW - Duration::days(8)));
+        assert_eq!(until(&past), None);
+    }
+
+    #[test]
+    fn an_order_is_open_until_it_has_come_to_nothing() {
+        let mut past: Past = [event(1, "a.test b.test", End::Sent)].into_iter().collect();
+        let day = NOW - Duration::DAY;
+        let is_open = |past: &Past| past.has_open(&names("b.test a.test"), day);
+        assert!(!is_open(&past), "the CA has not answered");
+        past.end(0, End::Placed);
+        assert!(is_open(&past) && !past.has_open(&names("a.test"), day));
+        assert!(!past.has_open(&names("a.test b.test"), NOW - Duration::HOUR));
+        let (at, is_over) = (NOW, false);
+        past.end(0, End::Issued { at, is_over });
+        past.end(0, End::Placed);
+        assert!(is_open(&past));
+        // A newer one that came to nothing: there is no going on with the one before.
+        past.add(1, event(0, "a.test b.test", End::Failed(None)));
+        assert!(!is_open(&past));
+        past.remove(1);
+        assert!(is_open(&past));
+        past.end(0, End::Failed(None));
+        assert!(!is_open(&past));
+        past.remove(0);
+        assert!(past.asked.is_empty() && past.sets.is_empty() && past.certificates.is_empty());
     }
 
     #[test]
     fn what_is_over_or_ended_otherwise_counts_no_more() {
-        let mut past: Past = (0..5).map(|_| event(1, "a.test", End::Issued)).collect();
+        let mut past: Past = (0..5).map(|_| event(1, "a.test", issued())).collect();
         let limits = Limits::lets_encrypt();
         let broken = |past: &Past| order(NOW, &limits, past, &names("a.test"), false);
         assert!(broken(&past).is_some());
         past.end(3, End::Failed(Some("*.a.test".to_owned())));
         assert_eq!(broken(&past), None);
-        past.end(3, End::Issued);
+        past.remove(3);
+        past.add(3, event(1, "a.test", issued()));
         assert!(broken(&past).is_some());
         past.forget(NOW + Duration::days(6), Duration::days(7));
         assert_eq!(past.len(), 5);

@@ -36,8 +36,8 @@ use crate::store::leaf::Leaf;
 use crate::store::{key_type_name, private_key};
 pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
-use pending::{ORDER_FILE, Pending, PendingDir};
-pub use pending::{PENDING_LIFETIME, complete_pending};
+pub use pending::{FETCHED_LIFETIME, PENDING_LIFETIME, complete_pending};
+use pending::{Fetched, ORDER_FILE, Pending, PendingDir};
 use poll::Poll;
 use validation::Answered;
 
@@ -118,6 +118,9 @@ struct Run {
 
 impl Run {
     async fn to_the_end(&self) -> Result<Issued, AcmeError> {
+        if let Some(issued) = self.use_fetched().await? {
+            return Ok(issued);
+        }
         let (mut order, pending, key) = match self.resume().await? {
             Some(resumed) => resumed,
             None => self.start().await?,
@@ -143,6 +146,34 @@ impl Run {
             answered: kinds,
             ..issued
         })
+    }
+
+    /// The certificate that was fetched before, if it can be used now: nothing is sent for it, and
+    /// no other is ordered while only this host's clock speaks against it.
+    async fn use_fetched(&self) -> Result<Option<Issued>, AcmeError> {
+        let (dir, pending) = (self.job.dir.clone(), self.pending.clone());
+        let (names, key_type) = (self.job.names.clone(), self.job.key_type);
+        let ca = self.job.config.directory.clone();
+        let used = blocking(move || {
+            let fetched = Fetched::read(&pending, &names, key_type);
+            let fetched = fetched.filter(|it| it.pending.ca == ca)?;
+            let kept = fetched.keep(&dir, &names, key_type, clock::now());
+            Some((fetched.pending.number, kept))
+        });
+        let Some((number, kept)) = used.await else {
+            return Ok(None);
+        };
+        match kept.map_err(|error| self.not_kept(error)) {
+            Ok(issued) => Ok(Some(issued)),
+            Err(error) if error.ends_the_order() => {
+                tracing::debug!(%error, "dropping an interrupted order");
+                let pending = self.pending.clone();
+                blocking(move || pending.discard()).await;
+                self.note_end(number, None).await;
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
     }
 
     /// The order that a crash or a shutdown interrupted, if the CA still has it.
@@ -261,7 +292,6 @@ impl Run {
             match self.place(&order, true).await {
                 Err((error, status)) if refuses_predecessor(&error, status) => {
                     tracing::debug!(%error, "ordering again without `replaces`");
-                    self.check_limits()?;
                 }
                 placed => return placed.map_err(|(error, _)| error),
             }
@@ -270,7 +300,8 @@ impl Run {
         placed.map_err(|(error, _)| error)
     }
 
-    /// A renewal that the CA knows as one counts against no limit; this one does.
+    /// For an order without a place: it was to go on with another one, or to be a renewal that
+    /// counts against nothing.
     fn check_limits(&self) -> Result<(), AcmeError> {
         let limits = &self.job.config.limits;
         let broken = self
@@ -278,10 +309,8 @@ impl Run {
             .history
             .judge(|past| limits::order(clock::now(), limits, past, &self.job.names, false));
         match broken {
-            Some(broken) => Err(AcmeError {
-                retry_after: Some(broken.until),
-                ..self.error(Class::RateLimited, broken.to_string())
-            }),
+            // Its date is looked up again before the next attempt, by the clock of then.
+            Some(broken) => Err(self.error(Class::RateLimited, broken.to_string())),
             None => Ok(()),
         }
     }
@@ -295,6 +324,9 @@ impl Run {
     ) -> Result<(Order, u64), (AcmeError, Option<u16>)> {
         let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
         let reservation = self.reservation().filter(|_| !exempt);
+        if reservation.is_none() && !exempt {
+            self.check_limits().map_err(|error| (error, None))?;
+        }
         let note = move || match reservation {
             Some(reservation) => reservation.commit(),
             None => history.order(&names, exempt, clock::now()),
@@ -329,8 +361,18 @@ impl Run {
         noted.map_err(|error| AcmeError::store(&self.what, &error))
     }
 
-    /// The order leaves no certificate. `name`: the one that the CA did not validate, which it may
-    /// count.
+    /// The CA has issued, and counts that, whatever we make of it.
+    async fn note_certificate(&self) -> Result<(), AcmeError> {
+        let Some(number) = self.number.get().copied() else {
+            return Ok(());
+        };
+        let history = Arc::clone(&self.job.history);
+        let noted = blocking(move || history.issued(number, clock::now())).await;
+        noted.map_err(|error| AcmeError::store(&self.what, &error))
+    }
+
+    /// The order leaves no certificate, or none that is of use. `name`: the one that the CA did not
+    /// validate, which it may count.
     async fn note_end(&self, number: Option<u64>, name: Option<String>) {
         let Some(number) = number else {
             return;
@@ -346,6 +388,7 @@ impl Run {
         loop {
             match order.state().status {
                 OrderStatus::Valid => {
+                    self.note_certificate().await?;
                     let chain = with_nonce!(order.certificate());
                     let links = self.http.last().links;
                     let chain = chain.map_err(|error| self.explain(error))?;
@@ -384,10 +427,25 @@ impl Run {
             keep(&dir, &pending, &key, &chain, &names, key_type)
         })
         .await
-        .map_err(|error| match error {
-            KeepError::Unusable(cause) => self.error(Class::Retryable, cause),
-            KeepError::Store(error) => AcmeError::store(&self.what, &error),
-        })
+        .map_err(|error| self.not_kept(error))
+    }
+
+    fn not_kept(&self, error: KeepError) -> AcmeError {
+        let class = match &error {
+            KeepError::Unusable(_) => Class::Retryable,
+            KeepError::Expired(at) if self.has_expired_at_the_ca(*at) => Class::Retryable,
+            // The order stays: once the clock is right its certificate is good, and no other has
+            // to be had until then.
+            KeepError::Expired(_) => Class::Operator,
+            KeepError::Store(error) => return AcmeError::store(&self.what, error),
+        };
+        self.error(class, error.to_string())
+    }
+
+    /// Whether the CA's clock, as far as it shows that, says the same as ours.
+    fn has_expired_at_the_ca(&self, at: time::OffsetDateTime) -> bool {
+        let offset = self.job.session.clock_offset();
+        offset.is_some_and(|offset| at <= clock::now() + offset)
     }
 
     fn invalid(&self, order: &mut Order) -> AcmeError {

@@ -161,6 +161,7 @@ impl Worker {
         self.configure().await;
         loop {
             self.take_lock().await;
+            self.date_records(clock::now()).await;
             for start in self.desk.turn(clock::now()) {
                 self.start(start);
             }
@@ -235,6 +236,24 @@ impl Worker {
             Ok(None) => self.tell_of_writer(),
             Err(error) => tracing::error!(%error, "no certificate can be ordered"),
         }
+    }
+
+    /// A clock that was set moves the dates of what was asked of the CAs.
+    async fn date_records(&self, now: OffsetDateTime) {
+        let authorities = self.desk.authorities.iter();
+        let misdated = authorities.filter(|it| it.history.is_misdated(now));
+        let misdated: Vec<Arc<Authority>> = misdated.cloned().collect();
+        if self.lock.is_none() || misdated.is_empty() {
+            return;
+        }
+        blocking(move || {
+            for authority in misdated {
+                if let Err(error) = authority.history.date(now) {
+                    tracing::warn!(%error, "cannot note that the clock was set");
+                }
+            }
+        })
+        .await;
     }
 
     /// Says once that somebody else orders, unless that is about to end.

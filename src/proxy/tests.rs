@@ -86,8 +86,8 @@ async fn serve(proxy: Proxy, stream: TcpStream, client: SocketAddr, speaks: Spea
     let info = ConnectionInfo::new(client, local);
     let (stream, drain) = (ClientStream::plain(stream), Drain::default());
     match speaks {
-        Speaks::Http1 => proxy.serve_http1(stream, info, drain).await,
-        Speaks::Http2 => proxy.serve_http2(stream, info, drain).await,
+        Speaks::Http1 => proxy.serve_http1(stream, info.into(), drain).await,
+        Speaks::Http2 => proxy.serve_http2(stream, info.into(), drain).await,
     }
 }
 

@@ -13,7 +13,10 @@ pub struct LedgerOrder {
     pub names: Vec<String>,
     /// What the CA calls it; `None`: the CA never answered, or a crash lost the answer.
     pub url: Option<String>,
+    /// It left no certificate that is of any use.
     pub failed: bool,
+    /// The CA has issued, and counts that.
+    pub issued: bool,
 }
 
 /// All orders at all CAs, each CA's oldest first.
@@ -41,12 +44,15 @@ fn read(path: &std::path::Path) -> Vec<LedgerOrder> {
                 names: names.collect(),
                 url: None,
                 failed: false,
+                issued: false,
             };
             orders.insert(id, order);
         } else if let Some(order) = id("placed").and_then(|id| orders.get_mut(&id)) {
             order.url = line["placed"]["url"].as_str().map(str::to_owned);
         } else if let Some(order) = id("failed").and_then(|id| orders.get_mut(&id)) {
             order.failed = true;
+        } else if let Some(order) = id("issued").and_then(|id| orders.get_mut(&id)) {
+            order.issued = true;
         }
     }
     orders.into_values().collect()

@@ -8,10 +8,11 @@
 //! orders of just now look old, nor does anybody wait because orders of yesterday look like
 //! tomorrow's.
 //!
-//! Of records from before the host's start only the wall clock's dates are known. One in the past
-//! is believed. One in the future is a wrong clock's, and only the bound is known: it was made
-//! before anybody else saw it. It counts as of the first look at it, so that it holds up an order
-//! for no longer than the limit says, once, and not again after each restart.
+//! Of records from before the host's start only the wall clock's dates are known: the one when it
+//! was made, and where the clock was set later on, those that followed from that. The latest in the
+//! past is believed. One in the future is a wrong clock's; where all are, only the bound is known:
+//! it was made before anybody else saw it. It counts as of the first look at it, so that it holds up
+//! an order for no longer than the limit says, once, and not again after each restart.
 
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -23,6 +24,9 @@ const CLOCK_TOLERANCE: Duration = Duration::minutes(1);
 /// When wall clock and uptime have come apart by so much, dates are looked at anew: clocks that are
 /// kept right drift and are pulled back all the time, by less.
 const DRIFT: Duration = Duration::seconds(5);
+/// Dates of one record that a clock was set away from, the last ones: more often than that no clock
+/// is set within the week or so for which a record matters, unless in vain.
+const MAX_BEFORE: usize = 8;
 
 /// Now, by both clocks.
 #[derive(Clone, Copy, Debug)]
@@ -47,12 +51,21 @@ impl Moment {
     }
 }
 
-/// The dates on one record.
+/// By a wall clock that may have been wrong.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(transparent)]
+pub(super) struct Date(#[serde(with = "time::serde::rfc3339")] OffsetDateTime);
+
+/// The dates on one record.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Dates {
     /// By the wall clock when it was made; in the same start of the host, by that of the last look.
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
+    /// What `at` was before the clock was set in the same start of the host: which of them was the
+    /// right clock's, only the next start can tell.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub before: Vec<Date>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uptime: Option<Uptime>,
     /// By the wall clock of the start that was the first to find `at` in the future.
@@ -68,6 +81,7 @@ impl Dates {
     pub fn new(now: &Moment) -> Dates {
         Dates {
             at: now.wall,
+            before: Vec::new(),
             uptime: now.uptime,
             seen: None,
         }
@@ -76,7 +90,7 @@ impl Dates {
     /// The process has read the record, and goes on from here.
     pub fn are_read(&mut self, opened: &Moment) {
         let known = self.uptime.and_then(|uptime| opened.wall_at(uptime));
-        if known.is_none() && self.at > opened.wall + CLOCK_TOLERANCE {
+        if known.is_none() && self.possible(opened.wall).is_none() {
             self.seen = self.seen.or(Some(opened.wall));
         }
     }
@@ -85,11 +99,11 @@ impl Dates {
     /// future. `opened`: when this process read what others had noted.
     pub fn settle(&mut self, now: &Moment, opened: &Moment) -> OffsetDateTime {
         if let Some(at) = self.uptime.and_then(|uptime| now.wall_at(uptime)) {
-            self.at = at;
+            self.moves_to(at);
             return at;
         }
-        if self.at <= now.wall + CLOCK_TOLERANCE {
-            return self.at.min(now.wall);
+        if let Some(at) = self.possible(now.wall) {
+            return at.min(now.wall);
         }
         let opened = opened
             .uptime
@@ -98,6 +112,25 @@ impl Dates {
         let bounds = [self.seen, Some(opened)].into_iter().flatten();
         let possible = bounds.filter(|at| *at <= now.wall).min();
         possible.unwrap_or_else(|| *self.seen.insert(now.wall))
+    }
+
+    /// The latest of the dates that is not in the future.
+    fn possible(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
+        let before = self.before.iter().map(|date| date.0);
+        let all = std::iter::once(self.at).chain(before);
+        all.filter(|at| *at <= now + CLOCK_TOLERANCE).max()
+    }
+
+    /// The clock says now that it was made then.
+    fn moves_to(&mut self, at: OffsetDateTime) {
+        let differs = |other: OffsetDateTime| (other - at).abs() > DRIFT;
+        if differs(self.at) {
+            self.before.push(Date(self.at));
+            self.before.retain(|date| differs(date.0));
+            let excess = self.before.len().saturating_sub(MAX_BEFORE);
+            self.before.drain(..excess);
+        }
+        self.at = at;
     }
 }
 
@@ -163,6 +196,38 @@ mod tests {
             dates.settle(&right(2, 12), &opened),
             NOW + Duration::hours(10)
         );
+    }
+
+    /// It was made at 5 by a clock that is right, or wrong, and that is set to and fro afterwards.
+    #[test]
+    fn a_later_start_believes_the_clock_that_was_right_of_all_that_were_shown_before() {
+        let ways = [
+            [Duration::ZERO, AHEAD, Duration::ZERO, AHEAD],
+            [AHEAD, Duration::ZERO, AHEAD, 2 * AHEAD],
+            [Duration::ZERO, -AHEAD, AHEAD, -AHEAD],
+            [-AHEAD, AHEAD, -AHEAD, Duration::ZERO],
+        ];
+        for way in ways {
+            let mut dates = Dates::new(&moment(1, 5, way[0]));
+            for (hours, wrong_by) in (6..).zip(&way[1..]) {
+                dates.settle(&moment(1, hours, *wrong_by), &moment(1, 0, way[0]));
+            }
+            let text = serde_json::to_string(&dates).unwrap();
+            let mut dates: Dates = serde_json::from_str(&text).unwrap();
+            dates.are_read(&right(2, 30));
+            assert_eq!(dates.seen, None, "{text}");
+            let at = dates.settle(&right(2, 31), &right(2, 30));
+            assert_eq!(at, NOW + Duration::hours(5), "{text}");
+        }
+    }
+
+    #[test]
+    fn of_a_clock_that_is_set_without_end_the_last_dates_are_kept() {
+        let mut dates = Dates::new(&right(1, 5));
+        for hours in 6..30 {
+            dates.settle(&moment(1, hours, Duration::days(hours)), &right(1, 0));
+        }
+        assert_eq!(dates.before.len(), MAX_BEFORE);
     }
 
     #[test]

@@ -21,6 +21,9 @@ use crate::store::leaf::{Leaf, chain_pem};
 pub(super) enum KeepError {
     #[error("{0}")]
     Unusable(String),
+    /// Or this host's clock is ahead: then it is good.
+    #[error("the CA's certificate expired at {}: check this host's clock", clock::rfc3339(*.0))]
+    Expired(OffsetDateTime),
     /// The pending order is kept: the certificate is good.
     #[error(transparent)]
     Store(#[from] StoreError),
@@ -36,7 +39,7 @@ pub(super) fn keep(
     key_type: KeyType,
 ) -> Result<Issued, KeepError> {
     let now = clock::now();
-    let (leaf, chain) = verified(chain, key, names, now).map_err(KeepError::Unusable)?;
+    let (leaf, chain) = verified(chain, key, names, now)?;
     let meta = Meta {
         ca: Some(pending.ca.clone()),
         order_url: Some(pending.order_url.clone()),
@@ -63,7 +66,16 @@ pub(super) fn verified(
     key: &KeyPair,
     names: &[Name],
     now: OffsetDateTime,
-) -> Result<(Leaf, Vec<Vec<u8>>), String> {
+) -> Result<(Leaf, Vec<Vec<u8>>), KeepError> {
+    let (leaf, chain) = whole(chain, key, names).map_err(KeepError::Unusable)?;
+    if leaf.not_after <= now {
+        return Err(KeepError::Expired(leaf.not_after));
+    }
+    Ok((leaf, chain))
+}
+
+/// Whatever the time is.
+fn whole(chain: &str, key: &KeyPair, names: &[Name]) -> Result<(Leaf, Vec<Vec<u8>>), String> {
     let (leaf, chain) = Leaf::from_chain_pem(chain.as_bytes())
         .map_err(|cause| format!("the CA's certificate is unusable: {cause}"))?;
     if leaf.public_key != key.subject_public_key_info() {
@@ -74,12 +86,6 @@ pub(super) fn verified(
             "the CA's certificate is for {}, not for all of {}",
             texts(&leaf.names).join(", "),
             texts(names).join(", ")
-        ));
-    }
-    if leaf.not_after <= now {
-        return Err(format!(
-            "the CA's certificate expired at {}: check this host's clock",
-            clock::rfc3339(leaf.not_after)
         ));
     }
     check_issuer(&chain)?;

@@ -9,15 +9,19 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use super::Issued;
-use super::delivery::{KeepError, keep};
+use super::delivery::{KeepError, keep, verified};
 use super::texts;
 use crate::certificate::name::Name;
+use crate::clock;
 use crate::config::KeyType;
 use crate::store::generation::PENDING;
 use crate::store::{self, SECRET_FILE, StoreError, atomic, generation, key_type_name};
 
 /// A pending order is resumed for so long; CAs drop theirs after a week at the latest.
 pub const PENDING_LIFETIME: Duration = Duration::days(1);
+/// A certificate that was fetched and could not be used, as this host's clock was ahead, is as good
+/// as a new one for so long. CAs count no longer than that, so the next one can be had then.
+pub const FETCHED_LIFETIME: Duration = Duration::days(7);
 
 pub(super) const ORDER_FILE: &str = "order.json";
 
@@ -38,10 +42,11 @@ pub(super) struct Pending {
 impl Pending {
     pub(super) fn is_for(&self, names: &[Name], key_type: KeyType, now: OffsetDateTime) -> bool {
         let age = now - self.created_at;
-        self.names == texts(names)
-            && self.key_type == key_type_name(key_type)
-            && age < PENDING_LIFETIME
-            && age > -PENDING_LIFETIME
+        self.is_like(names, key_type) && age < PENDING_LIFETIME && age > -PENDING_LIFETIME
+    }
+
+    fn is_like(&self, names: &[Name], key_type: KeyType) -> bool {
+        self.names == texts(names) && self.key_type == key_type_name(key_type)
     }
 }
 
@@ -77,6 +82,46 @@ impl PendingDir {
     }
 }
 
+/// An order whose certificate is on disk, and no generation yet: a crash came between, or this
+/// host's clock says that it has expired.
+pub(super) struct Fetched {
+    pub(super) pending: Pending,
+    key: KeyPair,
+    chain: String,
+}
+
+impl Fetched {
+    /// The one of these names, if there is any.
+    pub(super) fn read(dir: &PendingDir, names: &[Name], key_type: KeyType) -> Option<Fetched> {
+        let chain = fs::read_to_string(dir.0.join(generation::FULLCHAIN)).ok()?;
+        let (pending, key) = dir.read()?;
+        let same = pending.is_like(names, key_type);
+        same.then_some(Fetched {
+            pending,
+            key,
+            chain,
+        })
+    }
+
+    /// Makes it the current generation.
+    pub(super) fn keep(
+        &self,
+        dir: &Path,
+        names: &[Name],
+        key_type: KeyType,
+        now: OffsetDateTime,
+    ) -> Result<Issued, KeepError> {
+        let (leaf, _) = verified(&self.chain, &self.key, names, now)?;
+        let half = (leaf.not_after - leaf.not_before) / 2;
+        if now - leaf.not_before >= FETCHED_LIFETIME.min(half) {
+            let since = clock::rfc3339(leaf.not_before);
+            let old = format!("the certificate of an interrupted order is of {since}: too old");
+            return Err(KeepError::Unusable(old));
+        }
+        keep(dir, &self.pending, &self.key, &self.chain, names, key_type)
+    }
+}
+
 /// Finishes an order whose certificate had been fetched when a crash came. Sends nothing; blocks
 /// on the disk.
 pub fn complete_pending(
@@ -86,13 +131,11 @@ pub fn complete_pending(
     now: OffsetDateTime,
 ) -> Option<Issued> {
     let pending_dir = PendingDir::of(dir);
-    let chain = fs::read_to_string(pending_dir.0.join(generation::FULLCHAIN)).ok()?;
-    let (pending, key) = pending_dir.read()?;
-    if !pending.is_for(names, key_type, now) {
-        return None;
-    }
-    match keep(dir, &pending, &key, &chain, names, key_type) {
+    let fetched = Fetched::read(&pending_dir, names, key_type)?;
+    match fetched.keep(dir, names, key_type, now) {
         Ok(issued) => Some(issued),
+        // The next attempt asks the CA whose clock is wrong.
+        Err(KeepError::Expired(_)) => None,
         Err(error) => {
             tracing::warn!(%error, "cannot finish an interrupted order");
             if matches!(error, KeepError::Unusable(_)) {

@@ -14,6 +14,7 @@ use crate::acme::error::LastError;
 use crate::acme::job::lock_look;
 use crate::acme::ledger::{Kind, Outcome, Record, StoredRevocation};
 use crate::acme::limits::Broken;
+use crate::acme::order::FETCHED_LIFETIME;
 use crate::acme::renewal::{
     self, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored, Wanted, fraction,
 };
@@ -54,7 +55,7 @@ impl Desk {
                 .stored
                 .as_ref()
                 .map(|stored| self.stored_facts(entry, stored)),
-            renewal_info: self.renewal_info(entry),
+            renewal_info: self.renewal_info(entry, now),
             jitter: Jitter {
                 due: entry.due_jitter,
                 retry: if has_failed {
@@ -103,11 +104,12 @@ impl Desk {
     }
 
     /// Renewal information comes from the CA that issued, which may not be the next in turn.
-    pub(super) fn renewal_info(&self, entry: &Entry) -> RenewalInfo {
+    pub(super) fn renewal_info(&self, entry: &Entry, now: OffsetDateTime) -> RenewalInfo {
         let (Some(ledger), Some(id)) = (&entry.ledger, &entry.certificate_id) else {
             return RenewalInfo::default();
         };
-        if self.issuing_authority(entry).is_none() {
+        let authority = self.issuing_authority(entry);
+        if authority.is_none_or(|authority| authority.is_silent(now)) {
             return RenewalInfo::default();
         }
         match ledger.renewal_info(id) {
@@ -135,11 +137,19 @@ impl Desk {
         self.authorities.iter().filter(able).collect()
     }
 
-    /// Whether the CA counts an order as nothing: it is told what that renews (RFC 9773 section 5).
-    pub(super) fn is_exempt(&self, entry: &Entry, authority: &Authority, replaces: bool) -> bool {
+    /// Whether the CA counts an order as nothing: it is told what that renews (RFC 9773 section 5),
+    /// or it has that order already.
+    pub(super) fn is_exempt(
+        &self,
+        entry: &Entry,
+        authority: &Authority,
+        replaces: bool,
+        now: OffsetDateTime,
+    ) -> bool {
         let stored = entry.stored.as_ref();
         let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
-        replaces && same_ca && entry.certificate_id.is_some() && entry.has_renewal_info()
+        let renews = replaces && same_ca && entry.certificate_id.is_some();
+        renews && entry.has_renewal_info() || goes_on(entry, authority, now)
     }
 
     /// The limit that an order would break now.
@@ -150,7 +160,7 @@ impl Desk {
         replaces: bool,
         now: OffsetDateTime,
     ) -> Option<Broken> {
-        let exempt = self.is_exempt(entry, authority, replaces);
+        let exempt = self.is_exempt(entry, authority, replaces, now);
         authority.broken_by(&entry.subject.names, exempt, now)
     }
 
@@ -259,6 +269,16 @@ impl Desk {
             blocked,
         )
     }
+}
+
+/// Whether the next order is to be one that the CA has: whoever runs it and finds that gone looks
+/// at the limits.
+fn goes_on(entry: &Entry, authority: &Authority, now: OffsetDateTime) -> bool {
+    let ledger = entry.ledger.as_ref();
+    let broke_off = ledger.is_some_and(|it| it.last_failed(Kind::Order, authority.url()));
+    let since = now - FETCHED_LIFETIME;
+    let names = &entry.subject.names;
+    broke_off && authority.history.judge(|past| past.has_open(names, since))
 }
 
 /// What the ledger says of a failed attempt.

@@ -44,7 +44,7 @@ fn sign(
     names: &[String],
 ) -> String {
     let names: Vec<&str> = names.iter().map(String::as_str).collect();
-    let now = clock::now();
+    let now = clock::now() - script.behind;
     let mut params = leaf_params(&names, now, now + script.lifetime);
     script.revocation.name_in(&mut params, base);
     let leaf = params.signed_by(key, &ca.intermediate).expect("signed");

@@ -244,6 +244,8 @@ impl Default for Script {
             missing_alternate: false,
             challenges: book::CHALLENGE_TYPES.to_vec(),
             stuck_in_processing: false,
+            behind: Duration::ZERO,
+            behind_is_told: true,
             certificate: CertificateFault::None,
             lifetime: Duration::from_secs(90 * 24 * 3600),
             renewal_info: None,

@@ -1,7 +1,7 @@
 //! RFC 8555 on the wire: one handler, which logs, then does what the script says, then the rest.
 
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Instant, SystemTime};
 
 use axum::body::Bytes;
 use axum::extract::State;
@@ -13,6 +13,7 @@ use super::jws::{Signed, random_text, thumbprint};
 use super::problem::{Problem, malformed, problem};
 use super::script::{Kind, MOVED};
 use super::{Logged, Shared};
+use crate::support::clock;
 
 pub async fn handle(
     State(shared): State<Arc<Shared>>,
@@ -28,9 +29,10 @@ pub async fn handle(
         kind,
         at: Instant::now(),
     });
-    let (fault, moved) = {
+    let (fault, moved, behind) = {
         let script = shared.script.lock().unwrap();
-        (script.fault_for(kind), script.moved)
+        let behind = script.behind_is_told.then_some(script.behind);
+        (script.fault_for(kind), script.moved, behind)
     };
     let mut response = match fault {
         None if kind.is_in_the_directory() && moved != path.starts_with(MOVED) => {
@@ -41,6 +43,10 @@ pub async fn handle(
             .await
             .unwrap_or_else(Problem::into_response),
     };
+    let date = SystemTime::from(clock::now()) - behind.unwrap_or_default();
+    let date = httpdate::fmt_http_date(date);
+    let date = date.parse().expect("a header value");
+    response.headers_mut().insert(header::DATE, date);
     let nonce = random_text();
     let value = HeaderValue::from_str(&nonce).expect("base64url");
     response.headers_mut().insert("replay-nonce", value);

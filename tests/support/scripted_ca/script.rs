@@ -77,6 +77,10 @@ pub struct Script {
     pub certificate: CertificateFault,
     /// Of certificates issued from now on.
     pub lifetime: Duration,
+    /// By so much the authority's time is before this host's, by its certificates and, if that is
+    /// told, by the date of its answers.
+    pub behind: Duration,
+    pub behind_is_told: bool,
     /// `None`: the directory does not offer renewal information.
     pub renewal_info: Option<RenewalInfoAnswer>,
     pub revocation: Revocation,

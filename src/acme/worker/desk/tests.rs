@@ -303,3 +303,27 @@ fn a_limit_of_the_first_authority_is_an_order_at_the_next() {
         "there is no room there, but nothing else in the way"
     );
 }
+
+#[test]
+fn a_ca_without_renewal_information_is_asked_about_one_certificate_a_day() {
+    let names = ["a.test", "b.test", "c.test", "d.test", "e.test", "f.test"];
+    let fresh = names.map(|name| (name, Some(1)));
+    let mut place = Place::new(&fresh);
+    let ids: Vec<u64> = place.desk.entries().map(|(id, _)| id).collect();
+    for id in ids {
+        place.desk.entry_mut(id).unwrap().certificate_id = Some(format!("ca.{id}"));
+    }
+    let first = place.settle(NOW);
+    assert_eq!(first.len(), QUESTIONS.parallel, "nothing is known yet");
+    place.desk.authorities[0].offers_no_renewal_info(NOW);
+    for name in &first {
+        let id = place.desk.by_name(&name.parse().unwrap());
+        place.desk.ended(&Lane::Questions(URL.into()), id);
+    }
+    let (none, day) = (Vec::<String>::new(), Duration::days(1));
+    assert_eq!(place.settle(NOW), none);
+    assert_eq!(place.settle(NOW + Duration::hours(13)), none);
+    // A clock that was ahead when that was found out proves nothing.
+    place.desk.authorities[0].offers_no_renewal_info(NOW + 30 * day);
+    assert_eq!(place.settle(NOW + 2 * day).len(), QUESTIONS.parallel);
+}

@@ -163,7 +163,7 @@ impl Desk {
                 replaces,
                 authority,
                 ..
-            } => !self.is_exempt(entry, authority, *replaces),
+            } => !self.is_exempt(entry, authority, *replaces, now),
             Work::Internal | Work::Ask { .. } => false,
         };
         Ticket {

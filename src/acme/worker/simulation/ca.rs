@@ -7,6 +7,8 @@ use time::{Duration, OffsetDateTime};
 
 pub(super) const NEW_ORDERS: (u32, Duration) = (300, Duration::hours(3));
 pub(super) const DUPLICATES: (u32, Duration) = (5, Duration::days(7));
+/// What the host remembers, and more.
+const MEMORY: Duration = Duration::days(9);
 pub(super) const FAILURES: (u32, Duration) = (5, Duration::hours(1));
 
 /// How the CA answers a new order.
@@ -46,6 +48,12 @@ impl Ca {
         Answer::Accepted
     }
 
+    /// The orders that counted, those of the last days.
+    pub(super) fn orders_since(&self, at: OffsetDateTime) -> impl Iterator<Item = OffsetDateTime> {
+        let newest_first = self.orders.iter().rev().copied();
+        newest_first.take_while(move |order| at <= *order)
+    }
+
     /// Places of the limit of new orders that what is known now takes at `at`.
     pub(super) fn taken(&self, at: OffsetDateTime) -> usize {
         let newest_first = self.orders.iter().rev();
@@ -72,9 +80,9 @@ fn full(
     now: OffsetDateTime,
 ) -> Option<OffsetDateTime> {
     let times = times?;
-    while times.front().is_some_and(|at| now - *at >= per) {
+    while times.front().is_some_and(|at| now - *at >= MEMORY) {
         times.pop_front();
     }
     let over = times.len().checked_sub(count as usize)?;
-    Some(times[over] + per)
+    Some(times[over] + per).filter(|until| now < *until)
 }

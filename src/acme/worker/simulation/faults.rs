@@ -30,6 +30,9 @@ pub(super) enum Event {
     /// The CA cannot validate this name.
     Broken(usize),
     Mended(usize),
+    /// What the CA issues for this name is of no use, and counts.
+    Useless(usize),
+    Useful(usize),
     /// The CA tells by renewal information that it is about to revoke the name's certificate.
     Recalled(usize),
 }
@@ -176,6 +179,12 @@ impl Plan<'_> {
                 let long = self.between(Duration::hours(2), Duration::days(20));
                 self.at(at, Event::Broken(name));
                 self.at(at + long, Event::Mended(name));
+            }
+            if self.rng.random_bool(0.2) {
+                let at = self.any_time();
+                let long = self.between(Duration::minutes(10), Duration::days(20));
+                self.at(at, Event::Useless(name));
+                self.at(at + long, Event::Useful(name));
             }
         }
         // Some incidents, each with a tenth of all certificates.

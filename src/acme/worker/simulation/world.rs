@@ -14,9 +14,10 @@ use super::ca::{Answer, Ca, DUPLICATES, FAILURES, NEW_ORDERS};
 use super::faults::{self, Event, Timeline};
 use crate::acme::account::Authority;
 use crate::acme::error::{AcmeError, Class, LastError};
-use crate::acme::history::{History, Steady};
+use crate::acme::history::{History, Reservation, Steady};
 use crate::acme::ledger::{self, AttemptId, Ledger, Outcome, StoredRenewalInfo};
 use crate::acme::limits;
+use crate::acme::order::FETCHED_LIFETIME;
 use crate::acme::renewal::{IssuerKind, SuggestedWindow};
 use crate::acme::renewal_info;
 use crate::acme::subject::Subject;
@@ -73,9 +74,11 @@ struct Site {
     dir: PathBuf,
     ledger: Arc<Ledger>,
     held: Option<Certificate>,
-    /// The order is on disk, and the CA has it: whether it counts nothing there.
-    pending: Option<bool>,
+    pending: Option<Pending>,
+    /// The latest certificates that count, as many as the CA's limit looks at.
+    counted: VecDeque<Noted>,
     is_broken: bool,
+    is_useless: bool,
     recalled_serial: Option<u64>,
     /// Since when nothing but our own patience has kept it from being ordered.
     free_since: Since,
@@ -93,8 +96,26 @@ struct Since {
     taken: usize,
 }
 
-/// An order that was noted while the clock was wrong.
-struct Misdated {
+impl Since {
+    const START: Since = Since {
+        at: START,
+        taken: 0,
+    };
+}
+
+/// An order that is on disk, and that the CA has.
+#[derive(Clone, Copy)]
+struct Pending {
+    /// Its number in the history.
+    event: u64,
+    /// Whether it counts nothing at the CA.
+    exempt: bool,
+    /// That is there, and that this clock takes for expired.
+    certificate: Option<Certificate>,
+}
+
+/// What the host has noted, and when that truly was.
+struct Noted {
     truly: OffsetDateTime,
     noted: OffsetDateTime,
     boot: u64,
@@ -102,15 +123,32 @@ struct Misdated {
     seen: Option<OffsetDateTime>,
 }
 
-impl Misdated {
-    /// Whether it was not just now, but looks like that to a host that was started since.
-    fn looks_recent(&self, boot: u64, now: OffsetDateTime) -> bool {
-        let date = match self.seen {
+impl Noted {
+    /// The host goes down: what was noted has been dated by this clock, if it was looked at since.
+    fn is_left(&mut self, offset: Duration) {
+        self.noted = self.noted.max(self.truly + offset);
+    }
+
+    /// A host that was started since reads it. By a clock that is ahead it learns nothing.
+    fn is_read(&mut self, boot: u64, now: OffsetDateTime, clock: OffsetDateTime) {
+        if self.boot != boot && self.noted > clock && clock <= now {
+            self.seen = self.seen.or(Some(now));
+        }
+    }
+
+    /// When it was, for all that a host can know whose clock is right now.
+    fn looks(&self, boot: u64, now: OffsetDateTime) -> OffsetDateTime {
+        match self.seen {
+            _ if self.boot == boot => self.truly,
             Some(seen) if self.noted > now => seen,
-            _ => self.noted,
-        };
+            _ => self.noted.min(now),
+        }
+    }
+
+    /// Whether it was not just now, but looks like that.
+    fn looks_recent(&self, boot: u64, now: OffsetDateTime) -> bool {
         let recent = |at| now - at < NEW_ORDERS.1;
-        self.boot != boot && !recent(self.truly) && recent(date)
+        !recent(self.truly) && recent(self.looks(boot, now))
     }
 }
 
@@ -118,14 +156,23 @@ impl Misdated {
 struct Job {
     start: Start,
     attempt: Option<AttemptId>,
-    event: Option<u64>,
     ends: Ends,
 }
 
 enum Ends {
     NoSession(AcmeError),
-    Refused(OffsetDateTime),
-    Order { exempt: bool },
+    /// The CA did not answer a new order.
+    Unanswered {
+        event: u64,
+    },
+    /// By the CA.
+    Refused {
+        event: u64,
+        until: OffsetDateTime,
+    },
+    /// By our own count.
+    Held,
+    Order(Pending),
     Question,
 }
 
@@ -139,7 +186,7 @@ pub(super) struct World {
     boot: u64,
     booted_at: OffsetDateTime,
     uptime: Arc<Mutex<Option<Uptime>>>,
-    misdated: Vec<Misdated>,
+    misdated: Vec<Noted>,
     sites: Vec<Site>,
     ca: Ca,
     authority: Arc<Authority>,
@@ -158,8 +205,7 @@ pub(super) struct World {
     free_since: Option<Since>,
     serials: u64,
     /// Orders of the time that the CA's limit looks back over which the host has lost count of: it
-    /// was started anew, and its clock was wrong when it noted them or when it looked. And
-    /// certificates that it took for expired.
+    /// was started anew, and its clock was wrong when it noted them or when it looked.
     lost_count: u32,
     sessions: u32,
     questions: u32,
@@ -198,12 +244,11 @@ impl World {
             ledger: Arc::new(Ledger::in_memory()),
             held: None,
             pending: None,
+            counted: VecDeque::new(),
             is_broken: false,
+            is_useless: false,
             recalled_serial: None,
-            free_since: Since {
-                at: START,
-                taken: 0,
-            },
+            free_since: Since::START,
             attempts: VecDeque::new(),
             issued: VecDeque::new(),
             most_attempts: 0,
@@ -254,7 +299,7 @@ impl World {
         self.timeline = timeline;
         let end = START + span;
         while let Some(next) = self.next().filter(|next| *next < end) {
-            self.now = next.max(self.now);
+            self.now = whole(next).max(self.now);
             self.step();
         }
         self.now = end;
@@ -315,6 +360,7 @@ impl World {
         }
         let now = self.clock();
         if let Some(desk) = &mut self.desk {
+            self.authority.history.date(now).unwrap();
             for start in desk.turn(now) {
                 self.begins(start);
             }
@@ -355,10 +401,10 @@ impl World {
         };
         let (ledger, history) = (&self.authority.ledger, &self.authority.history);
         history.reopen(self.clock(), limits::memory(&self.authority.config.limits));
-        for it in &mut self.misdated {
-            if it.boot != self.boot && it.noted > self.now + self.offset {
-                it.seen = it.seen.or(Some(self.now));
-            }
+        let (boot, now, clock) = (self.boot, self.now, self.clock());
+        let counted = self.sites.iter_mut().flat_map(|site| &mut site.counted);
+        for it in self.misdated.iter_mut().chain(counted) {
+            it.is_read(boot, now, clock);
         }
         self.authority = Arc::new(Authority::with_records(
             &self.state,
@@ -402,7 +448,7 @@ impl World {
             Event::Suspend => self.is_suspended = true,
             Event::Resume => self.is_suspended = false,
             Event::Clock { offset } => {
-                self.offset = offset;
+                self.offset = Duration::milliseconds(offset.whole_milliseconds() as i64);
             }
             Event::Broken(site) => {
                 self.look_at(site);
@@ -410,6 +456,14 @@ impl World {
             }
             Event::Mended(site) => {
                 self.sites[site].is_broken = false;
+                self.sites[site].free_since = self.since(self.now);
+            }
+            Event::Useless(site) => {
+                self.look_at(site);
+                self.sites[site].is_useless = true;
+            }
+            Event::Useful(site) => {
+                self.sites[site].is_useless = false;
                 self.sites[site].free_since = self.since(self.now);
             }
             Event::Recalled(site) => {
@@ -441,9 +495,32 @@ impl World {
             false => self.ca.taken(self.now),
         };
         self.lost_count += u32::try_from(lost).unwrap();
+        self.leave_notes();
         (self.boot, self.booted_at) = (self.boot + 1, self.now);
         self.set_uptime();
         self.crash(back_in);
+    }
+
+    /// What this start of the host has noted is left to the next.
+    fn leave_notes(&mut self) {
+        let (boot, now, offset) = (self.boot, self.now, self.offset);
+        self.misdated
+            .retain(|it| now - it.truly < Duration::days(30));
+        if !self.has_right_clock() {
+            let recent = self
+                .ca
+                .orders_since(now - NEW_ORDERS.1 - offset.max(Duration::ZERO));
+            self.misdated.extend(recent.map(|truly| Noted {
+                truly,
+                noted: truly + offset,
+                boot,
+                seen: None,
+            }));
+        }
+        let counted = self.sites.iter_mut().flat_map(|site| &mut site.counted);
+        for it in counted.filter(|it| it.boot == boot) {
+            it.is_left(offset);
+        }
     }
 
     fn restart(&mut self) {
@@ -463,9 +540,19 @@ impl World {
     /// An order that stops in the middle: most often its URL is on disk, and the next one goes on
     /// with it.
     fn interrupted(&mut self, site: usize, job: Job) {
-        if let Ends::Order { exempt } = job.ends {
-            let on_disk = self.rng.random_bool(0.8);
-            self.sites[site].pending = on_disk.then_some(exempt);
+        if let Ends::Order(pending) = job.ends {
+            let is_known = self.sites[site].pending.is_some();
+            let on_disk = is_known || self.rng.random_bool(0.8);
+            self.keep_order(site, Some(pending).filter(|_| on_disk));
+        }
+    }
+
+    /// The order is on disk.
+    fn keep_order(&mut self, site: usize, pending: Option<Pending>) {
+        self.sites[site].pending = pending;
+        if let Some(pending) = pending {
+            let history = &self.authority.history;
+            history.placed(pending.event, "an order").unwrap();
         }
     }
 
@@ -494,11 +581,13 @@ impl World {
         let (Some(free_since), Some(held)) = (self.free_since, &site.held) else {
             return;
         };
-        if site.is_broken || self.now <= held.not_after {
+        if site.is_broken || site.is_useless || self.now <= held.not_after {
             return;
         }
         let later = |since: &Since| since.at;
         let since = std::cmp::max_by_key(free_since, site.free_since, later);
+        let at = since.at.max(self.used_up_until(site));
+        let since = Since { at, ..since };
         let patience = self.patience(since, held.not_after);
         assert!(
             self.now <= since.at + patience,
@@ -510,6 +599,16 @@ impl World {
             since.at,
             since.taken
         );
+    }
+
+    /// Until when the CA's limit of certificates for the same names is, or was, used up, for all
+    /// that the host can know.
+    fn used_up_until(&self, site: &Site) -> OffsetDateTime {
+        let counted = site.counted.iter();
+        let mut dates: Vec<_> = counted.map(|it| it.looks(self.boot, self.now)).collect();
+        dates.sort_unstable();
+        let first = dates.len().checked_sub(DUPLICATES.0 as usize);
+        first.map_or(START, |first| dates[first] + DUPLICATES.1)
     }
 
     /// How long it may take from the moment at which nothing stands in the way any more: the wait
@@ -612,15 +711,13 @@ impl World {
             unreachable!("it is an order")
         };
         let reservation = reservation.take();
-        let (reason, mut exempt) = (reason.as_str(), *replaces && self.kind.renewal_info);
-        let job = |start, attempt, event, ends| Job {
-            start,
-            attempt,
-            event,
-            ends,
-        };
+        let (reason, exempt) = (reason.as_str(), *replaces && self.kind.renewal_info);
         if let Err(error) = self.session() {
-            return job(start, None, None, Ends::NoSession(error));
+            return Job {
+                start,
+                attempt: None,
+                ends: Ends::NoSession(error),
+            };
         }
         self.orders += 1;
         let week = self.now - Duration::days(7);
@@ -634,31 +731,77 @@ impl World {
             .ledger
             .begin(ledger::Kind::Order, URL, Some(reason), now)
             .unwrap();
-        if let Some(counted) = this.pending {
-            exempt = counted;
-            return job(start, Some(attempt), None, Ends::Order { exempt });
+        let ends = match self.resumed(site) {
+            Some(pending) => Ends::Order(pending),
+            None => self.places(site, reservation, exempt),
+        };
+        Job {
+            start,
+            attempt: Some(attempt),
+            ends,
         }
-        let names = [this.name.clone()];
+    }
+
+    /// As `order::Run::resume` and `order::Run::use_fetched`.
+    fn resumed(&mut self, site: usize) -> Option<Pending> {
+        let pending = self.sites[site].pending?;
+        let Some(certificate) = pending.certificate else {
+            return Some(pending);
+        };
+        let age = self.clock() - certificate.not_before;
+        let is_fresh = age < FETCHED_LIFETIME.min(self.kind.lifetime / 2);
+        let is_ahead = certificate.not_after <= self.clock() && self.now < certificate.not_after;
+        if is_fresh || is_ahead {
+            return Some(pending);
+        }
+        self.sites[site].pending = None;
         let history = &self.authority.history;
-        let event = match reservation.filter(|_| !exempt) {
+        history.failed(pending.event, None).unwrap();
+        None
+    }
+
+    /// As `order::Run::place`.
+    fn places(&mut self, site: usize, reservation: Option<Reservation>, exempt: bool) -> Ends {
+        let now = self.clock();
+        let names = [self.sites[site].name.clone()];
+        let reservation = reservation.filter(|_| !exempt);
+        if !exempt && reservation.is_none() {
+            let broken = self.authority.broken_by(&names, false, now);
+            if broken.is_some() {
+                return Ends::Held;
+            }
+        }
+        let event = match reservation {
             Some(reservation) => reservation.commit(),
-            None => history.order(&names, exempt, now),
+            None => self.authority.history.order(&names, exempt, now),
         };
         let event = event.unwrap();
         if !exempt && !self.has_right_clock() {
-            self.misdated.push(Misdated {
-                truly: self.now,
-                noted: now,
-                boot: self.boot,
-                seen: None,
-            });
+            self.misdated.push(self.noted());
         }
-        let ends = match self.ca.new_order(self.now, site, exempt) {
-            _ if self.ca.is_down => Ends::Order { exempt },
-            Answer::Accepted => Ends::Order { exempt },
-            Answer::TooMany { retry_after } => Ends::Refused(retry_after),
-        };
-        job(start, Some(attempt), Some(event), ends)
+        if self.ca.is_down {
+            return Ends::Unanswered { event };
+        }
+        match self.ca.new_order(self.now, site, exempt) {
+            Answer::Accepted => Ends::Order(Pending {
+                event,
+                exempt,
+                certificate: None,
+            }),
+            Answer::TooMany { retry_after } => Ends::Refused {
+                event,
+                until: retry_after,
+            },
+        }
+    }
+
+    fn noted(&self) -> Noted {
+        Noted {
+            truly: self.now,
+            noted: self.clock(),
+            boot: self.boot,
+            seen: None,
+        }
     }
 
     /// As [`Authority::session`]: one request for all that come together.
@@ -729,7 +872,6 @@ impl World {
         Job {
             start,
             attempt: Some(attempt),
-            event: None,
             ends: Ends::Question,
         }
     }
@@ -757,35 +899,63 @@ impl World {
                     false,
                 );
             }
-            Ends::Refused(retry_after) => {
-                let error = AcmeError {
-                    problem: Some("rateLimited".to_owned()),
-                    retry_after: Some(retry_after + self.offset),
-                    ..AcmeError::new(Class::RateLimited, "order", "too many")
-                };
+            Ends::Refused { event, until } => {
                 // Told to wait, it waits; and three in a row keep all the others waiting.
-                let free_since = self.since(retry_after);
+                // So long by a clock that is ahead, which may mean more once it is right.
+                let until_by_clock = until + self.offset.max(Duration::ZERO);
+                let free_since = self.since(until_by_clock);
                 for site in &mut self.sites {
-                    if site.free_since.at < retry_after {
+                    if site.free_since.at < until {
                         site.free_since = free_since;
                     }
                 }
-                self.fails(site, job, error);
+                self.authority.history.failed(event, None).unwrap();
+                self.fails(site, job, &too_many(Some(until + self.offset)));
             }
-            Ends::Order { exempt } => match self.verdict(site) {
-                Ok(()) => self.issues(site, job, exempt),
+            Ends::Held => self.fails(site, job, &too_many(None)),
+            Ends::Unanswered { event } => {
+                self.authority.history.failed(event, None).unwrap();
+                self.fails(site, job, &unreachable_error());
+            }
+            Ends::Order(pending) => match self.verdict(site, pending) {
+                Ok(certificate) => self.issues(site, job, certificate),
                 Err(error) => {
                     if error.challenge.is_some() {
                         self.ca.failed(self.now, site);
                     }
-                    self.fails(site, job, error);
+                    self.breaks_off(site, pending, &error);
+                    self.fails(site, job, &error);
                 }
             },
         }
     }
 
+    /// The order is over, or somebody will go on with it.
+    fn breaks_off(&mut self, site: usize, pending: Pending, error: &AcmeError) {
+        if !error.ends_the_order() {
+            let known = self.sites[site].pending;
+            let certificate = known.and_then(|known| known.certificate);
+            let certificate = pending.certificate.or(certificate);
+            return self.keep_order(
+                site,
+                Some(Pending {
+                    certificate,
+                    ..pending
+                }),
+            );
+        }
+        self.sites[site].pending = None;
+        let name = error.identifier.clone();
+        let name = name.filter(|_| error.challenge.is_some());
+        let history = &self.authority.history;
+        history.failed(pending.event, name).unwrap();
+    }
+
     /// What becomes of an order.
-    fn verdict(&mut self, site: usize) -> Result<(), AcmeError> {
+    fn verdict(&mut self, site: usize, pending: Pending) -> Result<Certificate, AcmeError> {
+        if let Some(certificate) = pending.certificate {
+            return self.usable(certificate);
+        }
         if self.ca.is_down {
             return Err(unreachable_error());
         }
@@ -808,10 +978,54 @@ impl World {
                 ..AcmeError::new(Class::Retryable, "order", "cannot connect")
             });
         }
-        Ok(())
+        let certificate = self.signs(site, pending);
+        if self.sites[site].is_useless {
+            let cause = "for another key than the one asked for";
+            return Err(AcmeError::new(Class::Retryable, "order", cause));
+        }
+        self.usable(certificate)
     }
 
-    fn fails(&mut self, site: usize, job: Job, error: AcmeError) {
+    /// The CA issues, and counts that; so does the host, whatever it can do with it.
+    fn signs(&mut self, site: usize, pending: Pending) -> Certificate {
+        let (now, noted) = (self.clock(), self.noted());
+        self.ca.issued(self.now, site, pending.exempt);
+        let history = &self.authority.history;
+        history.placed(pending.event, "an order").unwrap();
+        history.issued(pending.event, now).unwrap();
+        let this = &mut self.sites[site];
+        if !pending.exempt {
+            this.counted.push_back(noted);
+            // More where a clock that was wrong has made some of them look older than they are.
+            if this.counted.len() > 4 * DUPLICATES.0 as usize {
+                this.counted.pop_front();
+            }
+        }
+        self.serials += 1;
+        let not_before = self.now - BACKDATED;
+        let certificate = Certificate {
+            serial: self.serials,
+            not_before,
+            not_after: not_before + self.kind.lifetime,
+            issued_at_clock: now,
+        };
+        this.pending = Some(Pending {
+            certificate: Some(certificate),
+            ..pending
+        });
+        certificate
+    }
+
+    /// As `delivery` says.
+    fn usable(&self, certificate: Certificate) -> Result<Certificate, AcmeError> {
+        if certificate.not_after > self.now + self.offset {
+            return Ok(certificate);
+        }
+        let cause = "expired: check this host's clock";
+        Err(AcmeError::new(Class::Operator, "order", cause))
+    }
+
+    fn fails(&mut self, site: usize, job: Job, error: &AcmeError) {
         let now = self.clock();
         self.look_at(site);
         let free_since = self.since(self.now);
@@ -820,34 +1034,21 @@ impl World {
         if this.free_since.at < self.now {
             this.free_since = free_since;
         }
-        if error.ends_the_order() {
-            this.pending = None;
-        } else if let Ends::Order { exempt } = job.ends {
-            this.pending = Some(exempt);
-        }
-        if let Some(event) = job.event {
-            let name = error.identifier.clone();
-            let name = name.filter(|_| error.challenge.is_some());
-            self.authority.history.failed(event, name).unwrap();
-        }
         if let Some(attempt) = job.attempt {
             let challenges: Vec<ChallengeType> = error.challenge.into_iter().collect();
             let ledger = &self.sites[site].ledger;
             ledger
-                .finish(attempt, Outcome::from(&error), &challenges, now)
+                .finish(attempt, Outcome::from(error), &challenges, now)
                 .unwrap();
         }
-        self.learn(Some(&error));
+        self.learn(Some(error));
         let desk = self.desk.as_mut().unwrap();
-        let error = LastError::from(&error);
+        let error = LastError::from(error);
         desk.failed(job.start.id, now, error, Some(URL.to_owned()), true);
     }
 
-    fn issues(&mut self, site: usize, job: Job, exempt: bool) {
+    fn issues(&mut self, site: usize, job: Job, certificate: Certificate) {
         let now = self.clock();
-        self.ca.issued(self.now, site, exempt);
-        let not_before = self.now - BACKDATED;
-        let not_after = not_before + self.kind.lifetime;
         let week = self.now - Duration::days(7);
         let this = &mut self.sites[site];
         this.issued.push_back(self.now);
@@ -855,29 +1056,15 @@ impl World {
             this.issued.pop_front();
         }
         this.most_issued = this.most_issued.max(this.issued.len());
-        if not_after <= now {
-            // As `delivery` says: this clock is wrong.
-            let error = AcmeError::new(
-                Class::Retryable,
-                "order",
-                "expired: check this host's clock",
-            );
-            // The CA has issued all the same, and counts it; the client does not.
-            self.lost_count += 1;
-            return self.fails(site, job, error);
-        }
         self.look_at(site);
         if let Some(held) = self.sites[site].held {
             self.expired += (self.now - held.not_after).max(Duration::ZERO);
         }
-        self.serials += 1;
         let this = &mut self.sites[site];
         this.pending = None;
         this.held = Some(Certificate {
-            serial: self.serials,
-            not_before,
-            not_after,
             issued_at_clock: now,
+            ..certificate
         });
         if let Some(attempt) = job.attempt {
             let answered = [ChallengeType::TlsAlpn01];
@@ -944,7 +1131,10 @@ impl World {
                 StoredRenewalInfo::answered(&id, before.as_ref(), answer, next, fraction)
             }
             // Without renewal information in the directory nobody is asked, and a day later again.
-            Ok(_) => StoredRenewalInfo::blank(&id, now + Duration::DAY),
+            Ok(_) => {
+                self.authority.offers_no_renewal_info(now);
+                StoredRenewalInfo::blank(&id, now + Duration::DAY)
+            }
             Err(_) => StoredRenewalInfo {
                 next_fetch: next,
                 ..before.unwrap_or_else(|| StoredRenewalInfo::blank(&id, next))
@@ -961,6 +1151,23 @@ impl World {
             now,
             result.err().map(|error| error.to_string()),
         );
+    }
+}
+
+/// The host's uptime counts milliseconds, and so does this world: or the CA, which counts to the
+/// nanosecond, would find orders too early by less than that.
+fn whole(at: OffsetDateTime) -> OffsetDateTime {
+    match at.truncate_to_millisecond() {
+        whole if whole == at => at,
+        earlier => earlier + Duration::MILLISECOND,
+    }
+}
+
+fn too_many(retry_after: Option<OffsetDateTime>) -> AcmeError {
+    AcmeError {
+        problem: Some("rateLimited".to_owned()),
+        retry_after,
+        ..AcmeError::new(Class::RateLimited, "order", "too many")
     }
 }
 

@@ -1,0 +1,269 @@
+//! What is on disk, and what it means after a restart, for each clock there may be.
+
+use time::macros::datetime;
+
+use super::*;
+use crate::acme::limits;
+
+const NOW: OffsetDateTime = datetime!(2026-11-25 12:00 UTC);
+const WEEK: Duration = Duration::days(7);
+
+fn past_of(history: &History) -> Vec<Event> {
+    history.judge(|past| past.events().map(|(_, event)| event.clone()).collect())
+}
+
+#[test]
+fn what_was_asked_is_known_after_a_restart() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::open(directory.path()).unwrap();
+    // The times of a test do not pass on the host's clocks.
+    let steady = Steady::Simulated(Arc::default());
+    let open = |now| History::open_by(steady.clone(), &state, "ca", WEEK, now).unwrap();
+    let history = open(NOW);
+    assert!(past_of(&history).is_empty());
+    let names = ["a.test".parse().unwrap(), "*.a.test".parse().unwrap()];
+    history.account(NOW).unwrap();
+    let first = history.order(&names, false, NOW).unwrap();
+    let second = history.order(&names[..1], true, NOW + Duration::DAY);
+    let second = second.unwrap();
+    history.failed(first, Some("a.test".to_owned())).unwrap();
+    history.placed(first, "https://ca.test/order/1").unwrap();
+    let lost = history.order(&names, false, NOW).unwrap();
+    history.placed(second, "https://ca.test/order/2").unwrap();
+    history.issued(second, NOW + Duration::DAY).unwrap();
+    // It was of no use.
+    history.failed(second, None).unwrap();
+    let running = past_of(&history);
+    assert_eq!(running.len(), 4);
+    // Its URL is nowhere, so nobody can have finalised it.
+    history.failed(lost, None).unwrap();
+    let past = past_of(&history);
+    assert_ne!(past, running);
+    let end_of_second = End::Issued {
+        at: NOW + Duration::DAY,
+        is_over: true,
+    };
+    assert!(matches!(&past[2].what, What::Order { end, .. } if *end == end_of_second));
+    // Opening writes it anew: the second one reads what the first has written.
+    for _ in 0..2 {
+        let again = open(NOW + Duration::DAY);
+        assert_eq!(past_of(&again), past);
+        let urls = again.lock().urls.clone();
+        let url = |number| format!("https://ca.test/order/{number}");
+        assert_eq!(urls, [(first, url(1)), (second, url(2))].into());
+    }
+    // Half a line at the end, as a crash leaves it, costs nothing else.
+    let path = state.ledger_dir().join("authorities/ca.history.jsonl");
+    let mut text = fs::read_to_string(&path).unwrap();
+    text.push_str("{\"order\":{\"id\":9,");
+    fs::write(&path, text).unwrap();
+    assert_eq!(past_of(&open(NOW + Duration::DAY)), past);
+    let later = open(NOW + WEEK);
+    assert_eq!(past_of(&later), past[2..3]);
+    assert_eq!(later.lock().urls.len(), 1);
+    assert_eq!(later.order(&names, false, NOW + WEEK).unwrap(), 4);
+    let mode = fs::metadata(&path).unwrap();
+    assert_eq!(
+        std::os::unix::fs::PermissionsExt::mode(&mode.permissions()) & 0o777,
+        0o600
+    );
+}
+
+#[test]
+fn a_place_within_the_limits_is_taken_at_once_and_given_up_where_nothing_is_sent() {
+    let directory = tempfile::tempdir().unwrap();
+    let state = StateDir::open(directory.path()).unwrap();
+    let steady = Steady::Simulated(Arc::default());
+    let open = || Arc::new(History::open_by(steady.clone(), &state, "ca", WEEK, NOW).unwrap());
+    let history = open();
+    let names = ["a.test".parse().unwrap()];
+    let first = Reservation::new(&history, &names, NOW);
+    let second = Reservation::new(&history, &names, NOW);
+    assert_eq!(past_of(&history).len(), 2);
+    assert!(past_of(&open()).is_empty(), "nothing was sent yet");
+    let id = first.commit().unwrap();
+    drop(second);
+    assert_eq!(past_of(&history).len(), 1);
+    history.failed(id, Some("a.test".to_owned())).unwrap();
+    assert_eq!(past_of(&open()), past_of(&history));
+}
+
+/// An account's limit, used up under a clock that is 400 days ahead.
+struct Host {
+    _directory: tempfile::TempDir,
+    state: StateDir,
+    uptime: Arc<Mutex<Option<clock::Uptime>>>,
+}
+
+impl Host {
+    fn new() -> Host {
+        let directory = tempfile::tempdir().unwrap();
+        Host {
+            state: StateDir::open(directory.path()).unwrap(),
+            _directory: directory,
+            uptime: Arc::default(),
+        }
+    }
+
+    fn at(&self, boot: u64, uptime: Duration) {
+        let milliseconds = uptime.whole_milliseconds().try_into().unwrap();
+        let uptime = clock::Uptime { boot, milliseconds };
+        *self.uptime.lock().unwrap() = Some(uptime);
+    }
+
+    fn open(&self, now: OffsetDateTime) -> History {
+        let steady = Steady::Simulated(Arc::clone(&self.uptime));
+        History::open_by(steady, &self.state, "ca", WEEK, now).unwrap()
+    }
+
+    fn used_up(&self, now: OffsetDateTime) -> History {
+        let history = self.open(now);
+        for number in 0..300 {
+            let name = format!("n{number}.test").parse().unwrap();
+            history.order(&[name], false, now).unwrap();
+        }
+        history
+    }
+}
+
+fn broken_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    history.forget(now, WEEK);
+    let limits = crate::config::Limits::lets_encrypt();
+    let names = ["x.test".parse().unwrap()];
+    let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
+    broken.map(|broken| broken.until)
+}
+
+#[test]
+fn a_clock_that_is_set_neither_holds_up_an_order_nor_breaks_a_limit() {
+    for wrong_by in [Duration::days(400), -Duration::days(400)] {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let history = host.used_up(NOW + wrong_by);
+        // Set while it runs, two hours later, and while it does not.
+        host.at(1, Duration::hours(3));
+        let later = NOW + Duration::hours(2);
+        for history in [&history, &host.open(later)] {
+            assert_eq!(broken_until(history, later), Some(NOW + Duration::hours(3)));
+        }
+        host.at(1, Duration::hours(4));
+        let later = NOW + Duration::hours(3);
+        for history in [&history, &host.open(later)] {
+            assert_eq!(broken_until(history, later), None);
+        }
+        // What was noted wrong is written as it was, for another start of the host.
+        let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
+        let text = fs::read_to_string(path).unwrap();
+        assert!(text.contains("2026-11-25T12:00:00Z"), "{text}");
+        host.at(2, Duration::MINUTE);
+        assert_eq!(broken_until(&host.open(later), later), None);
+    }
+}
+
+#[test]
+fn what_a_running_process_finds_out_about_dates_is_on_disk_with_the_next_order() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.used_up(NOW + Duration::days(400));
+    host.at(1, Duration::hours(3));
+    let later = NOW + Duration::hours(2);
+    broken_until(&history, later);
+    history
+        .order(&["x.test".parse().unwrap()], true, later)
+        .unwrap();
+    drop(history);
+    host.at(2, Duration::MINUTE);
+    let later = NOW + Duration::hours(3);
+    assert_eq!(broken_until(&host.open(later), later), None);
+}
+
+#[test]
+fn of_another_start_of_the_host_a_date_in_the_future_counts_once_as_just_now() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    host.used_up(NOW + Duration::days(400));
+    host.at(2, Duration::MINUTE);
+    let until = NOW + Duration::hours(3);
+    assert_eq!(broken_until(&host.open(NOW), NOW), Some(until));
+    // Other processes, and other starts, add nothing to that.
+    let later = NOW + Duration::hours(2);
+    for boot in [2, 3] {
+        host.at(boot, Duration::hours(2));
+        assert_eq!(broken_until(&host.open(later), later), Some(until));
+    }
+    assert_eq!(broken_until(&host.open(until), until), None);
+}
+
+/// Until when one more certificate for these names would be one too many.
+fn duplicate_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    history.forget(now, WEEK + Duration::DAY);
+    let limits = crate::config::Limits::lets_encrypt();
+    let names = ["a.test".parse().unwrap()];
+    let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
+    broken.map(|broken| broken.until)
+}
+
+#[test]
+fn a_clock_that_was_wrong_for_hours_makes_no_certificate_of_before_as_new_as_the_hosts_next_start()
+{
+    let host = Host::new();
+    let hours = Duration::hours;
+    let at = |boot, passed: i64| {
+        host.at(boot, hours(passed + 1));
+        NOW + hours(passed)
+    };
+    let issue = |history: &History, now| {
+        let names = ["a.test".parse().unwrap()];
+        let id = history.order(&names, false, now).unwrap();
+        history
+            .placed(id, &format!("https://ca.test/{id}"))
+            .unwrap();
+        history.issued(id, now).unwrap();
+    };
+    let history = host.open(at(1, 0));
+    for day in 0..4 {
+        issue(&history, at(1, 24 * day));
+    }
+    // Four days later the clock is ahead, and the fifth certificate comes; then it is right again,
+    // and nobody orders anything before the host starts anew.
+    let ahead = at(1, 96) + Duration::days(400);
+    duplicate_until(&history, ahead);
+    issue(&history, ahead);
+    let right = at(1, 98);
+    assert!(history.is_misdated(right));
+    history.date(right).unwrap();
+    assert!(!history.is_misdated(right));
+    drop(history);
+    let later = at(2, 120);
+    let week = NOW + WEEK;
+    assert_eq!(duplicate_until(&host.open(later), later), Some(week));
+    assert_eq!(
+        duplicate_until(&host.open(at(3, 169)), NOW + hours(169)),
+        None
+    );
+}
+
+#[test]
+fn what_was_dated_by_a_wrong_clock_alone_before_a_start_counts_by_the_right_one_of_before() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.used_up(NOW);
+    host.at(1, Duration::hours(2));
+    history.date(NOW + Duration::days(400)).unwrap();
+    host.at(2, Duration::MINUTE);
+    let later = NOW + Duration::hours(2);
+    let until = NOW + Duration::hours(3);
+    assert_eq!(broken_until(&host.open(later), later), Some(until));
+}
+
+#[test]
+fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
+    let line =
+        r#"{"order":{"id":3,"at":"2026-11-25T11:00:00Z","names":["a.test"],"exempt":false}}"#;
+    append(&path, format!("{line}\n").as_bytes()).unwrap();
+    let past = past_of(&host.open(NOW));
+    assert_eq!(past[0].at, NOW - Duration::HOUR);
+}
