@@ -8,14 +8,14 @@ use boring::sha::sha256;
 use boring::ssl::SslCredential;
 use time::OffsetDateTime;
 
-use super::credential::{CredentialError, Dormant};
+use super::credential::{self, CredentialError};
 use super::material::{Material, PrivateKey, first_reason};
 use super::name::Name;
 use super::x509::{Certificate, hex};
 
 /// A chain whose leaf matches its key, ready for handshakes. Immutable.
 pub struct CertifiedKey {
-    credential: Dormant,
+    credential: SslCredential,
     names: Box<[Name]>,
     not_before: OffsetDateTime,
     not_after: OffsetDateTime,
@@ -62,9 +62,7 @@ pub enum CertifiedKeyError {
 
 fn reason(error: &CredentialError) -> String {
     match error {
-        CredentialError::Chain(stack)
-        | CredentialError::KeyMismatch(stack)
-        | CredentialError::Key(stack) => first_reason(stack),
+        CredentialError::Chain(stack) | CredentialError::KeyMismatch(stack) => first_reason(stack),
         other => other.to_string(),
     }
 }
@@ -94,7 +92,8 @@ impl CertifiedKey {
             })?;
         }
         let ders: Vec<&[u8]> = chain().map(Certificate::der).collect();
-        let credential = Dormant::new(&ders, &key.key).map_err(CertifiedKeyError::Credential)?;
+        let credential =
+            credential::x509(&ders, &key.key).map_err(CertifiedKeyError::Credential)?;
         let reordered = order.windows(2).any(|pair| pair[0] > pair[1]) || leaf != 0;
         let certified = CertifiedKey::describe(&certificates[leaf], credential)?;
         Ok(CertifiedKey {
@@ -115,7 +114,7 @@ impl CertifiedKey {
 
     fn describe(
         leaf: &Certificate,
-        credential: Dormant,
+        credential: SslCredential,
     ) -> Result<CertifiedKey, CertifiedKeyError> {
         if leaf.names.is_empty() {
             return Err(CertifiedKeyError::NoNames);
@@ -136,9 +135,8 @@ impl CertifiedKey {
         })
     }
 
-    /// For a handshake. Made when it is first asked for, which fails only where there is no memory.
-    pub fn credential(&self) -> Result<&SslCredential, CredentialError> {
-        self.credential.credential()
+    pub fn credential(&self) -> &SslCredential {
+        &self.credential
     }
 
     /// The subject alternative names, or the common name where there are none. Never empty.
@@ -269,24 +267,6 @@ mod tests {
     use super::*;
     use crate::certificate::testing::Request;
     use crate::clock;
-
-    #[test]
-    fn what_handshakes_need_is_made_once_for_a_key_of_any_kind() {
-        for algorithm in [
-            &rcgen::PKCS_ECDSA_P256_SHA256,
-            &rcgen::PKCS_ECDSA_P384_SHA384,
-            &rcgen::PKCS_ED25519,
-        ] {
-            let request = Request::new(&["a.test"], clock::now());
-            let request = Request {
-                algorithm,
-                ..request
-            };
-            let key = request.issue().certified_key();
-            let made = key.credential().unwrap();
-            assert!(std::ptr::eq(made, key.credential().unwrap()));
-        }
-    }
 
     #[test]
     fn a_damaged_certificate_that_clients_would_not_parse_is_refused() {

@@ -19,7 +19,6 @@ use super::client_auth::{self, ClientAuthTable, Demand};
 use super::tickets::SessionTickets;
 use crate::acme::challenges::Challenges;
 use crate::acme::subject::Subject;
-use crate::certificate::credential::CredentialError;
 use crate::certificate::table::{Choice, LiveCertificate, SourceKind, TableReader};
 use crate::clock;
 use crate::on_demand::OnDemand;
@@ -312,9 +311,9 @@ fn choose(
         choice.best.asked.note(clock::now());
     }
     let auth = policy.client_auth.get(name, local).cloned();
-    for leaf in std::iter::once(&choice.best).chain(&choice.alternate) {
-        let credential = leaf.key.credential();
-        ssl.add_credential(credential.map_err(CredentialError::into_stack)?)?;
+    ssl.add_credential(choice.best.key.credential())?;
+    if let Some(alternate) = &choice.alternate {
+        ssl.add_credential(alternate.key.credential())?;
     }
     let demand = auth.map(|auth| Demand::make(ssl, &auth)).transpose()?;
     let leaves = std::iter::once(&choice.best)

@@ -4,6 +4,7 @@
 use std::net::{SocketAddr, TcpListener};
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
+use std::time::Duration;
 
 use serde_json::json;
 
@@ -12,10 +13,14 @@ use super::command::{self, Lines};
 use super::pebble::{self, Killed};
 use super::place::Place;
 use super::tls;
-use super::wait::{SOON, wait_until};
+use super::wait::wait_until;
 
 /// Set where step-ca is known to be there: not finding it is then a failure.
 const STEP_CA_REQUIRED: &str = "PERENNIAL_REQUIRE_STEP_CA";
+
+/// These are large programs that make their own roots first; on a machine where a dozen others start
+/// at once one of them took more than half a minute.
+const START: Duration = Duration::from_secs(120);
 
 /// An authority that answers.
 pub struct OtherCa {
@@ -97,7 +102,7 @@ impl OtherCa {
             log,
             _children: children.into_iter().flatten().collect(),
         };
-        wait_until(SOON, "the CA's directory", async || {
+        wait_until(START, "the CA's directory", async || {
             ca.answers().await.then_some(())
         })
         .await;

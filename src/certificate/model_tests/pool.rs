@@ -181,7 +181,7 @@ pub fn shown(key: &CertifiedKey) -> Fingerprint {
     context.set_verify(SslVerifyMode::NONE);
     let context = context.build();
     let mut server = Ssl::new(&context).unwrap();
-    server.add_credential(key.credential().unwrap()).unwrap();
+    server.add_credential(key.credential()).unwrap();
     let client = Ssl::new(&context).unwrap();
     let (there, back) = (Queue::default(), Queue::default());
     let mut client = client
