@@ -36,7 +36,7 @@ bench: build setup-bench ## measure beside nginx, HAProxy and Caddy (12 to 25 mi
 bench-quick: override OPTIONS += --quick
 bench-quick: bench ## the main rows of it, in two minutes
 
-bench-guard: build setup-bench ## count instructions per request and handshake; fails above what is recorded (RECORD=1 records)
+bench-guard: build setup-bench ## count instructions per request and handshake, bytes per connection; fails above what is recorded (RECORD=1 records)
 	cargo run --release --locked -p perennial-bench --bin guard -- $(if $(RECORD),--record)
 
 bench-scaling: build ## measure as threads, sites, certificates, upstreams, connections grow; OPTIONS="--quick ..." as in bench/README.md

@@ -6,7 +6,7 @@ use std::path::Path;
 use std::process::{Child, Command};
 use std::time::{Duration, Instant};
 
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Pid, Resource, Rlimit, Signal, getrlimit, kill_process, setrlimit};
 
 use crate::cores::pin;
 
@@ -171,4 +171,16 @@ fn usage(pid: u32) -> Usage {
         user: ticks.next().unwrap_or_default(),
         system: ticks.next().unwrap_or_default(),
     }
+}
+
+/// Client, upstream and server each have a descriptor for each connection, and the server inherits
+/// this limit.
+pub fn raise_descriptors() {
+    let limit = getrlimit(Resource::Nofile);
+    let raised = Rlimit {
+        current: limit.maximum,
+        maximum: limit.maximum,
+    };
+    // Where it stays as it was, what wants more says so.
+    let _ = setrlimit(Resource::Nofile, raised);
 }

@@ -1,7 +1,7 @@
-//! `guard [--record] [--keep DIR] [--perennial FILE]`: counts the instructions that Perennial's user code takes for a
-//! request and for a handshake, which neither noise nor the clock moves, and fails where it is more
-//! than 5 % above what bench/guard.toml records. With `--keep` callgrind's files stay, for
-//! callgrind_annotate. See bench/README.md.
+//! `guard [--record] [--keep DIR] [--perennial FILE]`: counts the instructions that Perennial's user
+//! code takes for a request and for a handshake, and the memory of a connection that waits, which
+//! neither noise nor the clock moves, and fails where it is more than 5 % above what bench/guard.toml
+//! records. With `--keep` callgrind's files stay, for callgrind_annotate. See bench/README.md.
 
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
@@ -14,6 +14,7 @@ use perennial_bench::cores::Split;
 use perennial_bench::handshake::Client;
 use perennial_bench::load::tls::{self, Groups};
 use perennial_bench::load::{Aim, Load, Pace, Plan, Protocol, Target};
+use perennial_bench::process::raise_descriptors;
 use perennial_bench::servers::{Kind, Running, Service, Setup};
 use perennial_bench::upstream;
 
@@ -29,32 +30,71 @@ struct Measured {
     key: &'static str,
     what: &'static str,
     protocol: Protocol,
-    pace: Pace,
-    /// So many, and twice as many: what the start costs is in both and drops out.
-    count: u64,
+    quantity: Quantity,
 }
 
-const ALL: [Measured; 3] = [
+/// What is measured with so many, and with more: what the start costs is in both and drops out.
+#[derive(Clone, Copy)]
+enum Quantity {
+    /// Of user code, for each request; with `count` of them, and twice as many.
+    Instructions { pace: Pace, count: u64 },
+    /// Resident, for each connection that has had an answer and waits.
+    Bytes,
+}
+
+impl Quantity {
+    fn unit(self) -> &'static str {
+        match self {
+            Quantity::Instructions { .. } => "instructions",
+            Quantity::Bytes => "bytes",
+        }
+    }
+}
+
+/// Connections that wait, and so many more of them.
+const WAITING: [usize; 2] = [500, 2000];
+/// What a server may still do about connections that have had their answer.
+const SETTLE: Duration = Duration::from_secs(2);
+
+const ALL: [Measured; 5] = [
     Measured {
         key: "http1_request",
         what: "h1 request on a kept connection",
         protocol: Protocol::Http1,
-        pace: Pace::Closed { streams: 1 },
-        count: 3000,
+        quantity: Quantity::Instructions {
+            pace: Pace::Closed { streams: 1 },
+            count: 3000,
+        },
     },
     Measured {
         key: "http2_request",
         what: "h2 request on a kept connection",
         protocol: Protocol::Http2,
-        pace: Pace::Closed { streams: 1 },
-        count: 3000,
+        quantity: Quantity::Instructions {
+            pace: Pace::Closed { streams: 1 },
+            count: 3000,
+        },
     },
     Measured {
         key: "full_handshake",
         what: "connection with a full handshake and one h1 request",
         protocol: Protocol::Http1,
-        pace: Pace::Churn,
-        count: 300,
+        quantity: Quantity::Instructions {
+            pace: Pace::Churn,
+            count: 300,
+        },
+    },
+    Measured {
+        key: "http1_waiting",
+        what: "memory of an h1 connection that waits",
+        protocol: Protocol::Http1,
+        quantity: Quantity::Bytes,
+    },
+    Measured {
+        key: "http2_waiting",
+        what: "memory of an h2 connection that waits",
+        protocol: Protocol::Http2,
+        quantity: Quantity::Bytes,
     },
 ];
 
@@ -73,6 +113,7 @@ fn main() -> ExitCode {
             _ => return usage(),
         }
     }
+    raise_descriptors();
     let directory = tempfile::tempdir().expect("a folder");
     write_all(&Authority::new(), &directory.path().join("certificates"), 1);
     let split = Split::new(None);
@@ -92,7 +133,8 @@ fn main() -> ExitCode {
     for measured in &ALL {
         let before = recorded(&record, measured);
         let count = guard.least(measured, before.map_or(u64::MAX, most));
-        println!("{}: {}", measured.what, verdict(count, before));
+        let unit = measured.quantity.unit();
+        println!("{}: {}", measured.what, verdict(count, before, unit));
         if before.is_none_or(|before| count > most(before)) {
             result = ExitCode::FAILURE;
         }
@@ -113,9 +155,9 @@ fn most(before: u64) -> u64 {
     (before as f64 * (1.0 + TOLERATED)) as u64
 }
 
-fn verdict(count: u64, before: Option<u64>) -> String {
+fn verdict(count: u64, before: Option<u64>, unit: &str) -> String {
     let Some(before) = before else {
-        return format!("{count} instructions, nothing recorded");
+        return format!("{count} {unit}, nothing recorded");
     };
     let change = count as f64 / before as f64 - 1.0;
     let judgement = if count > most(before) {
@@ -126,7 +168,7 @@ fn verdict(count: u64, before: Option<u64>) -> String {
         "ok".to_owned()
     };
     format!(
-        "{count} instructions, recorded {before} ({:+.1} %): {judgement}",
+        "{count} {unit}, recorded {before} ({:+.1} %): {judgement}",
         100.0 * change
     )
 }
@@ -144,7 +186,7 @@ impl Guard<'_> {
     fn least(&self, measured: &Measured, enough: u64) -> u64 {
         let mut least = u64::MAX;
         for _ in 0..ATTEMPTS {
-            least = least.min(self.instructions_each(measured));
+            least = least.min(self.measure(measured));
             if least <= enough {
                 break;
             }
@@ -152,14 +194,19 @@ impl Guard<'_> {
         least
     }
 
-    fn instructions_each(&self, measured: &Measured) -> u64 {
-        let once = self.instructions(measured, measured.count);
-        let twice = self.instructions(measured, 2 * measured.count);
-        (twice - once) / measured.count
+    fn measure(&self, measured: &Measured) -> u64 {
+        match measured.quantity {
+            Quantity::Instructions { pace, count } => {
+                let once = self.instructions(measured, pace, count);
+                let twice = self.instructions(measured, pace, 2 * count);
+                (twice - once) / count
+            }
+            Quantity::Bytes => self.bytes_each(measured.protocol),
+        }
     }
 
     /// Of one run of the server from start to end.
-    fn instructions(&self, measured: &Measured, count: u64) -> u64 {
+    fn instructions(&self, measured: &Measured, pace: Pace, count: u64) -> u64 {
         let own = tempfile::tempdir_in(self.directory).expect("a folder");
         let result = match &self.keep {
             Some(folder) => folder.join(format!("{}-{count}.callgrind", measured.key)),
@@ -170,32 +217,12 @@ impl Guard<'_> {
             "--tool=callgrind".to_owned(),
             format!("--callgrind-out-file={}", result.display()),
         ];
-        let mut running = Running::start(&Setup {
-            kind: Kind::Perennial,
-            perennial: &self.perennial,
-            directory: own.path(),
-            certificates: &self.directory.join("certificates"),
-            count: 1,
-            service: Service::Proxy {
-                upstream: self.upstream,
-            },
-            // One worker.
-            cores: &self.split.server[..1],
-            under: &under,
-        });
-        running.wait_for(&Client::new(), &name(0));
-        wait_until("the first load", || running.is_loaded());
+        let mut running = self.start(own.path(), &under);
         let load = Load::start(
             Plan {
-                address: running.address,
-                tls: tls::config(Groups::X25519, measured.protocol, false),
-                targets: Arc::new([Target::new(&name(0), upstream::SMALL)]),
-                aim: Aim::PerConnection,
-                protocol: measured.protocol,
-                // What answers are together in a buffer would depend on the clock.
-                connections: 1,
-                pace: measured.pace,
                 limit: Some(count),
+                // What answers are together in a buffer would depend on the clock.
+                ..self.plan(&running, measured.protocol, pace, 1)
             },
             &self.split.client[..1],
         );
@@ -205,6 +232,58 @@ impl Guard<'_> {
         running.server.terminate();
         wait_until("the end", || !running.server.is_alive());
         total(&result)
+    }
+
+    /// What one connection more adds.
+    fn bytes_each(&self, protocol: Protocol) -> u64 {
+        let own = tempfile::tempdir_in(self.directory).expect("a folder");
+        let running = self.start(own.path(), &[]);
+        let resident = WAITING.map(|connections| {
+            let plan = self.plan(&running, protocol, Pace::Hold, connections);
+            let load = Load::start(plan, &self.split.client[..1]);
+            wait_until("the answers", || {
+                load.counts().requests >= connections as u64
+            });
+            std::thread::sleep(SETTLE);
+            // The load stays: what it holds is what is measured.
+            (load, running.server.memory_kib())
+        });
+        let [(few, before), (more, after)] = resident;
+        few.stop();
+        more.stop();
+        after.saturating_sub(before) * 1024 / WAITING[1] as u64
+    }
+
+    /// The server with one worker and everything loaded.
+    fn start(&self, own: &Path, under: &[String]) -> Running {
+        let mut running = Running::start(&Setup {
+            kind: Kind::Perennial,
+            perennial: &self.perennial,
+            directory: own,
+            certificates: &self.directory.join("certificates"),
+            count: 1,
+            service: Service::Proxy {
+                upstream: self.upstream,
+            },
+            cores: &self.split.server[..1],
+            under,
+        });
+        running.wait_for(&Client::new(), &name(0));
+        wait_until("the first load", || running.is_loaded());
+        running
+    }
+
+    fn plan(&self, running: &Running, protocol: Protocol, pace: Pace, connections: usize) -> Plan {
+        Plan {
+            address: running.address,
+            tls: tls::config(Groups::X25519, protocol, false),
+            targets: Arc::new([Target::new(&name(0), upstream::SMALL)]),
+            aim: Aim::PerConnection,
+            protocol,
+            connections,
+            pace,
+            limit: None,
+        }
     }
 }
 
@@ -245,14 +324,14 @@ fn write_record(counts: &[u64; ALL.len()]) {
     let mut table = read_record();
     let mut figures = toml::Table::new();
     for (measured, count) in ALL.iter().zip(counts) {
-        println!("{}: {count} instructions", measured.what);
-        let count = i64::try_from(*count).expect("a number of instructions");
+        println!("{}: {count} {}", measured.what, measured.quantity.unit());
+        let count = i64::try_from(*count).expect("a number that TOML has");
         figures.insert(measured.key.to_owned(), count.into());
     }
     figures.insert("cpu".to_owned(), cpu().into());
     table.insert(std::env::consts::ARCH.to_owned(), figures.into());
     let mut text =
-        "# Instructions of user code, counted by `make bench-guard`, which fails above 5 % more.\n\
+        "# Instructions of user code and bytes of memory, by `make bench-guard`, which fails above 5 % more.\n\
          # Written by `make bench-guard RECORD=1`; see README.md.\n"
             .to_owned();
     let _ = write!(text, "\n{table}");

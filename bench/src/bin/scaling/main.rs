@@ -12,8 +12,8 @@ mod table;
 use std::process::ExitCode;
 
 use perennial_bench::cores::Split;
+use perennial_bench::process::raise_descriptors;
 use perennial_bench::servers::Kind;
-use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 
 use options::Options;
 
@@ -55,16 +55,4 @@ fn machine(options: &Options, split: &Split) -> String {
         options.window.as_secs_f64(),
         options.warm_up.as_secs_f64(),
     )
-}
-
-/// Client, upstream and server each have a descriptor for each connection, and the server inherits
-/// this limit.
-fn raise_descriptors() {
-    let limit = getrlimit(Resource::Nofile);
-    let raised = Rlimit {
-        current: limit.maximum,
-        maximum: limit.maximum,
-    };
-    // Where it stays as it was, a row that wants more says so.
-    let _ = setrlimit(Resource::Nofile, raised);
 }
