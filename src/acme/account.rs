@@ -230,16 +230,22 @@ impl Session {
 }
 
 impl Authority {
-    /// Reads what is known about a CA. Sends nothing; blocks on the disk.
+    /// Reads what is known about a CA. `is_writer`: nobody else writes that. Sends nothing; blocks on
+    /// the disk.
     pub fn open(
         state: &StateDir,
         config: CertificateAuthority,
+        is_writer: bool,
         now: OffsetDateTime,
     ) -> Result<Authority, StoreError> {
         let slug = slug(&config.directory);
         let ledger = Arc::new(Ledger::of_authority(state, &slug, now)?);
         let keep = limits::memory(&config.limits);
-        let history = Arc::new(History::open(state, &slug, keep, now)?);
+        let history = match is_writer {
+            true => History::open(state, &slug, keep, now)?,
+            false => History::peek(state, &slug, keep, now)?,
+        };
+        let history = Arc::new(history);
         Ok(Authority::with_records(state, config, ledger, history))
     }
 
@@ -269,12 +275,12 @@ impl Authority {
         *silent.unwrap_or_else(PoisonError::into_inner) = Some(until);
     }
 
-    /// Whether renewal information need not be asked for.
-    pub fn is_silent(&self, now: OffsetDateTime) -> bool {
+    /// Until when renewal information need not be asked for, if it need not.
+    pub fn silent_until(&self, now: OffsetDateTime) -> Option<OffsetDateTime> {
         let silent = self.silent_until.lock();
         let until = *silent.unwrap_or_else(PoisonError::into_inner);
         // A date further away was made by a clock that was ahead.
-        until.is_some_and(|until| now < until && until - now <= SILENCE)
+        until.filter(|until| now < *until && *until - now <= SILENCE)
     }
 
     /// The limit that one more order for these names would break now. `exempt`: the CA is told
@@ -288,10 +294,7 @@ impl Authority {
 
     /// A place within the limits for an order that counts, or the limit that it would break.
     pub fn reserve(&self, names: &[Name], now: OffsetDateTime) -> Result<Reservation, Broken> {
-        match self.broken_by(names, false, now) {
-            Some(broken) => Err(broken),
-            None => Ok(Reservation::new(&self.history, names, now)),
-        }
+        self.history.reserve(&self.config.limits, names, now)
     }
 
     pub fn url(&self) -> &str {

@@ -15,9 +15,10 @@ use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use self::dates::{Dates, Moment};
-use super::limits::{End, Event, Past, What};
+use super::limits::{self, Broken, End, Event, Past, What};
 use crate::certificate::name::Name;
 use crate::clock;
+use crate::config::Limits;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// Lines that are over before the file is written anew.
@@ -102,7 +103,9 @@ struct Memory {
 }
 
 impl History {
-    /// Reads what is there and still matters. Blocks on the disk.
+    /// Reads what is there and still matters, and writes it anew: for the one process that orders,
+    /// as to any other an order that is just being sent looks like one that a crash lost. Blocks on
+    /// the disk.
     pub fn open(
         state: &StateDir,
         slug: &str,
@@ -164,7 +167,7 @@ impl History {
         Ok((history, is_there))
     }
 
-    /// Reads what is there and changes nothing: for commands beside a running server.
+    /// Reads what is there and changes nothing: for whoever is beside the process that orders.
     pub fn peek(
         state: &StateDir,
         slug: &str,
@@ -214,18 +217,33 @@ impl History {
         })
     }
 
-    /// An order that is about to be made, in memory alone.
-    fn reserve(&self, names: &[Name], now: OffsetDateTime) -> u64 {
+    /// A place within the limits for an order that is about to be made, in memory alone, or the
+    /// limit that it would break. One step: no two orders find the same place free.
+    pub fn reserve(
+        self: &Arc<History>,
+        limits: &Limits,
+        names: &[Name],
+        now: OffsetDateTime,
+    ) -> Result<Reservation, Broken> {
+        let moment = self.steady.moment(now);
         let mut memory = self.lock();
+        memory.settle(&moment);
+        memory.forget(now, limits::memory(limits));
+        if let Some(broken) = limits::order(now, limits, &memory.past, names, false) {
+            return Err(broken);
+        }
         let id = memory.next_id;
-        let names = names.iter().map(Name::to_string).collect();
         memory.take_in(Line::Order {
             id,
-            dates: Dates::new(&self.steady.moment(now)),
-            names,
+            dates: Dates::new(&moment),
+            names: names.iter().map(Name::to_string).collect(),
             exempt: false,
         });
-        id
+        Ok(Reservation {
+            history: Arc::clone(self),
+            id,
+            is_used: false,
+        })
     }
 
     /// Notes a reserved order, on disk before this returns.
@@ -287,11 +305,12 @@ impl History {
         memory.forget(now, keep);
     }
 
-    /// Whether the clock was set since what happened was dated last.
+    /// Whether the clock was set since what happened was dated last, or since the file was written.
     pub fn is_misdated(&self, now: OffsetDateTime) -> bool {
         let moment = self.steady.moment(now);
-        let before = self.lock().settled;
-        before.is_some_and(|before| moment.was_set_since(&before))
+        let memory = self.lock();
+        let before = memory.settled;
+        memory.is_stale || before.is_some_and(|before| moment.was_set_since(&before))
     }
 
     /// Dates what happened by the clock of now, on disk before this returns: the next start of the
@@ -302,7 +321,10 @@ impl History {
         memory.settle(&moment);
         match &self.path {
             Some(path) if memory.is_stale => write_anew(path, &mut memory),
-            _ => Ok(()),
+            _ => {
+                memory.is_stale = false;
+                Ok(())
+            }
         }
     }
 
@@ -346,14 +368,6 @@ pub struct Reservation {
 }
 
 impl Reservation {
-    pub(super) fn new(history: &Arc<History>, names: &[Name], now: OffsetDateTime) -> Reservation {
-        Reservation {
-            history: Arc::clone(history),
-            id: history.reserve(names, now),
-            is_used: false,
-        }
-    }
-
     /// The order is sent now: it is on disk before this returns. Answers its number.
     pub fn commit(mut self) -> Result<u64, StoreError> {
         self.history.commit(self.id)?;

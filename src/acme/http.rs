@@ -256,6 +256,14 @@ impl JobHttp {
         Ok(response.status())
     }
 
+    /// Has the CA answer, which tells its time of now.
+    pub(super) async fn ask_the_time(&self) -> Result<(), HttpError> {
+        if let Some(url) = self.new_nonce.as_deref() {
+            self.probe_nonce(url).await?;
+        }
+        Ok(())
+    }
+
     /// A nonce for one request of ours: one that is left over, or a new one (RFC 8555 section
     /// 7.2).
     pub(super) async fn nonce(&self) -> Result<Option<String>, HttpError> {

@@ -15,7 +15,7 @@ use super::dns::DnsChallenges;
 use super::error::{AcmeError, LastError};
 use super::history::Reservation;
 use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
-use super::order;
+use super::order::{self, Unfinished};
 use super::preflight::{self, Check, Preflight, Verdict};
 use super::public_cas;
 use super::renewal::OrderReason;
@@ -43,6 +43,8 @@ pub(super) enum Done {
         ca: Option<String>,
         /// Whether an order was made and failed; otherwise it did not come to one.
         ordered: bool,
+        /// What that has left on disk for the next one.
+        unfinished: Option<Unfinished>,
     },
     /// Somebody says that it is not to be renewed: nothing was asked of a CA.
     Withdrawn { cause: String },
@@ -209,8 +211,19 @@ impl OrderJob {
                 ca: Some(ca),
                 took: started.elapsed(),
             },
-            Err(error) => failed(LastError::from(&error), Some(ca), true),
+            Err(error) => Done::Failed {
+                error: LastError::from(&error),
+                ca: Some(ca),
+                ordered: true,
+                unfinished: self.unfinished().await,
+            },
         }
+    }
+
+    async fn unfinished(&self) -> Option<Unfinished> {
+        let (dir, names) = (self.dir.clone(), self.subject.names.clone());
+        let key_type = self.subject.key_type;
+        blocking(move || order::unfinished(&dir, &names, key_type)).await
     }
 
     async fn order(&self) -> Result<Ordered, AcmeError> {
@@ -277,7 +290,12 @@ impl OrderJob {
 type Ordered = (StoredCertificate, Vec<ChallengeType>);
 
 fn failed(error: LastError, ca: Option<String>, ordered: bool) -> Done {
-    Done::Failed { error, ca, ordered }
+    Done::Failed {
+        error,
+        ca,
+        ordered,
+        unfinished: None,
+    }
 }
 
 /// A question about one certificate (RFC 9773).
@@ -308,8 +326,8 @@ impl AskJob {
         };
         let Some(base) = directory.renewal_info else {
             self.authority.offers_no_renewal_info(clock::now());
-            let unsupported = self.blank(clock::now() + SILENCE);
-            return self.store(unsupported).await;
+            // What it has said before holds.
+            return self.keep(before, 0, clock::now() + SILENCE).await;
         };
         // If a crash comes now, this question counts as one that failed.
         let crashed = AcmeError {

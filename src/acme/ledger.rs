@@ -452,15 +452,6 @@ impl Ledger {
             .cloned()
     }
 
-    /// Whether the newest finished or crashed attempt was one at this CA, and no success.
-    pub fn last_failed(&self, kind: Kind, ca: &str) -> bool {
-        let memory = self.read();
-        let mut records = memory.content.records.iter().rev();
-        let last =
-            records.find(|record| record.kind == kind && !memory.running.contains(&record.id));
-        last.is_some_and(|record| record.ca == ca && record.outcome != Some(Outcome::Ok))
-    }
-
     /// The challenges of earlier orders, newest first, and whether each went well.
     pub fn challenges(&self) -> Vec<(ChallengeType, bool)> {
         let memory = self.read();

@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet, HashMap};
 
 use time::{Duration, OffsetDateTime};
 
-use super::order::PENDING_LIFETIME;
+use super::order::{FETCHED_LIFETIME, PENDING_LIFETIME};
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{Limit, Limits};
@@ -50,9 +50,20 @@ impl End {
     fn then(self, word: End) -> End {
         match (self, word) {
             (End::Issued { at, .. }, End::Failed(_)) => End::Issued { at, is_over: true },
-            (End::Sent, End::Placed) => End::Placed,
+            // Given up for lost by somebody who read the file while it was being sent, or before
+            // what a crash had left on disk was found.
+            (End::Sent | End::Failed(None), End::Placed) => End::Placed,
             (end, End::Sent | End::Placed) => end,
             (_, word) => word,
+        }
+    }
+
+    /// For how long somebody may go on with the order; `None`: there is nothing to go on with.
+    fn lifetime(&self) -> Option<Duration> {
+        match self {
+            End::Placed => Some(PENDING_LIFETIME),
+            End::Issued { is_over: false, .. } => Some(FETCHED_LIFETIME),
+            End::Sent | End::Issued { .. } | End::Failed(_) => None,
         }
     }
 }
@@ -94,8 +105,6 @@ pub struct Past {
     sets: HashMap<String, Times>,
     /// By name, without the `*.` of a wildcard.
     failures: HashMap<String, Times>,
-    /// All orders, those that count nothing too, by all names together.
-    asked: HashMap<String, Times>,
 }
 
 impl Past {
@@ -157,22 +166,25 @@ impl Past {
         sent.map(|(id, _)| *id).collect()
     }
 
-    /// Whether the CA has the newest order for these names, which it was asked for after `since`,
-    /// and that did not come to nothing.
-    pub fn has_open(&self, names: &[Name], since: OffsetDateTime) -> bool {
-        let names = names.iter().map(Name::to_string).collect();
-        let newest = self.asked.get(&all_of(&names)).and_then(Times::last);
-        newest.is_some_and(|(at, id)| {
-            let what = self.get(*id).map(|event| &event.what);
-            let is_open = matches!(
-                what,
-                Some(What::Order {
-                    end: End::Placed | End::Issued { is_over: false, .. },
-                    ..
-                })
-            );
-            is_open && since < *at
-        })
+    /// Whether the event with this number is an order for these names. Where nobody remembers an
+    /// order any more, its number may be another's.
+    pub fn is_for(&self, id: u64, names: &[String]) -> bool {
+        let what = self.get(id).map(|event| &event.what);
+        let wanted: BTreeSet<&String> = names.iter().collect();
+        matches!(what, Some(What::Order { names, .. }) if names.iter().eq(wanted))
+    }
+
+    /// Whether the order with this number is one for these names to go on with: the CA has it, and
+    /// it did not come to nothing yet.
+    pub fn is_open(&self, id: u64, names: &[String], now: OffsetDateTime) -> bool {
+        let Some(event) = self.get(id).filter(|_| self.is_for(id, names)) else {
+            return false;
+        };
+        let lifetime = match &event.what {
+            What::Order { end, .. } => end.lifetime(),
+            What::Account => None,
+        };
+        lifetime.is_some_and(|lifetime| now - event.at < lifetime)
     }
 
     /// Drops what is older than `keep`, and answers the numbers of that.
@@ -216,7 +228,6 @@ impl Past {
         if !exempt {
             put(&mut self.orders, at);
         }
-        put_under(&mut self.asked, all_of(names), at);
         let issued = match end {
             End::Issued { at, .. } => *at,
             End::Sent | End::Placed => at,
@@ -494,25 +505,34 @@ mod tests {
     #[test]
     fn an_order_is_open_until_it_has_come_to_nothing() {
         let mut past: Past = [event(1, "a.test b.test", End::Sent)].into_iter().collect();
-        let day = NOW - Duration::DAY;
-        let is_open = |past: &Past| past.has_open(&names("b.test a.test"), day);
-        assert!(!is_open(&past), "the CA has not answered");
+        let wanted = ["b.test".to_owned(), "a.test".to_owned()];
+        let is_open = |past: &Past, now| past.is_open(0, &wanted, now);
+        assert!(!is_open(&past, NOW), "the CA has not answered");
+        // A crash came before it was noted where the CA has it.
+        past.end(0, End::Failed(None));
+        assert!(!is_open(&past, NOW));
         past.end(0, End::Placed);
-        assert!(is_open(&past) && !past.has_open(&names("a.test"), day));
-        assert!(!past.has_open(&names("a.test b.test"), NOW - Duration::HOUR));
+        assert!(is_open(&past, NOW) && !past.is_open(1, &wanted, NOW));
+        assert!(!past.is_open(0, &wanted[..1], NOW), "another's number");
+        assert!(!is_open(&past, NOW + Duration::DAY));
         let (at, is_over) = (NOW, false);
         past.end(0, End::Issued { at, is_over });
         past.end(0, End::Placed);
-        assert!(is_open(&past));
-        // A newer one that came to nothing: there is no going on with the one before.
-        past.add(1, event(0, "a.test b.test", End::Failed(None)));
-        assert!(!is_open(&past));
-        past.remove(1);
-        assert!(is_open(&past));
+        assert!(is_open(&past, NOW + Duration::DAY));
+        assert!(!is_open(&past, NOW + Duration::WEEK));
         past.end(0, End::Failed(None));
-        assert!(!is_open(&past));
+        past.end(0, End::Placed);
+        assert!(!is_open(&past, NOW));
         past.remove(0);
-        assert!(past.asked.is_empty() && past.sets.is_empty() && past.certificates.is_empty());
+        assert!(past.sets.is_empty() && past.certificates.is_empty());
+    }
+
+    #[test]
+    fn what_was_not_validated_stays_so_whatever_is_found_out_later() {
+        let failed = End::Failed(Some("a.test".to_owned()));
+        let mut past: Past = [event(1, "a.test", failed.clone())].into_iter().collect();
+        past.end(0, End::Placed);
+        assert_eq!(past.get(0), Some(&event(1, "a.test", failed)));
     }
 
     #[test]

@@ -18,6 +18,7 @@ use std::time::Duration as StdDuration;
 
 use instant_acme::{Account, Identifier, NewOrder, Order, OrderStatus};
 use rcgen::{CertificateParams, DistinguishedName, KeyPair, PublicKeyData};
+use time::{Duration, OffsetDateTime};
 
 use super::account::{Session, blocking};
 use super::challenges::Challenges;
@@ -25,7 +26,6 @@ use super::dns::DnsChallenges;
 use super::error::{AcmeError, Class};
 use super::history::{History, Reservation};
 use super::http::{JobHttp, of_problem, with_nonce};
-use super::limits;
 use super::renewal_info::certificate_id;
 use crate::certificate::name::Name;
 use crate::clock;
@@ -36,7 +36,9 @@ use crate::store::leaf::Leaf;
 use crate::store::{key_type_name, private_key};
 pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
-pub use pending::{FETCHED_LIFETIME, PENDING_LIFETIME, complete_pending};
+pub use pending::{
+    FETCHED_LIFETIME, PENDING_LIFETIME, Unfinished, complete_pending, discard_key, unfinished,
+};
 use pending::{Fetched, ORDER_FILE, Pending, PendingDir};
 use poll::Poll;
 use validation::Answered;
@@ -118,6 +120,7 @@ struct Run {
 
 impl Run {
     async fn to_the_end(&self) -> Result<Issued, AcmeError> {
+        self.drop_kept_key().await;
         if let Some(issued) = self.use_fetched().await? {
             return Ok(issued);
         }
@@ -148,8 +151,25 @@ impl Run {
         })
     }
 
+    /// A key that is not kept is not kept by an interrupted order either: it may have ended since.
+    async fn drop_kept_key(&self) {
+        if self.job.reuse_key {
+            return;
+        }
+        let (dir, pending) = (self.job.dir.clone(), self.pending.clone());
+        if let Some(dropped) = blocking(move || pending.discard_key(&dir, |_| true)).await {
+            self.note_end(self.number_of(&dropped), None).await;
+        }
+    }
+
+    /// The number of an order on disk, if it has one in this history.
+    fn number_of(&self, pending: &Pending) -> Option<u64> {
+        let ca = &self.job.config.directory;
+        self.job.history.judge(|past| pending.number_in(ca, past))
+    }
+
     /// The certificate that was fetched before, if it can be used now: nothing is sent for it, and
-    /// no other is ordered while only this host's clock speaks against it.
+    /// no other is ordered while only this host's clock speaks against it, which the CA is asked.
     async fn use_fetched(&self) -> Result<Option<Issued>, AcmeError> {
         let (dir, pending) = (self.job.dir.clone(), self.pending.clone());
         let (names, key_type) = (self.job.names.clone(), self.job.key_type);
@@ -158,18 +178,22 @@ impl Run {
             let fetched = Fetched::read(&pending, &names, key_type);
             let fetched = fetched.filter(|it| it.pending.ca == ca)?;
             let kept = fetched.keep(&dir, &names, key_type, clock::now());
-            Some((fetched.pending.number, kept))
+            Some((fetched.pending, kept))
         });
-        let Some((number, kept)) = used.await else {
+        let Some((pending, kept)) = used.await else {
             return Ok(None);
         };
+        if let Err(KeepError::Expired(_)) = &kept {
+            let asked = self.http.ask_the_time().await;
+            asked.map_err(|error| self.explain(instant_acme::Error::Other(Box::new(error))))?;
+        }
         match kept.map_err(|error| self.not_kept(error)) {
             Ok(issued) => Ok(Some(issued)),
             Err(error) if error.ends_the_order() => {
                 tracing::debug!(%error, "dropping an interrupted order");
-                let pending = self.pending.clone();
-                blocking(move || pending.discard()).await;
-                self.note_end(number, None).await;
+                let dir = self.pending.clone();
+                blocking(move || dir.discard()).await;
+                self.note_end(self.number_of(&pending), None).await;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -182,10 +206,11 @@ impl Run {
         let Some((pending, key)) = blocking(move || dir.read()).await else {
             return Ok(None);
         };
+        let number = self.number_of(&pending);
         let same = pending.ca == self.job.config.directory
             && pending.is_for(&self.job.names, self.job.key_type, clock::now());
         if !same {
-            self.note_end(pending.number, None).await;
+            self.note_end(number, None).await;
             return Ok(None);
         }
         let found = match with_nonce!(self.account.order(pending.order_url.clone())) {
@@ -204,11 +229,11 @@ impl Run {
         tracing::debug!(order = url, alive, "found an interrupted order");
         match found {
             Some(order) => {
-                self.note_place(pending.number, url).await?;
+                self.note_place(number, url).await?;
                 Ok(Some((order, pending, Arc::new(key))))
             }
             None => {
-                self.note_end(pending.number, None).await;
+                self.note_end(number, None).await;
                 Ok(None)
             }
         }
@@ -302,17 +327,11 @@ impl Run {
 
     /// For an order without a place: it was to go on with another one, or to be a renewal that
     /// counts against nothing.
-    fn check_limits(&self) -> Result<(), AcmeError> {
-        let limits = &self.job.config.limits;
-        let broken = self
-            .job
-            .history
-            .judge(|past| limits::order(clock::now(), limits, past, &self.job.names, false));
-        match broken {
-            // Its date is looked up again before the next attempt, by the clock of then.
-            Some(broken) => Err(self.error(Class::RateLimited, broken.to_string())),
-            None => Ok(()),
-        }
+    fn reserve(&self) -> Result<Reservation, AcmeError> {
+        let (history, limits) = (&self.job.history, &self.job.config.limits);
+        let reserved = history.reserve(limits, &self.job.names, clock::now());
+        // Its date is looked up again before the next attempt, by the clock of then.
+        reserved.map_err(|broken| self.error(Class::RateLimited, broken.to_string()))
     }
 
     /// One newOrder, in the history before it leaves. `exempt`: the CA is told which certificate it
@@ -323,10 +342,10 @@ impl Run {
         exempt: bool,
     ) -> Result<(Order, u64), (AcmeError, Option<u16>)> {
         let (history, names) = (Arc::clone(&self.job.history), self.job.names.clone());
-        let reservation = self.reservation().filter(|_| !exempt);
-        if reservation.is_none() && !exempt {
-            self.check_limits().map_err(|error| (error, None))?;
-        }
+        let reservation = match self.reservation().filter(|_| !exempt) {
+            None if !exempt => Some(self.reserve().map_err(|error| (error, None))?),
+            reservation => reservation,
+        };
         let note = move || match reservation {
             Some(reservation) => reservation.commit(),
             None => history.order(&names, exempt, clock::now()),
@@ -433,19 +452,17 @@ impl Run {
     fn not_kept(&self, error: KeepError) -> AcmeError {
         let class = match &error {
             KeepError::Unusable(_) => Class::Retryable,
-            KeepError::Expired(at) if self.has_expired_at_the_ca(*at) => Class::Retryable,
+            KeepError::Expired(at)
+                if has_expired(*at, clock::now(), self.job.session.clock_offset()) =>
+            {
+                Class::Retryable
+            }
             // The order stays: once the clock is right its certificate is good, and no other has
             // to be had until then.
             KeepError::Expired(_) => Class::Operator,
             KeepError::Store(error) => return AcmeError::store(&self.what, error),
         };
         self.error(class, error.to_string())
-    }
-
-    /// Whether the CA's clock, as far as it shows that, says the same as ours.
-    fn has_expired_at_the_ca(&self, at: time::OffsetDateTime) -> bool {
-        let offset = self.job.session.clock_offset();
-        offset.is_some_and(|offset| at <= clock::now() + offset)
     }
 
     fn invalid(&self, order: &mut Order) -> AcmeError {
@@ -472,6 +489,12 @@ impl Run {
     fn error(&self, class: Class, detail: impl Into<String>) -> AcmeError {
         AcmeError::new(class, &self.what, detail)
     }
+}
+
+/// Whether the CA's clock, which is ahead of ours by `offset`, says the same as ours. One that does
+/// not tell its time has nothing to say against it, and nothing ever would.
+fn has_expired(at: OffsetDateTime, now: OffsetDateTime, offset: Option<Duration>) -> bool {
+    offset.is_none_or(|offset| at <= now + offset)
 }
 
 /// The key of the current generation, if that is of this kind and can be read.

@@ -344,10 +344,11 @@ impl Worker {
             .map(|authority| (slug(authority.url()), Arc::clone(authority)))
             .collect();
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
+        let is_writer = self.lock.is_some();
         let opened = blocking(move || {
             let open = |config: crate::config::CertificateAuthority| {
                 let Some(known) = known.get(&slug(&config.directory)) else {
-                    return Authority::open(&state, config, clock::now());
+                    return Authority::open(&state, config, is_writer, clock::now());
                 };
                 let (ledger, history) = (known.ledger.clone(), known.history.clone());
                 Ok(Authority::with_records(&state, config, ledger, history))

@@ -10,9 +10,11 @@
 //!
 //! Of records from before the host's start only the wall clock's dates are known: the one when it
 //! was made, and where the clock was set later on, those that followed from that. The latest in the
-//! past is believed. One in the future is a wrong clock's; where all are, only the bound is known:
-//! it was made before anybody else saw it. It counts as of the first look at it, so that it holds up
-//! an order for no longer than the limit says, once, and not again after each restart.
+//! past is believed: it is the bound of them, and no more, as a clock that was ahead by less than
+//! has passed since leaves a date in the past, too. One in the future is a wrong clock's; where all
+//! are, only the bound is known: it was made before anybody else saw it. It counts as of the first
+//! look at it, so that it holds up an order for no longer than the limit says, once, and not again
+//! after each restart.
 
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
@@ -63,12 +65,12 @@ pub(super) struct Dates {
     #[serde(with = "time::serde::rfc3339")]
     pub at: OffsetDateTime,
     /// What `at` was before the clock was set in the same start of the host: which of them was the
-    /// right clock's, only the next start can tell.
+    /// right clock's, the next start can tell only where the others are in the future.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     pub before: Vec<Date>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub uptime: Option<Uptime>,
-    /// By the wall clock of the start that was the first to find `at` in the future.
+    /// By the wall clock of the start that was the first to find all of them in the future.
     #[serde(
         default,
         with = "time::serde::rfc3339::option",
@@ -218,6 +220,22 @@ mod tests {
             assert_eq!(dates.seen, None, "{text}");
             let at = dates.settle(&right(2, 31), &right(2, 30));
             assert_eq!(at, NOW + Duration::hours(5), "{text}");
+        }
+    }
+
+    /// Nothing tells the date of a clock that was ahead from a right one, once both have passed: the
+    /// later one is the bound.
+    #[test]
+    fn a_clock_that_was_ahead_by_less_than_has_passed_since_makes_records_younger_by_that() {
+        for (ahead, read_as) in [(3, 3), (6, 0)] {
+            let mut dates = Dates::new(&right(1, 0));
+            let opened = right(1, 0);
+            dates.settle(&moment(1, 24, Duration::days(ahead)), &opened);
+            dates.settle(&right(1, 25), &opened);
+            let opened = right(2, 5 * 24);
+            dates.are_read(&opened);
+            let at = dates.settle(&opened, &opened);
+            assert_eq!(at, NOW + Duration::days(read_as));
         }
     }
 

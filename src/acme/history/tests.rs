@@ -77,8 +77,12 @@ fn a_place_within_the_limits_is_taken_at_once_and_given_up_where_nothing_is_sent
     let open = || Arc::new(History::open_by(steady.clone(), &state, "ca", WEEK, NOW).unwrap());
     let history = open();
     let names = ["a.test".parse().unwrap()];
-    let first = Reservation::new(&history, &names, NOW);
-    let second = Reservation::new(&history, &names, NOW);
+    let limits = crate::config::Limits {
+        duplicate_certificates: crate::config::Limits::lets_encrypt().new_orders,
+        ..Default::default()
+    };
+    let first = history.reserve(&limits, &names, NOW).unwrap();
+    let second = history.reserve(&limits, &names, NOW).unwrap();
     assert_eq!(past_of(&history).len(), 2);
     assert!(past_of(&open()).is_empty(), "nothing was sent yet");
     let id = first.commit().unwrap();
@@ -266,4 +270,99 @@ fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
     append(&path, format!("{line}\n").as_bytes()).unwrap();
     let past = past_of(&host.open(NOW));
     assert_eq!(past[0].at, NOW - Duration::HOUR);
+}
+
+#[test]
+fn orders_that_ask_together_take_one_place_only_once() {
+    let limits = crate::config::Limits {
+        new_orders: Some(crate::config::Limit {
+            count: 1,
+            per: std::time::Duration::from_secs(3600),
+        }),
+        ..Default::default()
+    };
+    for _ in 0..100 {
+        let history = Arc::new(History::in_memory());
+        let names = ["a.test".parse().unwrap()];
+        let reserve = || history.reserve(&limits, &names, NOW);
+        let all = std::thread::scope(|scope| {
+            let threads: Vec<_> = (0..4).map(|_| scope.spawn(reserve)).collect();
+            let each = threads.into_iter().map(|thread| thread.join().unwrap());
+            each.collect::<Vec<_>>()
+        });
+        assert_eq!(all.iter().filter(|it| it.is_ok()).count(), 1);
+        let broken = all.into_iter().find_map(Result::err).unwrap();
+        assert_eq!(broken.until, NOW + Duration::HOUR);
+    }
+}
+
+/// A process beside the one that orders, and one that starts after a crash, take an order that was
+/// not answered for lost; where it turns out that it was not, it counts again.
+#[test]
+fn an_order_that_another_process_took_for_lost_counts_once_the_ca_has_answered() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.open(NOW);
+    let id = history
+        .order(&["a.test".parse().unwrap()], false, NOW)
+        .unwrap();
+    let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
+    drop(host.open(NOW));
+    assert!(fs::read_to_string(&path).unwrap().contains("failed"));
+    history.placed(id, "https://ca.test/order/1").unwrap();
+    for _ in 0..2 {
+        let past = past_of(&host.open(NOW));
+        let what = &past[0].what;
+        assert!(matches!(what, What::Order { end, .. } if *end == End::Placed));
+    }
+}
+
+#[test]
+fn only_the_process_that_orders_writes_the_history_anew() {
+    let host = Host::new();
+    let mut config = crate::config::CertificateAuthority::lets_encrypt();
+    config.set_directory("https://ca.test/directory").unwrap();
+    let open = |is_writer| {
+        let now = clock::now();
+        crate::acme::account::Authority::open(&host.state, config.clone(), is_writer, now).unwrap()
+    };
+    let names = ["a.test".parse().unwrap()];
+    let history = open(true).history;
+    history.order(&names, false, clock::now()).unwrap();
+    let text = || {
+        let folder = fs::read_dir(host.state.ledger_dir().join("authorities")).unwrap();
+        let mut paths = folder.map(|entry| entry.unwrap().path());
+        let path = paths.find(|path| path.to_string_lossy().ends_with(".history.jsonl"));
+        fs::read_to_string(path.unwrap()).unwrap()
+    };
+    let before = text();
+    open(false);
+    assert_eq!(text(), before);
+    open(true);
+    assert_ne!(text(), before);
+}
+
+/// Whoever looks at the limits has dated everything anew in passing, and a disk may have refused.
+#[test]
+fn that_the_clock_was_set_is_on_disk_whoever_finds_it_out_first() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.used_up(NOW + Duration::days(400));
+    host.at(1, Duration::hours(3));
+    let later = NOW + Duration::hours(2);
+    broken_until(&history, later);
+    let folder = host.state.ledger_dir().join("authorities");
+    let aside = folder.with_extension("aside");
+    fs::rename(&folder, &aside).unwrap();
+    fs::write(&folder, "").unwrap();
+    assert!(history.is_misdated(later));
+    history.date(later).unwrap_err();
+    fs::remove_file(&folder).unwrap();
+    fs::rename(&aside, &folder).unwrap();
+    assert!(history.is_misdated(later), "the disk refused");
+    history.date(later).unwrap();
+    assert!(!history.is_misdated(later));
+    host.at(2, Duration::MINUTE);
+    let later = NOW + Duration::hours(3);
+    assert_eq!(broken_until(&host.open(later), later), None);
 }

@@ -4,13 +4,14 @@
 use std::fs;
 use std::path::{Path, PathBuf};
 
-use rcgen::KeyPair;
+use rcgen::{KeyPair, PublicKeyData};
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
 use super::Issued;
 use super::delivery::{KeepError, keep, verified};
 use super::texts;
+use crate::acme::limits::Past;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::KeyType;
@@ -45,6 +46,13 @@ impl Pending {
         self.is_like(names, key_type) && age < PENDING_LIFETIME && age > -PENDING_LIFETIME
     }
 
+    /// Its number among what was asked of a CA, if that is this order: another CA numbers others,
+    /// and this one does where nobody remembers the order any more.
+    pub(super) fn number_in(&self, ca: &str, past: &Past) -> Option<u64> {
+        let number = self.number.filter(|_| self.ca == ca);
+        number.filter(|number| past.is_for(*number, &self.names))
+    }
+
     fn is_like(&self, names: &[Name], key_type: KeyType) -> bool {
         self.names == texts(names) && self.key_type == key_type_name(key_type)
     }
@@ -72,6 +80,22 @@ impl PendingDir {
         atomic::write_file(&self.0.join(file), bytes, SECRET_FILE)
     }
 
+    /// The order, where it has the key of the current certificate and that, whose serial number is
+    /// asked about, has ended: it is on disk no more.
+    pub(super) fn discard_key(
+        &self,
+        dir: &Path,
+        is_ended: impl FnOnce(&str) -> bool,
+    ) -> Option<Pending> {
+        let (pending, key) = self.read()?;
+        let leaf = generation::read_current(dir).ok()??.leaf;
+        let is_current = key.subject_public_key_info() == leaf.public_key;
+        (is_current && is_ended(&leaf.serial)).then(|| {
+            self.discard();
+            pending
+        })
+    }
+
     pub(super) fn discard(&self) {
         match fs::remove_dir_all(&self.0) {
             Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -80,6 +104,32 @@ impl PendingDir {
             _ => {}
         }
     }
+}
+
+/// An order of which the CA may have a certificate for us.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Unfinished {
+    /// Its directory URL.
+    pub ca: String,
+    /// In the history of the CA.
+    pub number: u64,
+}
+
+/// The order in the directory of this certificate that the next one goes on with. Blocks on the
+/// disk.
+pub fn unfinished(dir: &Path, names: &[Name], key_type: KeyType) -> Option<Unfinished> {
+    let (pending, _) = PendingDir::of(dir).read()?;
+    let pending = Some(pending).filter(|it| it.is_like(names, key_type))?;
+    Some(Unfinished {
+        number: pending.number?,
+        ca: pending.ca,
+    })
+}
+
+/// Drops the order with the key of the current certificate, if that key is not to be used again.
+/// Blocks on the disk.
+pub fn discard_key(dir: &Path, is_ended: impl FnOnce(&str) -> bool) {
+    PendingDir::of(dir).discard_key(dir, is_ended);
 }
 
 /// An order whose certificate is on disk, and no generation yet: a crash came between, or this

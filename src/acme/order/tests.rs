@@ -93,6 +93,17 @@ fn the_leaf_is_issued_by_a_certificate_of_its_chain() {
     assert!(cut.contains("unusable"), "{cut}");
 }
 
+/// One that does not tell its time would hold up its certificate's name without an end.
+#[test]
+fn what_has_expired_here_has_expired_at_the_ca_unless_that_says_otherwise() {
+    let now = clock::now();
+    let at = now - Duration::DAY;
+    assert!(has_expired(at, now, None));
+    assert!(has_expired(at, now, Some(Duration::ZERO)));
+    assert!(has_expired(at, now, Some(-Duration::HOUR)));
+    assert!(!has_expired(at, now, Some(Duration::days(-2))));
+}
+
 fn put_pending(dir: &Path, made: &Made, created_at: OffsetDateTime) -> PendingDir {
     let pending = Pending {
         ca: "https://ca.test/dir".to_owned(),
@@ -150,4 +161,75 @@ fn an_interrupted_order_with_a_useless_chain_is_dropped() {
     let wanted = names(&["a.test"]);
     assert!(complete_pending(directory.path(), &wanted, KeyType::P256, now).is_none());
     assert!(!pending.0.exists());
+}
+
+#[test]
+fn a_key_that_has_ended_is_not_that_of_an_interrupted_order_either() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (now, wanted) = (clock::now(), names(&["a.test"]));
+    let mut made = made(&["a.test"], now + Duration::DAY);
+    put_pending(dir, &made, now);
+    let issued = complete_pending(dir, &wanted, KeyType::P256, now).unwrap();
+    // The next one keeps its key.
+    let pending = put_pending(dir, &made, now);
+    discard_key(dir, |_| false);
+    assert!(pending.0.exists());
+    discard_key(dir, |serial| serial == issued.leaf.serial);
+    assert!(!pending.0.exists());
+    made.key = KeyPair::generate().unwrap();
+    let pending = put_pending(dir, &made, now);
+    discard_key(dir, |_| true);
+    assert!(pending.0.exists(), "it has a key of its own");
+}
+
+#[test]
+fn an_order_on_disk_is_one_to_go_on_with() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let wanted = names(&["a.test"]);
+    let read = |wanted: &[Name], key_type| unfinished(dir, wanted, key_type);
+    assert_eq!(read(&wanted, KeyType::P256), None);
+    let now = clock::now();
+    let made = made(&["a.test"], now + Duration::DAY);
+    let pending = put_pending(dir, &made, now);
+    assert_eq!(
+        read(&wanted, KeyType::P256),
+        None,
+        "nobody knows its number"
+    );
+    let mut order = pending.read().unwrap().0;
+    order.number = Some(7);
+    let bytes = serde_json::to_vec(&order).unwrap();
+    pending.write(ORDER_FILE, &bytes).unwrap();
+    let found = read(&wanted, KeyType::P256).unwrap();
+    assert_eq!(
+        (found.ca.as_str(), found.number),
+        ("https://ca.test/dir", 7)
+    );
+    assert_eq!(read(&wanted, KeyType::P384), None);
+    assert_eq!(read(&names(&["b.test"]), KeyType::P256), None);
+    pending.discard();
+    assert_eq!(read(&wanted, KeyType::P256), None);
+}
+
+#[test]
+fn an_old_order_on_disk_ends_no_other_that_has_its_number_now() {
+    let ca = "https://ca.test/dir";
+    let pending = |name: &str| Pending {
+        ca: ca.to_owned(),
+        order_url: "https://ca.test/order/1".to_owned(),
+        names: vec![name.to_owned()],
+        key_type: "p256".to_owned(),
+        created_at: clock::now(),
+        number: Some(0),
+    };
+    let history = History::in_memory();
+    history
+        .order(&names(&["a.test"]), false, clock::now())
+        .unwrap();
+    let number = |name: &str, ca: &str| history.judge(|past| pending(name).number_in(ca, past));
+    assert_eq!(number("a.test", ca), Some(0));
+    assert_eq!(number("b.test", ca), None);
+    assert_eq!(number("a.test", "https://other.test/dir"), None);
 }

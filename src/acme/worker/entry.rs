@@ -12,7 +12,7 @@ use super::revoke::PendingRevocation;
 use crate::acme::error::LastError;
 use crate::acme::job::SharedLook;
 use crate::acme::ledger::{Kind, Ledger, Outcome, StoredRevocation};
-use crate::acme::order;
+use crate::acme::order::{self, Unfinished};
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason, fraction};
 use crate::acme::renewal_info::certificate_id;
 use crate::acme::revocation::Named;
@@ -30,6 +30,8 @@ pub(super) struct Entry {
     /// `None` for the internal CA, which asks nobody.
     pub(super) ledger: Option<Arc<Ledger>>,
     pub(super) stored: Option<StoredCertificate>,
+    /// The order on disk that the next one is to go on with.
+    pub(super) unfinished: Option<Unfinished>,
     /// Where in the span that jitter has the renewal of `stored` is: see [`Jitter`].
     ///
     /// [`Jitter`]: crate::acme::renewal::Jitter
@@ -72,6 +74,7 @@ pub(super) struct Entry {
 pub(super) struct Loaded {
     pub(super) ledger: Option<Arc<Ledger>>,
     pub(super) stored: Option<StoredCertificate>,
+    pub(super) unfinished: Option<Unfinished>,
     pub(super) error: Option<StoreError>,
     pub(super) completed: bool,
 }
@@ -86,6 +89,7 @@ impl Entry {
             dir,
             ledger: before.and_then(|before| before.ledger),
             stored: None,
+            unfinished: None,
             due_jitter: 0.0,
             certificate_id: None,
             named: Named::default(),
@@ -112,6 +116,7 @@ impl Entry {
             tracing::error!(name = %self.subject.name, "{error}");
         }
         self.ledger = loaded.ledger;
+        self.unfinished = loaded.unfinished;
         let error = loaded.error.map(|error| error.to_string());
         self.last_error = error.map(LastError::from);
         self.set_stored(loaded.stored);
@@ -133,6 +138,7 @@ impl Entry {
     /// What was wrong is over.
     pub(super) fn succeeded(&mut self) {
         self.internal_attempts = Attempts::default();
+        self.unfinished = None;
         self.last_error = None;
         self.forced = false;
         self.ask_again = false;
@@ -197,6 +203,7 @@ impl Load {
         let mut loaded = Loaded {
             ledger: self.ledger,
             stored: None,
+            unfinished: None,
             error: None,
             completed: false,
         };
@@ -208,6 +215,9 @@ impl Load {
         }
         if is_acme && self.may_complete {
             loaded.completed = complete(subject, &self.dir, loaded.ledger.as_deref(), now);
+        }
+        if is_acme {
+            loaded.unfinished = order::unfinished(&self.dir, &subject.names, subject.key_type);
         }
         match generation::read_current(&self.dir) {
             Ok(stored) => loaded.stored = stored,
@@ -226,6 +236,10 @@ impl Load {
 
 /// Finishes an order that a crash interrupted after the certificate was fetched.
 fn complete(subject: &Subject, dir: &Path, ledger: Option<&Ledger>, now: OffsetDateTime) -> bool {
+    order::discard_key(dir, |serial| {
+        let revocation = ledger.and_then(|ledger| ledger.revocation(serial));
+        revocation.is_some_and(|it| it.ends_key())
+    });
     let issued = order::complete_pending(dir, &subject.names, subject.key_type, now);
     let (Some(issued), Some(ledger)) = (issued, ledger) else {
         return false;

@@ -14,7 +14,6 @@ use crate::acme::error::LastError;
 use crate::acme::job::lock_look;
 use crate::acme::ledger::{Kind, Outcome, Record, StoredRevocation};
 use crate::acme::limits::Broken;
-use crate::acme::order::FETCHED_LIFETIME;
 use crate::acme::renewal::{
     self, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored, Wanted, fraction,
 };
@@ -108,16 +107,22 @@ impl Desk {
         let (Some(ledger), Some(id)) = (&entry.ledger, &entry.certificate_id) else {
             return RenewalInfo::default();
         };
-        let authority = self.issuing_authority(entry);
-        if authority.is_none_or(|authority| authority.is_silent(now)) {
+        let Some(authority) = self.issuing_authority(entry) else {
             return RenewalInfo::default();
-        }
-        match ledger.renewal_info(id) {
-            Some(info) => info.facts(),
-            None => RenewalInfo {
-                supported: true,
-                ..RenewalInfo::default()
+        };
+        let unknown = RenewalInfo {
+            supported: true,
+            ..RenewalInfo::default()
+        };
+        let info = ledger.renewal_info(id).map_or(unknown, |it| it.facts());
+        match authority.silent_until(now) {
+            None => info,
+            // What it has said holds; it is only not asked.
+            Some(until) if info.window.is_some() => RenewalInfo {
+                next_fetch: Some(until),
+                ..info
             },
+            Some(_) => RenewalInfo::default(),
         }
     }
 
@@ -149,7 +154,9 @@ impl Desk {
         let stored = entry.stored.as_ref();
         let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
         let renews = replaces && same_ca && entry.certificate_id.is_some();
-        renews && entry.has_renewal_info() || goes_on(entry, authority, now)
+        // Without renewal information in its directory it is not told.
+        let is_told = entry.has_renewal_info() && authority.silent_until(now).is_none();
+        renews && is_told || goes_on(entry, authority, now)
     }
 
     /// The limit that an order would break now.
@@ -274,11 +281,14 @@ impl Desk {
 /// Whether the next order is to be one that the CA has: whoever runs it and finds that gone looks
 /// at the limits.
 fn goes_on(entry: &Entry, authority: &Authority, now: OffsetDateTime) -> bool {
-    let ledger = entry.ledger.as_ref();
-    let broke_off = ledger.is_some_and(|it| it.last_failed(Kind::Order, authority.url()));
-    let since = now - FETCHED_LIFETIME;
-    let names = &entry.subject.names;
-    broke_off && authority.history.judge(|past| past.has_open(names, since))
+    let unfinished = entry.unfinished.as_ref();
+    unfinished
+        .filter(|it| it.ca == authority.url())
+        .is_some_and(|it| {
+            let names: Vec<String> = entry.subject.names.iter().map(Name::to_string).collect();
+            let history = &authority.history;
+            history.judge(|past| past.is_open(it.number, &names, now))
+        })
 }
 
 /// What the ledger says of a failed attempt.

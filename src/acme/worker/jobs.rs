@@ -188,6 +188,7 @@ impl Worker {
                     error: LastError::from("an internal error, see the log".to_owned()),
                     ca: None,
                     ordered: false,
+                    unfinished: None,
                 };
                 (error.id(), done)
             }
@@ -201,7 +202,17 @@ impl Worker {
         self.desk.idle(id);
         match done {
             Done::Issued { stored, ca, took } => self.desk.issued(id, *stored, ca, took),
-            Done::Failed { error, ca, ordered } => self.desk.failed(id, now, error, ca, ordered),
+            Done::Failed {
+                error,
+                ca,
+                ordered,
+                unfinished,
+            } => {
+                if ordered && let Some(entry) = self.desk.entry_mut(id) {
+                    entry.unfinished = unfinished;
+                }
+                self.desk.failed(id, now, error, ca, ordered);
+            }
             Done::Withdrawn { cause } => self.desk.withdrawn(id, now, &cause),
             Done::Asked { error } => self.desk.asked(id, now, error),
             Done::Revoked { result, reply } => self.revoked(id, *result, reply),

@@ -4,8 +4,9 @@ use time::macros::datetime;
 
 use super::*;
 use crate::acme::history::History;
-use crate::acme::ledger::Ledger;
-use crate::acme::renewal::IssuerKind;
+use crate::acme::ledger::{Ledger, StoredRenewalInfo};
+use crate::acme::order::Unfinished;
+use crate::acme::renewal::{IssuerKind, SuggestedWindow};
 use crate::acme::subject::Subject;
 use crate::acme::surroundings::Coverage;
 use crate::config::{CertificateAuthority, KeyType};
@@ -326,4 +327,88 @@ fn a_ca_without_renewal_information_is_asked_about_one_certificate_a_day() {
     // A clock that was ahead when that was found out proves nothing.
     place.desk.authorities[0].offers_no_renewal_info(NOW + 30 * day);
     assert_eq!(place.settle(NOW + 2 * day).len(), QUESTIONS.parallel);
+}
+
+/// A certificate of the week, and an attempt after it that came to no order: the next order is a
+/// new one, and waits for the date of the limit.
+#[test]
+fn an_order_goes_on_with_what_is_on_disk_and_with_nothing_else() {
+    let mut place = Place::new(&[("a.test", None)]);
+    let config = CertificateAuthority {
+        limits: crate::config::Limits {
+            duplicate_certificates: Some(Limit {
+                count: 1,
+                per: std::time::Duration::from_secs(7 * 86_400),
+            }),
+            ..crate::config::Limits::default()
+        },
+        ..place.desk.authorities[0].config.clone()
+    };
+    let state = StateDir::open(place._state.path()).unwrap();
+    let history = Arc::new(History::in_memory());
+    let ledger = Arc::new(Ledger::in_memory());
+    let authority = Authority::with_records(&state, config, ledger, Arc::clone(&history));
+    place.desk.set_authorities(vec![Arc::new(authority)]);
+    let number = history.order(&["a.test".parse().unwrap()], false, NOW);
+    let number = number.unwrap();
+    history.placed(number, "https://ca.test/order/1").unwrap();
+    history.issued(number, NOW).unwrap();
+    place.fails("a.test", NOW);
+    let later = NOW + Duration::HOUR;
+    let id = place.desk.by_name(&"a.test".parse().unwrap()).unwrap();
+    let mut begin = |unfinished: Option<Unfinished>| {
+        place.desk.entry_mut(id).unwrap().unfinished = unfinished;
+        place.desk.check_at(id, OffsetDateTime::UNIX_EPOCH);
+        let mut starts = place.desk.turn(later);
+        let held = lock(&place.statuses)[&id].next_attempt;
+        assert_eq!(starts.is_empty(), held == Some(NOW + Duration::WEEK));
+        starts.pop().map(|start| start.work)
+    };
+    let order = |ca: &str, number| {
+        let ca = ca.to_owned();
+        Some(Unfinished { ca, number })
+    };
+    assert!(begin(None).is_none());
+    assert!(begin(order("https://other.test/directory", number)).is_none());
+    assert!(begin(order(URL, number + 1)).is_none());
+    let work = begin(order(URL, number)).unwrap();
+    assert!(matches!(
+        work,
+        Work::Order {
+            reservation: None,
+            ..
+        }
+    ));
+}
+
+#[test]
+fn what_a_ca_has_said_of_a_renewal_holds_while_it_says_nothing_more() {
+    let mut place = Place::new(&[("recalled.test", Some(20)), ("told.test", Some(20))]);
+    for (name, days) in [("recalled.test", -2), ("told.test", 10)] {
+        let id = place.desk.by_name(&name.parse().unwrap()).unwrap();
+        let entry = place.desk.entry_mut(id).unwrap();
+        entry.certificate_id = Some(name.to_owned());
+        let start = NOW + Duration::days(days);
+        let answer = crate::acme::renewal_info::Answer {
+            window: SuggestedWindow::new(start, start + Duration::DAY).unwrap(),
+            explanation_url: None,
+            retry_after: None,
+        };
+        let info = StoredRenewalInfo::answered(name, None, &answer, NOW, 0.5);
+        let ledger = entry.ledger.as_ref().unwrap();
+        ledger.set_renewal_info(Some(info)).unwrap();
+    }
+    // Of some other certificate, just now.
+    place.desk.authorities[0].offers_no_renewal_info(NOW);
+    assert_eq!(place.settle(NOW), ["recalled.test"]);
+    place.fails("recalled.test", NOW);
+    assert!(place.settle(NOW).is_empty(), "nobody is asked");
+    let id = place.desk.by_name(&"told.test".parse().unwrap()).unwrap();
+    let told = lock(&place.statuses)[&id].next_renewal.unwrap();
+    assert_eq!(told, NOW + Duration::days(10) + Duration::hours(12));
+    let later = NOW + Duration::DAY + Duration::MINUTE;
+    assert!(
+        place.settle(later).contains(&"told.test".to_owned()),
+        "the question"
+    );
 }

@@ -17,7 +17,7 @@ use crate::acme::error::{AcmeError, Class, LastError};
 use crate::acme::history::{History, Reservation, Steady};
 use crate::acme::ledger::{self, AttemptId, Ledger, Outcome, StoredRenewalInfo};
 use crate::acme::limits;
-use crate::acme::order::FETCHED_LIFETIME;
+use crate::acme::order::{FETCHED_LIFETIME, PENDING_LIFETIME, Unfinished};
 use crate::acme::renewal::{IssuerKind, SuggestedWindow};
 use crate::acme::renewal_info;
 use crate::acme::subject::Subject;
@@ -88,6 +88,15 @@ struct Site {
     most_issued: usize,
 }
 
+impl Site {
+    /// As [`order::unfinished`](crate::acme::order::unfinished).
+    fn unfinished(&self) -> Option<Unfinished> {
+        let number = self.pending?.event;
+        let ca = URL.to_owned();
+        Some(Unfinished { ca, number })
+    }
+}
+
 /// A moment, and how many places of the CA's limit of new orders were taken then, or could have
 /// been as far as the host can know.
 #[derive(Clone, Copy)]
@@ -108,6 +117,8 @@ impl Since {
 struct Pending {
     /// Its number in the history.
     event: u64,
+    /// By the host's clock.
+    created_at: OffsetDateTime,
     /// Whether it counts nothing at the CA.
     exempt: bool,
     /// That is there, and that this clock takes for expired.
@@ -428,6 +439,7 @@ impl World {
             };
             let mut entry = Entry::new(subject, site.dir.clone(), None);
             entry.ledger = Some(Arc::clone(&site.ledger));
+            entry.unfinished = site.unfinished();
             if let Some(held) = &site.held {
                 hold(&mut entry, site, held);
             }
@@ -745,13 +757,16 @@ impl World {
     /// As `order::Run::resume` and `order::Run::use_fetched`.
     fn resumed(&mut self, site: usize) -> Option<Pending> {
         let pending = self.sites[site].pending?;
-        let Some(certificate) = pending.certificate else {
-            return Some(pending);
+        let is_good = match pending.certificate {
+            None => (self.clock() - pending.created_at).abs() < PENDING_LIFETIME,
+            Some(certificate) => {
+                let age = self.clock() - certificate.not_before;
+                let is_fresh = age < FETCHED_LIFETIME.min(self.kind.lifetime / 2);
+                let has_expired = certificate.not_after <= self.clock();
+                is_fresh || has_expired && self.now < certificate.not_after
+            }
         };
-        let age = self.clock() - certificate.not_before;
-        let is_fresh = age < FETCHED_LIFETIME.min(self.kind.lifetime / 2);
-        let is_ahead = certificate.not_after <= self.clock() && self.now < certificate.not_after;
-        if is_fresh || is_ahead {
+        if is_good {
             return Some(pending);
         }
         self.sites[site].pending = None;
@@ -764,13 +779,13 @@ impl World {
     fn places(&mut self, site: usize, reservation: Option<Reservation>, exempt: bool) -> Ends {
         let now = self.clock();
         let names = [self.sites[site].name.clone()];
-        let reservation = reservation.filter(|_| !exempt);
-        if !exempt && reservation.is_none() {
-            let broken = self.authority.broken_by(&names, false, now);
-            if broken.is_some() {
-                return Ends::Held;
-            }
-        }
+        let reservation = match reservation.filter(|_| !exempt) {
+            None if !exempt => match self.authority.reserve(&names, now) {
+                Ok(reservation) => Some(reservation),
+                Err(_) => return Ends::Held,
+            },
+            reservation => reservation,
+        };
         let event = match reservation {
             Some(reservation) => reservation.commit(),
             None => self.authority.history.order(&names, exempt, now),
@@ -785,6 +800,7 @@ impl World {
         match self.ca.new_order(self.now, site, exempt) {
             Answer::Accepted => Ends::Order(Pending {
                 event,
+                created_at: now,
                 exempt,
                 certificate: None,
             }),
@@ -1042,7 +1058,11 @@ impl World {
                 .unwrap();
         }
         self.learn(Some(error));
+        let unfinished = self.sites[site].unfinished();
         let desk = self.desk.as_mut().unwrap();
+        if let Some(entry) = desk.entry_mut(job.start.id) {
+            entry.unfinished = unfinished;
+        }
         let error = LastError::from(error);
         desk.failed(job.start.id, now, error, Some(URL.to_owned()), true);
     }
