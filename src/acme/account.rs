@@ -148,6 +148,8 @@ impl AccountFile {
 /// An authority of the configuration, as this process knows it.
 pub struct Authority {
     pub config: CertificateAuthority,
+    /// That of `config`, for the many who keep it.
+    url: Arc<str>,
     pub ledger: Arc<Ledger>,
     pub history: Arc<History>,
     dir: PathBuf,
@@ -260,6 +262,7 @@ impl Authority {
             ledger,
             history,
             dir: state.accounts_dir().join(slug(&config.directory)),
+            url: config.directory.as_str().into(),
             config,
             opened: tokio::sync::Mutex::default(),
             rate_limited: AtomicU32::new(0),
@@ -298,7 +301,11 @@ impl Authority {
     }
 
     pub fn url(&self) -> &str {
-        &self.config.directory
+        &self.url
+    }
+
+    pub fn shared_url(&self) -> Arc<str> {
+        Arc::clone(&self.url)
     }
 
     /// Held as long as the account's key must not change.

@@ -4,7 +4,7 @@
 //!
 //! It records and counts; [`renewal`](super::renewal) decides what the counts mean.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -230,7 +230,7 @@ impl fmt::Display for StoredRevocation {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     #[serde(default)]
-    records: Vec<Record>,
+    records: VecDeque<Record>,
     #[serde(default)]
     renewal_info: Option<StoredRenewalInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -340,8 +340,8 @@ impl Ledger {
         let mut id = 0;
         self.change(|memory| {
             let records = &mut memory.content.records;
-            id = records.last().map_or(0, |record| record.id + 1);
-            records.push(Record {
+            id = records.back().map_or(0, |record| record.id + 1);
+            records.push_back(Record {
                 id,
                 kind,
                 ca: ca.to_owned(),
@@ -351,8 +351,9 @@ impl Ledger {
                 reason: reason.map(str::to_owned),
                 challenge: None,
             });
-            let excess = records.len().saturating_sub(MAX_RECORDS);
-            records.drain(..excess);
+            while records.len() > MAX_RECORDS {
+                records.pop_front();
+            }
             memory.running.insert(id);
         })
         .inspect_err(|_| {
@@ -411,10 +412,19 @@ impl Ledger {
 
     /// What was last received about this certificate.
     pub fn renewal_info(&self, certificate_id: &str) -> Option<StoredRenewalInfo> {
+        self.read_renewal_info(certificate_id, StoredRenewalInfo::clone)
+    }
+
+    /// The same for whoever needs a part of it; nothing else is copied.
+    pub fn read_renewal_info<T>(
+        &self,
+        certificate_id: &str,
+        part: impl FnOnce(&StoredRenewalInfo) -> T,
+    ) -> Option<T> {
         let memory = self.read();
         let info = memory.content.renewal_info.as_ref();
         info.filter(|info| info.certificate_id == certificate_id)
-            .cloned()
+            .map(part)
     }
 
     /// Notes that a certificate is revoked, so that a restart replaces it as well.
@@ -445,11 +455,16 @@ impl Ledger {
 
     /// The newest finished or crashed record of a kind.
     pub fn last(&self, kind: Kind) -> Option<Record> {
+        self.read_last(kind, Record::clone)
+    }
+
+    /// The same for whoever needs a part of it; nothing else is copied.
+    pub fn read_last<T>(&self, kind: Kind, part: impl FnOnce(&Record) -> T) -> Option<T> {
         let memory = self.read();
         let mut records = memory.content.records.iter().rev();
         records
             .find(|record| record.kind == kind && !memory.running.contains(&record.id))
-            .cloned()
+            .map(part)
     }
 
     /// The challenges of earlier orders, newest first, and whether each went well.
@@ -519,7 +534,7 @@ fn replace_corrupt(
     );
     fs::copy(path, &aside).map_err(|error| StoreError::io("move aside", path, error))?;
     let content = Content {
-        records: vec![Record {
+        records: VecDeque::from([Record {
             id: 0,
             kind,
             ca: String::new(),
@@ -534,7 +549,7 @@ fn replace_corrupt(
             }),
             reason: None,
             challenge: None,
-        }],
+        }]),
         renewal_info: None,
         revocation: None,
     };
@@ -732,7 +747,7 @@ mod tests {
         let content: Content =
             serde_json::from_slice(&fs::read(ledger.path.as_ref().unwrap()).unwrap()).unwrap();
         assert_eq!(content.records.len(), MAX_RECORDS);
-        assert_eq!(content.records.last().unwrap().id, 119);
+        assert_eq!(content.records.back().unwrap().id, 119);
         assert_eq!(
             open(&state).attempts(Kind::Order, None).failures,
             MAX_RECORDS as u32

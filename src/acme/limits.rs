@@ -20,6 +20,23 @@ pub struct Event {
     pub what: What,
 }
 
+impl Event {
+    /// Whether it was then, and its certificate there since.
+    fn is_of(&self, at: OffsetDateTime, issued: Option<OffsetDateTime>) -> bool {
+        let known = match &self.what {
+            What::Order {
+                end: End::Issued { at, .. },
+                ..
+            } => Some(*at),
+            _ => None,
+        };
+        self.at == at
+            && known
+                .zip(issued)
+                .is_none_or(|(known, issued)| known == issued)
+    }
+}
+
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum What {
     Account,
@@ -142,6 +159,10 @@ impl Past {
 
     /// It turns out that the event with this number was then, and its certificate there since.
     pub fn redate(&mut self, id: u64, at: OffsetDateTime, issued: Option<OffsetDateTime>) {
+        // To index an event anew is most of the work, and most stay where they are.
+        if self.get(id).is_some_and(|event| event.is_of(at, issued)) {
+            return;
+        }
         self.change(id, |event| {
             event.at = at;
             if let What::Order { end, .. } = &mut event.what

@@ -128,12 +128,32 @@ impl Host {
         }
         history
     }
+
+    /// Used up by a clock that is ahead, and looked at two hours later by one that is right.
+    fn set_back(&self) -> (History, OffsetDateTime) {
+        self.at(1, Duration::HOUR);
+        let history = self.used_up(NOW + Duration::days(400));
+        self.at(1, Duration::hours(3));
+        let later = NOW + Duration::hours(2);
+        broken_until(&history, later);
+        (history, later)
+    }
 }
 
+/// Until when a certificate for a name that is new would be one too many.
 fn broken_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
-    history.forget(now, WEEK);
+    one_more_until(history, "x.test", now)
+}
+
+/// Until when one more certificate for these names would be one too many.
+fn duplicate_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    one_more_until(history, "a.test", now)
+}
+
+fn one_more_until(history: &History, name: &str, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    history.forget(now, WEEK + Duration::DAY);
     let limits = crate::config::Limits::lets_encrypt();
-    let names = ["x.test".parse().unwrap()];
+    let names = [name.parse().unwrap()];
     let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
     broken.map(|broken| broken.until)
 }
@@ -167,11 +187,7 @@ fn a_clock_that_is_set_neither_holds_up_an_order_nor_breaks_a_limit() {
 #[test]
 fn what_a_running_process_finds_out_about_dates_is_on_disk_with_the_next_order() {
     let host = Host::new();
-    host.at(1, Duration::HOUR);
-    let history = host.used_up(NOW + Duration::days(400));
-    host.at(1, Duration::hours(3));
-    let later = NOW + Duration::hours(2);
-    broken_until(&history, later);
+    let (history, later) = host.set_back();
     history
         .order(&["x.test".parse().unwrap()], true, later)
         .unwrap();
@@ -196,15 +212,6 @@ fn of_another_start_of_the_host_a_date_in_the_future_counts_once_as_just_now() {
         assert_eq!(broken_until(&host.open(later), later), Some(until));
     }
     assert_eq!(broken_until(&host.open(until), until), None);
-}
-
-/// Until when one more certificate for these names would be one too many.
-fn duplicate_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
-    history.forget(now, WEEK + Duration::DAY);
-    let limits = crate::config::Limits::lets_encrypt();
-    let names = ["a.test".parse().unwrap()];
-    let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
-    broken.map(|broken| broken.until)
 }
 
 #[test]
@@ -346,11 +353,7 @@ fn only_the_process_that_orders_writes_the_history_anew() {
 #[test]
 fn that_the_clock_was_set_is_on_disk_whoever_finds_it_out_first() {
     let host = Host::new();
-    host.at(1, Duration::HOUR);
-    let history = host.used_up(NOW + Duration::days(400));
-    host.at(1, Duration::hours(3));
-    let later = NOW + Duration::hours(2);
-    broken_until(&history, later);
+    let (history, later) = host.set_back();
     let folder = host.state.ledger_dir().join("authorities");
     let aside = folder.with_extension("aside");
     fs::rename(&folder, &aside).unwrap();

@@ -299,7 +299,7 @@ impl Desk {
         let (facts, authority) = self.facts(entry, now, covered);
         let status = SubjectStatus {
             next_attempt,
-            ..self.status(entry, &facts, authority.as_deref(), covered)
+            ..self.status(id, entry, &facts, authority.as_deref(), covered)
         };
         self.publish(id, Some(status));
     }
