@@ -229,6 +229,7 @@ impl Worker {
                     tracing::info!("this process orders certificates now");
                     self.forget_records().await;
                 }
+                self.put_in_place().await;
                 let ids: Vec<u64> = self.desk.entries().map(|(id, _)| id).collect();
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
@@ -313,6 +314,7 @@ impl Worker {
             }
         }
         self.give_up(old).await;
+        self.put_in_place().await;
         self.load(&new).await;
     }
 

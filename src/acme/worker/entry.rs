@@ -154,7 +154,29 @@ impl Entry {
     /// takes `replaces`, too.
     pub(super) fn has_renewal_info(&self) -> bool {
         let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
-        known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
+        let supported = known.map(|(ledger, id)| ledger.read_renewal_info(id, |it| it.supported));
+        supported.flatten().unwrap_or(false)
+    }
+
+    /// Where its certificates are: its own directory, and that of a predecessor with another type
+    /// of key.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let stored = self.stored.as_ref();
+        let elsewhere = stored.and_then(|stored| stored.path.parent());
+        let elsewhere = elsewhere.filter(|dir| *dir != self.dir);
+        [Some(self.dir.as_path()), elsewhere]
+            .into_iter()
+            .flatten()
+            .map(Path::to_owned)
+            .collect()
+    }
+
+    /// The CA's explanation of the renewal that it suggests.
+    pub(super) fn explanation_url(&self) -> Option<String> {
+        let (ledger, id) = self.ledger.as_ref().zip(self.certificate_id.as_ref())?;
+        ledger
+            .read_renewal_info(id, |info| info.explanation_url.clone())
+            .flatten()
     }
 
     /// That what is stored is revoked, as far as we know.
@@ -220,7 +242,8 @@ impl Load {
             loaded.unfinished = order::unfinished(&self.dir, &subject.names, subject.key_type);
         }
         match generation::read_current(&self.dir) {
-            Ok(stored) => loaded.stored = stored,
+            Ok(Some(stored)) => loaded.stored = Some(stored),
+            Ok(None) => loaded.stored = is_acme.then(|| predecessor(&self.dir, now)).flatten(),
             Err(error @ StoreError::Broken { .. }) => {
                 tracing::error!(name = %subject.name, "{error}; a new one is made");
             }
@@ -232,6 +255,13 @@ impl Load {
         }
         loaded
     }
+}
+
+/// With another type of key, from a CA, and still valid: it is what the first one of this type
+/// replaces.
+fn predecessor(dir: &Path, now: OffsetDateTime) -> Option<StoredCertificate> {
+    generation::read_beside(dir)
+        .filter(|stored| stored.meta.source == Source::Acme && now < stored.leaf.not_after)
 }
 
 /// Finishes an order that a crash interrupted after the certificate was fetched.
