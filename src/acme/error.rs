@@ -44,6 +44,16 @@ pub struct AcmeError {
     pub gone: bool,
     /// The challenge that failed, so that the next attempt can prefer another.
     pub challenge: Option<ChallengeType>,
+    /// Nothing has failed: the order was not sent, as by our own count it would break a limit.
+    pub held: Option<Held>,
+}
+
+/// An order that waits for the date of a limit.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Held {
+    pub until: OffsetDateTime,
+    /// Whether it would be exempt, if the CA took what it replaces (RFC 9773 section 5).
+    pub refused_predecessor: bool,
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
@@ -113,6 +123,7 @@ impl AcmeError {
             resumable: false,
             gone: false,
             challenge: None,
+            held: None,
         }
     }
 

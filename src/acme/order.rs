@@ -23,7 +23,7 @@ use time::{Duration, OffsetDateTime};
 use super::account::{Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
-use super::error::{AcmeError, Class};
+use super::error::{AcmeError, Class, Held};
 use super::history::{History, Reservation};
 use super::http::{JobHttp, of_problem, with_nonce};
 use super::renewal_info::certificate_id;
@@ -315,8 +315,10 @@ impl Run {
         {
             let order = new_order().replaces(predecessor);
             match self.place(&order, true).await {
-                Err((error, status)) if refuses_predecessor(&error, status) => {
-                    tracing::debug!(%error, "ordering again without `replaces`");
+                Err((refusal, status)) if refuses_predecessor(&refusal, status) => {
+                    tracing::debug!(error = %refusal, "ordering again without `replaces`");
+                    let placed = self.place(&new_order(), false).await;
+                    return placed.map_err(|(error, _)| without_predecessor(error, refusal));
                 }
                 placed => return placed.map_err(|(error, _)| error),
             }
@@ -330,8 +332,13 @@ impl Run {
     fn reserve(&self) -> Result<Reservation, AcmeError> {
         let (history, limits) = (&self.job.history, &self.job.config.limits);
         let reserved = history.reserve(limits, &self.job.names, clock::now());
-        // Its date is looked up again before the next attempt, by the clock of then.
-        reserved.map_err(|broken| self.error(Class::RateLimited, broken.to_string()))
+        reserved.map_err(|broken| AcmeError {
+            held: Some(Held {
+                until: broken.until,
+                refused_predecessor: false,
+            }),
+            ..self.error(Class::RateLimited, broken.to_string())
+        })
     }
 
     /// One newOrder, in the history before it leaves. `exempt`: the CA is told which certificate it
@@ -521,6 +528,22 @@ fn refuses_predecessor(error: &AcmeError, status: Option<u16>) -> bool {
     ];
     let mismatch = error.problem.is_none() && error.detail.contains("replaces field mismatch");
     refused.iter().any(|problem| error.is(problem)) || matches!(status, Some(404 | 409)) || mismatch
+}
+
+/// An order that is sent once more, as the CA has refused what it replaces, and so counts. Where
+/// that is held, a CA that has merely stumbled may take the first one yet: then that has failed.
+fn without_predecessor(error: AcmeError, refusal: AcmeError) -> AcmeError {
+    match error.held {
+        Some(_) if refusal.unreachable => refusal,
+        Some(held) => AcmeError {
+            held: Some(Held {
+                refused_predecessor: true,
+                ..held
+            }),
+            ..error
+        },
+        None => error,
+    }
 }
 
 /// The signing request: the names alone, as CAs take the subject from nowhere else.

@@ -150,11 +150,20 @@ impl Entry {
             .map(|stored| stored.leaf.serial.as_str())
     }
 
-    /// Whether the CA that issued the certificate has said anything about its renewal: then it
-    /// takes `replaces`, too.
-    pub(super) fn has_renewal_info(&self) -> bool {
+    /// Whether the CA that issued the certificate takes it for what an order `replaces`: whoever
+    /// says anything about its renewal does, unless it has refused that before.
+    pub(super) fn can_be_replaced(&self) -> bool {
         let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
-        known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
+        known.is_some_and(|(ledger, id)| {
+            let is_told = ledger.renewal_info(id).is_some_and(|it| it.supported);
+            is_told && !ledger.is_refused_predecessor(id)
+        })
+    }
+
+    /// Whether the CA has refused to take the certificate for what an order replaces.
+    pub(super) fn is_refused_predecessor(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
+        known.is_some_and(|(ledger, id)| ledger.is_refused_predecessor(id))
     }
 
     /// That what is stored is revoked, as far as we know.
