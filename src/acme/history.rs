@@ -23,8 +23,8 @@ use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// Lines that are over before the file is written anew.
 const MAX_STALE_LINES: usize = 4096;
-/// An order, its URL, its certificate and its failure.
-const LINES_OF_AN_EVENT: usize = 4;
+/// An order, its URL, its finalization, its certificate and its failure.
+const LINES_OF_AN_EVENT: usize = 5;
 
 /// One line of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -45,7 +45,10 @@ enum Line {
     /// The CA has the order with this number under this URL. One without is an order that was
     /// not answered, or one that a crash lost.
     Placed { id: u64, url: String },
-    /// The CA has issued for the order with this number, and counts that.
+    /// The CA is about to be told to issue for the order with this number.
+    Finalized { id: u64 },
+    /// The CA has issued for the order with this number, and counts that; or it may have, and the
+    /// order was dropped before anybody knew.
     Issued {
         id: u64,
         #[serde(flatten)]
@@ -279,6 +282,24 @@ impl History {
         self.add(|_| Line::Issued { id, dates }).map(|_| ())
     }
 
+    /// Notes that the CA is told to issue for an order, on disk before this returns; once is enough.
+    pub fn finalized(&self, id: u64) -> Result<(), StoreError> {
+        if self.judge(|past| past.may_be_issued(id)) {
+            return Ok(());
+        }
+        self.add(|_| Line::Finalized { id }).map(|_| ())
+    }
+
+    /// Notes that nobody goes on with an order, of which the CA has not said what became of it.
+    /// Once it was told to issue, it may have done so, and goes on to count that: from now on, as
+    /// it may have been just now.
+    pub fn dropped(&self, id: u64, now: OffsetDateTime) -> Result<(), StoreError> {
+        if self.judge(|past| past.may_be_issued(id)) {
+            self.issued(id, now)?;
+        }
+        self.failed(id, None)
+    }
+
     /// Notes that an order left no certificate, or none that is of any use, and which name was not
     /// validated.
     pub fn failed(&self, id: u64, name: Option<String>) -> Result<(), StoreError> {
@@ -433,6 +454,7 @@ impl Memory {
                 self.urls.insert(id, url);
                 return self.past.end(id, End::Placed);
             }
+            Line::Finalized { id } => return self.past.end(id, End::Finalized),
             Line::Issued { id, dates } => {
                 let (at, is_over) = (dates.at, false);
                 self.issued.insert(id, dates);
@@ -464,6 +486,7 @@ impl Memory {
             id,
             url: url.clone(),
         });
+        let finalized = matches!(end, End::Finalized).then_some(Line::Finalized { id });
         let issued = self.issued.get(&id);
         let issued = issued.map(|dates| Line::Issued {
             id,
@@ -472,10 +495,10 @@ impl Memory {
         let name = match end {
             End::Issued { is_over: true, .. } => Some(None),
             End::Failed(name) => Some(name.clone()),
-            End::Sent | End::Placed | End::Issued { .. } => None,
+            End::Sent | End::Placed | End::Finalized | End::Issued { .. } => None,
         };
         let failed = name.map(|name| Line::Failed { id, name });
-        let all = [Some(order), placed, issued, failed];
+        let all = [Some(order), placed, finalized, issued, failed];
         all.into_iter().flatten().collect()
     }
 

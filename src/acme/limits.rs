@@ -38,8 +38,10 @@ pub enum End {
     Sent,
     /// The CA has it, and may have issued meanwhile.
     Placed,
-    /// There is a certificate since then. `is_over`: nobody goes on with the order, as what the CA
-    /// sent is of no use.
+    /// The CA is told to issue: from here on only its own word says that it did not.
+    Finalized,
+    /// There is a certificate since then, or was by then for all that is known. `is_over`: nobody
+    /// goes on with the order, as what the CA sent is of no use, or nothing ever came.
     Issued { at: OffsetDateTime, is_over: bool },
     /// There is none. The name that was not validated, where it was that.
     Failed(Option<String>),
@@ -53,7 +55,8 @@ impl End {
             // Given up for lost by somebody who read the file while it was being sent, or before
             // what a crash had left on disk was found.
             (End::Sent | End::Failed(None), End::Placed) => End::Placed,
-            (end, End::Sent | End::Placed) => end,
+            (End::Placed, End::Finalized) => End::Finalized,
+            (end, End::Sent | End::Placed | End::Finalized) => end,
             (_, word) => word,
         }
     }
@@ -61,7 +64,7 @@ impl End {
     /// For how long somebody may go on with the order; `None`: there is nothing to go on with.
     fn lifetime(&self) -> Option<Duration> {
         match self {
-            End::Placed => Some(PENDING_LIFETIME),
+            End::Placed | End::Finalized => Some(PENDING_LIFETIME),
             End::Issued { is_over: false, .. } => Some(FETCHED_LIFETIME),
             End::Sent | End::Issued { .. } | End::Failed(_) => None,
         }
@@ -174,6 +177,18 @@ impl Past {
         matches!(what, Some(What::Order { names, .. }) if names.iter().eq(wanted))
     }
 
+    /// Whether the CA may have issued for the order with this number, which nobody knows.
+    pub fn may_be_issued(&self, id: u64) -> bool {
+        let what = self.get(id).map(|event| &event.what);
+        matches!(
+            what,
+            Some(What::Order {
+                end: End::Finalized,
+                ..
+            })
+        )
+    }
+
     /// Whether the order with this number is one for these names to go on with: the CA has it, and
     /// it did not come to nothing yet.
     pub fn is_open(&self, id: u64, names: &[String], now: OffsetDateTime) -> bool {
@@ -230,7 +245,7 @@ impl Past {
         }
         let issued = match end {
             End::Issued { at, .. } => *at,
-            End::Sent | End::Placed => at,
+            End::Sent | End::Placed | End::Finalized => at,
             End::Failed(Some(name)) => {
                 return put_under(&mut self.failures, bare(name).to_owned(), at);
             }

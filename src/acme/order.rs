@@ -30,6 +30,7 @@ use super::renewal_info::certificate_id;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{CertificateAuthority, ChallengeType, KeyType};
+use crate::store::StoreError;
 use crate::store::crash;
 use crate::store::generation;
 use crate::store::leaf::Leaf;
@@ -100,8 +101,11 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         let pending = run.pending.clone();
         blocking(move || pending.discard()).await;
         let name = error.identifier.clone();
-        let name = name.filter(|_| error.challenge.is_some());
-        run.note_end(run.number.get().copied(), name).await;
+        let number = run.number.get().copied();
+        match name.filter(|_| error.challenge.is_some()) {
+            Some(name) => run.note_failure(number, Some(name)).await,
+            None => run.note_dropped(number).await,
+        }
     }
     result
 }
@@ -140,7 +144,7 @@ impl Run {
             let csr = csr(&self.job.names, &key).map_err(|error| {
                 self.error(Class::Operator, format!("cannot make the CSR: {error}"))
             })?;
-            with_nonce!(order.finalize_csr(&csr)).map_err(|error| self.explain(error))?;
+            self.finalize(&mut order, &csr).await?;
             crash::point("order-finalized");
         }
         let chain = self.fetch_certificate(&mut order).await?;
@@ -151,6 +155,22 @@ impl Run {
         })
     }
 
+    /// Has the CA issue, which it may do from here on whatever becomes of its answer.
+    async fn finalize(&self, order: &mut Order, csr: &[u8]) -> Result<(), AcmeError> {
+        self.note_finalization().await?;
+        let result = with_nonce!(order.finalize_csr(csr));
+        let error = match result {
+            Ok(()) => return Ok(()),
+            Err(error) => self.explain(error),
+        };
+        // One that is not ready may be processed already.
+        if error.problem.is_some() && error.ends_the_order() && !error.is("orderNotReady") {
+            // The CA says that it will not.
+            self.note_failure(self.number.get().copied(), None).await;
+        }
+        Err(error)
+    }
+
     /// A key that is not kept is not kept by an interrupted order either: it may have ended since.
     async fn drop_kept_key(&self) {
         if self.job.reuse_key {
@@ -158,7 +178,7 @@ impl Run {
         }
         let (dir, pending) = (self.job.dir.clone(), self.pending.clone());
         if let Some(dropped) = blocking(move || pending.discard_key(&dir, |_| true)).await {
-            self.note_end(self.number_of(&dropped), None).await;
+            self.note_dropped(self.number_of(&dropped)).await;
         }
     }
 
@@ -193,7 +213,7 @@ impl Run {
                 tracing::debug!(%error, "dropping an interrupted order");
                 let dir = self.pending.clone();
                 blocking(move || dir.discard()).await;
-                self.note_end(self.number_of(&pending), None).await;
+                self.note_dropped(self.number_of(&pending)).await;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -210,12 +230,15 @@ impl Run {
         let same = pending.ca == self.job.config.directory
             && pending.is_for(&self.job.names, self.job.key_type, clock::now());
         if !same {
-            self.note_end(number, None).await;
+            self.note_dropped(number).await;
             return Ok(None);
         }
         let found = match with_nonce!(self.account.order(pending.order_url.clone())) {
             Ok(mut order) => {
                 let alive = order.state().status != OrderStatus::Invalid;
+                if !alive {
+                    self.note_failure(number, None).await;
+                }
                 alive.then_some(order)
             }
             Err(error) => match self.explain(error) {
@@ -233,7 +256,7 @@ impl Run {
                 Ok(Some((order, pending, Arc::new(key))))
             }
             None => {
-                self.note_end(number, None).await;
+                self.note_dropped(number).await;
                 Ok(None)
             }
         }
@@ -363,7 +386,7 @@ impl Run {
             Ok(order) => Ok((order, number)),
             Err(error) => {
                 let status = self.http.last().status;
-                self.note_end(Some(number), None).await;
+                self.note_failure(Some(number), None).await;
                 Err((self.explain(error), status))
             }
         }
@@ -397,14 +420,40 @@ impl Run {
         noted.map_err(|error| AcmeError::store(&self.what, &error))
     }
 
-    /// The order leaves no certificate, or none that is of use. `name`: the one that the CA did not
-    /// validate, which it may count.
-    async fn note_end(&self, number: Option<u64>, name: Option<String>) {
+    /// Before the CA is told to issue: only its own word says from here on that it did not.
+    async fn note_finalization(&self) -> Result<(), AcmeError> {
+        let Some(number) = self.number.get().copied() else {
+            return Ok(());
+        };
+        let history = Arc::clone(&self.job.history);
+        let noted = blocking(move || history.finalized(number)).await;
+        noted.map_err(|error| AcmeError::store(&self.what, &error))
+    }
+
+    /// The CA says that the order leaves no certificate. `name`: the one that it did not validate,
+    /// which it may count.
+    async fn note_failure(&self, number: Option<u64>, name: Option<String>) {
+        self.note_end(number, |history, number| history.failed(number, name))
+            .await;
+    }
+
+    /// Nobody goes on with the order, whatever the CA makes of it.
+    async fn note_dropped(&self, number: Option<u64>) {
+        let now = clock::now();
+        self.note_end(number, move |history, number| history.dropped(number, now))
+            .await;
+    }
+
+    async fn note_end(
+        &self,
+        number: Option<u64>,
+        note: impl FnOnce(&History, u64) -> Result<(), StoreError> + Send + 'static,
+    ) {
         let Some(number) = number else {
             return;
         };
         let history = Arc::clone(&self.job.history);
-        if let Err(error) = blocking(move || history.failed(number, name)).await {
+        if let Err(error) = blocking(move || note(&history, number)).await {
             tracing::warn!(%error, "cannot record how an order ended");
         }
     }
@@ -422,7 +471,10 @@ impl Run {
                     let chain = chain.ok_or_else(|| self.error(Class::Retryable, none))?;
                     return Ok(self.preferred_chain(chain, &links).await);
                 }
-                OrderStatus::Invalid => return Err(self.invalid(order)),
+                OrderStatus::Invalid => {
+                    self.note_failure(self.number.get().copied(), None).await;
+                    return Err(self.invalid(order));
+                }
                 _ => {}
             }
             if !poll.wait(self.http.last().retry_after).await {

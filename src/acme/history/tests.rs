@@ -366,3 +366,73 @@ fn that_the_clock_was_set_is_on_disk_whoever_finds_it_out_first() {
     let later = NOW + Duration::hours(3);
     assert_eq!(broken_until(&host.open(later), later), None);
 }
+
+/// The end of the one order in the history, in memory and on disk alike.
+fn end_of_the_order(host: &Host, history: &History, now: OffsetDateTime) -> End {
+    let ends = [past_of(history), past_of(&host.open(now))].map(|past| match &past[0].what {
+        What::Order { end, .. } => end.clone(),
+        What::Account => panic!("an account"),
+    });
+    let [in_memory, on_disk] = ends;
+    assert_eq!(in_memory, on_disk);
+    on_disk
+}
+
+/// A CA that was told to issue may have done so, whoever has lost patience with it meanwhile.
+#[test]
+fn an_order_that_is_dropped_may_be_a_certificate_once_the_ca_was_told_to_issue() {
+    let later = NOW + Duration::hours(30);
+    let dropped = |note: &dyn Fn(&History, u64)| {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let history = host.open(NOW);
+        let names = ["a.test".parse().unwrap()];
+        let id = history.order(&names, false, NOW).unwrap();
+        history.placed(id, "https://ca.test/order/1").unwrap();
+        note(&history, id);
+        host.at(1, Duration::hours(31));
+        history.dropped(id, later).unwrap();
+        let end = end_of_the_order(&host, &history, later);
+        let wanted = ["a.test".to_owned()];
+        assert!(!history.judge(|past| past.is_open(id, &wanted, later)));
+        end
+    };
+    let finalize = |history: &History, id| {
+        for _ in 0..2 {
+            history.finalized(id).unwrap();
+        }
+    };
+    let (at, is_over) = (later, true);
+    assert_eq!(dropped(&finalize), End::Issued { at, is_over });
+    assert_eq!(dropped(&|_, _| {}), End::Failed(None));
+    // The CA's own word that there is none.
+    let refused = |history: &History, id| {
+        finalize(history, id);
+        history.failed(id, None).unwrap();
+    };
+    assert_eq!(dropped(&refused), End::Failed(None));
+    // A certificate that is known is as old as it is.
+    let issued = |history: &History, id| {
+        finalize(history, id);
+        history.issued(id, NOW).unwrap();
+    };
+    let at = NOW;
+    assert_eq!(dropped(&issued), End::Issued { at, is_over });
+}
+
+#[test]
+fn an_order_that_the_ca_was_told_to_issue_for_is_still_one_to_go_on_with_after_a_restart() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.open(NOW);
+    let names = ["a.test".parse().unwrap()];
+    let id = history.order(&names, false, NOW).unwrap();
+    history.placed(id, "https://ca.test/order/1").unwrap();
+    history.finalized(id).unwrap();
+    // Found again by the next start.
+    history.placed(id, "https://ca.test/order/1").unwrap();
+    assert_eq!(end_of_the_order(&host, &history, NOW), End::Finalized);
+    let wanted = ["a.test".to_owned()];
+    let is_open = |now| host.open(NOW).judge(|past| past.is_open(id, &wanted, now));
+    assert!(is_open(NOW) && !is_open(NOW + Duration::DAY));
+}
