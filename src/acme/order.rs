@@ -38,7 +38,8 @@ use crate::store::{key_type_name, private_key};
 pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
 pub use pending::{
-    FETCHED_LIFETIME, PENDING_LIFETIME, Unfinished, complete_pending, discard_key, unfinished,
+    FETCHED_LIFETIME, Histories, PENDING_LIFETIME, Unfinished, complete_pending, discard_key,
+    unfinished,
 };
 use pending::{Fetched, ORDER_FILE, Pending, PendingDir};
 use poll::Poll;
