@@ -208,6 +208,29 @@ async fn an_order_that_is_lost_while_it_is_processed_may_be_a_certificate() {
     counts_as_a_certificate(&perennial, &ca).await;
 }
 
+/// The next start finds it on disk: it is the one order for which there is a place.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_url_a_crash_kept_from_the_history_needs_no_other_place() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let limits = "[acme.limits]\nnew_orders = \"1/3h\"\n";
+    let text = format!("{}{limits}{site}", ca.acme_table());
+    let perennial = Perennial::with_config(place, &text);
+    let mut perennial = perennial.env("PERENNIAL_TEST_ABORT_AFTER", "order-url");
+    perennial.start();
+    perennial.wait_exit(SOON).await;
+    assert_eq!(ledger::orders(&perennial.place)[0].url, None);
+    perennial.forget_env();
+    perennial.start_and_wait().await;
+    // Who asks for it does not wait as the program does after a crash.
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].url.is_some() && orders[0].issued, "{orders:?}");
+}
+
 /// What looks expired here and is good by the authority's own clock is a good certificate: it is
 /// kept for the hour in which this clock is right, and no other is ordered meanwhile.
 #[tokio::test(flavor = "multi_thread")]

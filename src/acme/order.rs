@@ -39,7 +39,7 @@ pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
 pub use pending::{
     FETCHED_LIFETIME, Histories, PENDING_LIFETIME, Unfinished, complete_pending, discard_key,
-    unfinished,
+    make_known, unfinished,
 };
 use pending::{Fetched, ORDER_FILE, Pending, PendingDir};
 use poll::Poll;

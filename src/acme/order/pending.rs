@@ -149,6 +149,20 @@ pub fn unfinished(dir: &Path, names: &[Name], key_type: KeyType) -> Option<Unfin
     })
 }
 
+/// Has the history know the order in this directory: a crash that came between its URL on disk and
+/// the note of it makes it look like one that the CA never answered. Blocks on the disk.
+pub fn make_known(dir: &Path, histories: &Histories) {
+    let Some((pending, _)) = PendingDir::of(dir).read() else {
+        return;
+    };
+    let Some((history, number)) = pending.noted(histories) else {
+        return;
+    };
+    if let Err(error) = history.placed(number, &pending.order_url) {
+        tracing::warn!(%error, "cannot record where an interrupted order is");
+    }
+}
+
 /// Drops the order with the key of the current certificate, if that key is not to be used again.
 /// Blocks on the disk.
 pub fn discard_key(

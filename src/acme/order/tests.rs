@@ -4,6 +4,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::delivery::verified;
 use super::*;
+use crate::acme::limits::Past;
 
 fn names(texts: &[&str]) -> Vec<Name> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -307,4 +308,22 @@ fn the_history_hears_of_an_interrupted_order_that_is_dropped() {
         .unwrap();
     discard_key(dir, &histories, now, |_| true);
     assert!(!pending.0.exists() && !is_open(&histories));
+}
+
+#[test]
+fn the_history_hears_of_an_order_whose_url_a_crash_kept_from_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_, pending, _) = finalized(dir, &["a.test"]);
+    let history = Arc::new(History::in_memory());
+    let order = pending.read().unwrap().0;
+    let known: Histories = [(order.ca, Arc::clone(&history))].into();
+    make_known(dir, &known);
+    assert!(history.judge(Past::is_empty), "it knows nothing of it");
+    let wanted = names(&["a.test"]);
+    history.order(&wanted, false, clock::now()).unwrap();
+    history.reopen(clock::now(), Duration::WEEK);
+    assert!(!is_open(&known), "it was given up for lost");
+    make_known(dir, &known);
+    assert!(is_open(&known));
 }

@@ -223,6 +223,7 @@ impl Load {
             }
         }
         if let Some(histories) = self.histories.as_deref().filter(|_| is_acme) {
+            order::make_known(&self.dir, histories);
             let ledger = loaded.ledger.as_deref();
             loaded.completed = complete(subject, &self.dir, ledger, histories, now);
         }
