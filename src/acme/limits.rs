@@ -2,7 +2,10 @@
 //! decision over what was ordered before; it knows no CA and no clock.
 //!
 //! A limit is taken as a sliding window, which is at least as strict as the refilling buckets that
-//! CAs use, so that an order that passes here passes there.
+//! CAs use, so that an order that passes here passes there. It has no margin: an order has the date
+//! of the CA's answer to it, which is no earlier than the CA's own, and a certificate the date when
+//! it was seen to be there. Only where a crash lost the answer an order is dated when it was noted,
+//! before it left, and the CA may count it for longer by what it was under way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 

@@ -253,7 +253,7 @@ impl Run {
         tracing::debug!(order = url, alive, "found an interrupted order");
         match found {
             Some(order) => {
-                self.note_place(number, url).await?;
+                self.note_place(number, url, None).await?;
                 Ok(Some((order, pending, Arc::new(key))))
             }
             None => {
@@ -298,7 +298,8 @@ impl Run {
             .await
             .map_err(|error| AcmeError::store(&self.what, &error))?;
         crash::point("order-url");
-        self.note_place(Some(number), order.url()).await?;
+        self.note_place(Some(number), order.url(), Some(pending.created_at))
+            .await?;
         Ok((order, pending, Arc::new(key)))
     }
 
@@ -387,7 +388,9 @@ impl Run {
             Ok(order) => Ok((order, number)),
             Err(error) => {
                 let status = self.http.last().status;
-                self.note_failure(Some(number), None).await;
+                let now = clock::now();
+                self.note_end(Some(number), move |it, number| it.refused(number, now))
+                    .await;
                 Err((self.explain(error), status))
             }
         }
@@ -400,14 +403,24 @@ impl Run {
         reservation.unwrap_or_else(PoisonError::into_inner).take()
     }
 
-    /// Where the CA keeps the order that goes on from here.
-    async fn note_place(&self, number: Option<u64>, url: &str) -> Result<(), AcmeError> {
+    /// Where the CA keeps the order that goes on from here. `accepted`: when it took it, if that was
+    /// just now.
+    async fn note_place(
+        &self,
+        number: Option<u64>,
+        url: &str,
+        accepted: Option<OffsetDateTime>,
+    ) -> Result<(), AcmeError> {
         let Some(number) = number else {
             return Ok(());
         };
         self.number.get_or_init(|| number);
         let (history, url) = (Arc::clone(&self.job.history), url.to_owned());
-        let noted = blocking(move || history.placed(number, &url)).await;
+        let noted = blocking(move || match accepted {
+            Some(now) => history.accepted(number, &url, now),
+            None => history.placed(number, &url),
+        })
+        .await;
         noted.map_err(|error| AcmeError::store(&self.what, &error))
     }
 

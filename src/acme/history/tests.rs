@@ -267,9 +267,11 @@ fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
     let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
     let line =
         r#"{"order":{"id":3,"at":"2026-11-25T11:00:00Z","names":["a.test"],"exempt":false}}"#;
-    append(&path, format!("{line}\n").as_bytes()).unwrap();
+    let placed = r#"{"placed":{"id":3,"url":"https://ca.test/order/1"}}"#;
+    append(&path, format!("{line}\n{placed}\n").as_bytes()).unwrap();
     let past = past_of(&host.open(NOW));
     assert_eq!(past[0].at, NOW - Duration::HOUR);
+    assert!(matches!(&past[0].what, What::Order { end, .. } if *end == End::Placed));
 }
 
 #[test]
@@ -435,4 +437,45 @@ fn an_order_that_the_ca_was_told_to_issue_for_is_still_one_to_go_on_with_after_a
     let wanted = ["a.test".to_owned()];
     let is_open = |now| host.open(NOW).judge(|past| past.is_open(id, &wanted, now));
     assert!(is_open(NOW) && !is_open(NOW + Duration::DAY));
+}
+
+/// It is noted before it leaves, and may be under way for a while: by the CA's date it is younger.
+#[test]
+fn an_order_counts_from_the_cas_answer_on() {
+    let limits = crate::config::Limits {
+        new_orders: Some(crate::config::Limit {
+            count: 1,
+            per: std::time::Duration::from_secs(3600),
+        }),
+        ..Default::default()
+    };
+    let until = |history: &History, now| {
+        history.forget(now, WEEK);
+        let names = ["b.test".parse().unwrap()];
+        let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
+        broken.map(|broken| broken.until)
+    };
+    let answered = NOW + Duration::seconds(20);
+    for is_refused in [false, true] {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let history = host.open(NOW);
+        let id = history.order(&["a.test".parse().unwrap()], false, NOW);
+        let id = id.unwrap();
+        host.at(1, Duration::HOUR + Duration::seconds(20));
+        match is_refused {
+            false => history.accepted(id, "https://ca.test/order/1", answered),
+            true => history.refused(id, answered),
+        }
+        .unwrap();
+        host.at(1, Duration::hours(2) + Duration::seconds(10));
+        let almost = NOW + Duration::HOUR + Duration::seconds(10);
+        let anew = [host.open(almost), host.open(almost)];
+        for history in [&history, &anew[0], &anew[1]] {
+            assert_eq!(until(history, almost), Some(answered + Duration::HOUR));
+        }
+        host.at(2, Duration::MINUTE);
+        let again = host.open(almost);
+        assert_eq!(until(&again, almost), Some(answered + Duration::HOUR));
+    }
 }
