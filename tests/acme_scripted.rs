@@ -208,6 +208,35 @@ async fn an_order_that_is_lost_while_it_is_processed_may_be_a_certificate() {
     counts_as_a_certificate(&perennial, &ca).await;
 }
 
+/// The authority's own word: there is room for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_invalid_after_all_is_no_certificate() {
+    let (perennial, ca) = stuck_in_processing().await;
+    ca.fail_processing();
+    ca.script(|script| script.stuck_in_processing = false);
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].failed && !orders[0].issued, "{orders:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_the_authority_will_not_finalize_is_no_certificate() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let refusal = Fault::Refuse(problem(400, "badCSR", "not with that key"));
+    ca.script(|script| script.break_one(Kind::Finalize, refusal));
+    let limits = "[acme.limits]\nduplicate_certificates = \"1/7d\"\n";
+    let perennial = start(place, &ca, limits).await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("not with that key"), "{error}");
+    ca.script(|script| script.behave());
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].failed && !orders[0].issued, "{orders:?}");
+}
+
 /// The next start finds it on disk: it is the one order for which there is a place.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_whose_url_a_crash_kept_from_the_history_needs_no_other_place() {
