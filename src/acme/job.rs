@@ -12,7 +12,7 @@ use super::account::revocation::Revocation;
 use super::account::{Authority, SILENCE, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
-use super::error::{AcmeError, LastError};
+use super::error::{AcmeError, Held, LastError};
 use super::history::Reservation;
 use super::ledger::{AttemptId, Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order::{self, Unfinished};
@@ -214,11 +214,11 @@ impl OrderJob {
 
     async fn not_issued(&self, error: &AcmeError, ca: String) -> Done {
         let unfinished = self.unfinished().await;
-        match error.held {
-            Some(held) => Done::Held {
+        match error.retry_after.filter(|_| error.held.is_some()) {
+            Some(until) => Done::Held {
                 error: LastError::from(error),
                 ca,
-                until: held.until,
+                until,
                 unfinished,
             },
             None => Done::Failed {
@@ -239,7 +239,7 @@ impl OrderJob {
             Err(error) => error.challenge.into_iter().collect(),
         };
         let held = error.and_then(|error| error.held);
-        let refused = held.filter(|held| held.refused_predecessor);
+        let refused = held.filter(|held| *held == Held::RefusedPredecessor);
         let refused = refused.and_then(|_| certificate_id(self.replaces.as_deref()?));
         let ledger = Arc::clone(&self.ledger);
         let recorded = blocking(move || {

@@ -6,6 +6,7 @@
 mod chains;
 mod choice;
 mod delivery;
+mod notes;
 mod pending;
 mod poll;
 #[cfg(test)]
@@ -30,7 +31,6 @@ use super::renewal_info::certificate_id;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{CertificateAuthority, ChallengeType, KeyType};
-use crate::store::StoreError;
 use crate::store::crash;
 use crate::store::generation;
 use crate::store::leaf::Leaf;
@@ -358,10 +358,8 @@ impl Run {
         let (history, limits) = (&self.job.history, &self.job.config.limits);
         let reserved = history.reserve(limits, &self.job.names, clock::now());
         reserved.map_err(|broken| AcmeError {
-            held: Some(Held {
-                until: broken.until,
-                refused_predecessor: false,
-            }),
+            retry_after: Some(broken.until),
+            held: Some(Held::Anew),
             ..self.error(Class::RateLimited, broken.to_string())
         })
     }
@@ -401,75 +399,6 @@ impl Run {
         let reservation = self.job.reservation.lock();
         // It is replaced whole, so a panic cannot have left half of it.
         reservation.unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Where the CA keeps the order that goes on from here. `accepted`: when it took it, if that was
-    /// just now.
-    async fn note_place(
-        &self,
-        number: Option<u64>,
-        url: &str,
-        accepted: Option<OffsetDateTime>,
-    ) -> Result<(), AcmeError> {
-        let Some(number) = number else {
-            return Ok(());
-        };
-        self.number.get_or_init(|| number);
-        let (history, url) = (Arc::clone(&self.job.history), url.to_owned());
-        let noted = blocking(move || match accepted {
-            Some(now) => history.accepted(number, &url, now),
-            None => history.placed(number, &url),
-        })
-        .await;
-        noted.map_err(|error| AcmeError::store(&self.what, &error))
-    }
-
-    /// The CA has issued, and counts that, whatever we make of it.
-    async fn note_certificate(&self) -> Result<(), AcmeError> {
-        let Some(number) = self.number.get().copied() else {
-            return Ok(());
-        };
-        let history = Arc::clone(&self.job.history);
-        let noted = blocking(move || history.issued(number, clock::now())).await;
-        noted.map_err(|error| AcmeError::store(&self.what, &error))
-    }
-
-    /// Before the CA is told to issue: only its own word says from here on that it did not.
-    async fn note_finalization(&self) -> Result<(), AcmeError> {
-        let Some(number) = self.number.get().copied() else {
-            return Ok(());
-        };
-        let history = Arc::clone(&self.job.history);
-        let noted = blocking(move || history.finalized(number)).await;
-        noted.map_err(|error| AcmeError::store(&self.what, &error))
-    }
-
-    /// The CA says that the order leaves no certificate. `name`: the one that it did not validate,
-    /// which it may count.
-    async fn note_failure(&self, number: Option<u64>, name: Option<String>) {
-        self.note_end(number, |history, number| history.failed(number, name))
-            .await;
-    }
-
-    /// Nobody goes on with the order, whatever the CA makes of it.
-    async fn note_dropped(&self, number: Option<u64>) {
-        let now = clock::now();
-        self.note_end(number, move |history, number| history.dropped(number, now))
-            .await;
-    }
-
-    async fn note_end(
-        &self,
-        number: Option<u64>,
-        note: impl FnOnce(&History, u64) -> Result<(), StoreError> + Send + 'static,
-    ) {
-        let Some(number) = number else {
-            return;
-        };
-        let history = Arc::clone(&self.job.history);
-        if let Err(error) = blocking(move || note(&history, number)).await {
-            tracing::warn!(%error, "cannot record how an order ended");
-        }
     }
 
     async fn fetch_certificate(&self, order: &mut Order) -> Result<String, AcmeError> {
@@ -601,11 +530,8 @@ fn refuses_predecessor(error: &AcmeError, status: Option<u16>) -> bool {
 fn without_predecessor(error: AcmeError, refusal: AcmeError) -> AcmeError {
     match error.held {
         Some(_) if refusal.unreachable => refusal,
-        Some(held) => AcmeError {
-            held: Some(Held {
-                refused_predecessor: true,
-                ..held
-            }),
+        Some(_) => AcmeError {
+            held: Some(Held::RefusedPredecessor),
             ..error
         },
         None => error,
