@@ -391,7 +391,8 @@ impl Authority {
     /// a row that were told to wait, keeps the others from finding out for themselves.
     pub async fn learn(&self, error: Option<&AcmeError>) {
         let limited = match error {
-            Some(error) if error.class == Class::RateLimited => {
+            // What our own count holds up says nothing about the account.
+            Some(error) if error.class == Class::RateLimited && error.held.is_none() => {
                 self.rate_limited.fetch_add(1, Ordering::Relaxed) + 1
             }
             _ => {

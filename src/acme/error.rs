@@ -44,6 +44,18 @@ pub struct AcmeError {
     pub gone: bool,
     /// The challenge that failed, so that the next attempt can prefer another.
     pub challenge: Option<ChallengeType>,
+    /// Nothing has failed: by our own count the order would break a limit before `retry_after`,
+    /// and was not sent.
+    pub held: Option<Held>,
+}
+
+/// Why an order turned out to be held up by a limit only while it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It was to go on with another one, which is gone.
+    Anew,
+    /// It would count for nothing, if the CA took what it replaces (RFC 9773 section 5).
+    RefusedPredecessor,
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
@@ -113,6 +125,7 @@ impl AcmeError {
             resumable: false,
             gone: false,
             challenge: None,
+            held: None,
         }
     }
 

@@ -55,6 +55,9 @@ pub enum Outcome {
         /// The CA will not do it, or not soon: another may.
         #[serde(default)]
         elsewhere: bool,
+        /// It waits for a limit, and has not failed: see [`AcmeError::held`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        held: bool,
         /// What was wrong, taken apart.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         report: Option<Box<ErrorReport>>,
@@ -70,6 +73,7 @@ impl From<&AcmeError> for Outcome {
             message: error.to_string(),
             retry_after: error.retry_after,
             elsewhere: error.is_for_another_ca(),
+            held: error.held.is_some(),
             report: Some(Box::new(error.report())),
         }
     }
@@ -235,6 +239,9 @@ struct Content {
     renewal_info: Option<StoredRenewalInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revocation: Option<StoredRevocation>,
+    /// The certificate, by its id, that the CA does not take for what an order `replaces`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused_predecessor: Option<String>,
 }
 
 /// A running attempt.
@@ -439,6 +446,17 @@ impl Ledger {
         revocation.filter(|it| it.serial == serial).cloned()
     }
 
+    /// Notes that the CA counts an order that renews this certificate like any other, whatever it
+    /// is told.
+    pub fn set_refused_predecessor(&self, certificate_id: String) -> Result<(), StoreError> {
+        self.change(|memory| memory.content.refused_predecessor = Some(certificate_id))
+    }
+
+    pub fn is_refused_predecessor(&self, certificate_id: &str) -> bool {
+        let memory = self.read();
+        memory.content.refused_predecessor.as_deref() == Some(certificate_id)
+    }
+
     /// The failures of `kind` since its last success, at `ca` or at any.
     pub fn attempts(&self, kind: Kind, ca: Option<&str>) -> Attempts {
         let memory = self.read();
@@ -545,6 +563,7 @@ fn replace_corrupt(
                 message: format!("the ledger was unreadable: {error}"),
                 retry_after: None,
                 elsewhere: false,
+                held: false,
                 report: None,
             }),
             reason: None,
@@ -552,6 +571,7 @@ fn replace_corrupt(
         }]),
         renewal_info: None,
         revocation: None,
+        refused_predecessor: None,
     };
     let bytes =
         serde_json::to_vec_pretty(&content).map_err(|error| StoreError::broken(path, error))?;
@@ -573,7 +593,8 @@ fn count<'a>(newest_first: impl Iterator<Item = &'a Record>, ca: Option<&str>) -
                 cancelled += 1;
                 cancelled > FREE_CANCELLATIONS
             }
-            Some(Outcome::Failed { .. }) | None => true,
+            Some(Outcome::Failed { held, .. }) => !held,
+            None => true,
         };
         if !failed {
             continue;
@@ -623,6 +644,7 @@ mod tests {
             message: "no".to_owned(),
             retry_after: Some(NOW + Duration::HOUR),
             elsewhere: false,
+            held: false,
             report: None,
         }
     }
@@ -810,5 +832,29 @@ mod tests {
             ..info
         };
         assert_eq!(backwards.facts().window, None);
+    }
+
+    #[test]
+    fn what_waits_for_a_limit_has_not_failed() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        let held = Outcome::Failed {
+            class: Class::RateLimited,
+            message: "one more would break the limit".to_owned(),
+            retry_after: None,
+            elsewhere: true,
+            held: true,
+            report: None,
+        };
+        run(&ledger, CA, NOW, held);
+        let attempts = |ledger: &Ledger| ledger.attempts(Kind::Order, Some(CA));
+        assert_eq!(attempts(&ledger), Attempts::default());
+        ledger.set_refused_predecessor("ca.1".to_owned()).unwrap();
+        let again = open(&state);
+        assert_eq!(attempts(&again), Attempts::default());
+        assert!(again.is_refused_predecessor("ca.1"));
+        assert!(!again.is_refused_predecessor("ca.2"));
+        run(&ledger, CA, NOW, failure());
+        assert_eq!(attempts(&ledger).failures, 1);
     }
 }

@@ -127,7 +127,7 @@ fn import(
 
 /// Other clients' files may be root's alone to read, and what is written has to be the service's
 /// own: root reads, and from here on this thread is the owner of the state directory.
-fn become_owner(root: &Path) -> Result<(), String> {
+pub(super) fn become_owner(root: &Path) -> Result<(), String> {
     use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
     let Ok(owner) = std::fs::metadata(root) else {
         return Ok(());

@@ -155,7 +155,7 @@ impl Desk {
         let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
         let renews = replaces && same_ca && entry.certificate_id.is_some();
         // Without renewal information in its directory it is not told.
-        let is_told = entry.has_renewal_info() && authority.silent_until(now).is_none();
+        let is_told = entry.can_be_replaced() && authority.silent_until(now).is_none();
         renews && is_told || goes_on(entry, authority, now)
     }
 
