@@ -2,7 +2,7 @@
 
 SHELL := /bin/sh
 .DEFAULT_GOAL := help
-.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling soak pgo reference clean setup-build setup-test setup-lint setup-bench setup-fuzz
+.PHONY: help run build test lint fuzz bench bench-quick bench-guard bench-scaling simulation soak pgo reference clean setup-build setup-test setup-lint setup-bench setup-fuzz
 
 # Rust and Go install their programs where not every shell looks. Go's own folder comes first:
 # the system's Pebble, if there is one, may be too old for the tests.
@@ -41,6 +41,10 @@ bench-guard: build setup-bench ## count instructions per request and handshake, 
 
 bench-scaling: build ## measure as threads, sites, certificates, upstreams, connections grow; OPTIONS="--quick ..." as in bench/README.md
 	cargo run --release --locked -p perennial-bench --bin scaling -- $(OPTIONS)
+
+simulation: setup-build ## run two years of 10,000 names before a failing CA and host; SEED=N goes through others
+	PERENNIAL_SIMULATED_NAMES=2500 $(if $(SEED),PERENNIAL_TEST_SEED=$(SEED)) \
+	cargo test --locked --profile simulation --lib acme::worker::simulation::two_years -- --nocapture
 
 soak: build setup-test ## send 10 GiB each way by h1 and by h2; fails where resident memory grows; OPTIONS="--mib N --bound-mib N"
 	cargo run --release --locked -p perennial-bench --bin soak -- $(OPTIONS)

@@ -10,7 +10,10 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
+use perennial::clock;
 use rand::Rng;
+use time::OffsetDateTime;
+use time::format_description::well_known::Rfc3339;
 
 use crate::support::client::served;
 use crate::support::http1::KeepAlive;
@@ -26,7 +29,9 @@ use crate::support::wait::{SOON, wait_until};
 const NAMES: u64 = 200;
 const PERCENT_OF_NONCES_REFUSED: u32 = 50;
 const PERCENT_OF_VALIDATIONS_FAILED: u64 = 30;
-/// For each name; all of them take a minute on a quiet machine.
+/// The wait after a first failure, jitter included.
+const FIRST_RETRY: time::Duration = time::Duration::seconds(90);
+/// For each name; all of them take two minutes on a quiet machine.
 const PATIENCE: Duration = Duration::from_secs(3);
 
 /// Stands between Pebble and the program, and answers for some tokens that there is nothing.
@@ -66,8 +71,9 @@ impl Liar {
     }
 }
 
-/// Has every order that waits after a failure tried again, as an operator does, until all names
-/// have their certificates.
+/// A first retry comes by itself, a minute after the failure. What has failed again waits for longer
+/// than a test can: that is tried again at once, as an operator does, until all names have their
+/// certificates.
 async fn until_all_are_there(perennial: &Perennial, names: &[String]) {
     let folder = perennial.place.state().join("certificates");
     let is_missing = |name: &&String| !folder.join(name).join("p256/current").exists();
@@ -77,7 +83,9 @@ async fn until_all_are_there(perennial: &Perennial, names: &[String]) {
         let status = perennial.status_json().await;
         let all = status["certificates"].as_array().cloned();
         for entry in all.unwrap_or_default() {
-            let held = !entry["next_attempt"].is_null();
+            let next = entry["next_attempt"].as_str().unwrap_or_default();
+            let next = OffsetDateTime::parse(next, &Rfc3339);
+            let held = next.is_ok_and(|at| at - clock::now() > FIRST_RETRY);
             let name = entry["name"].as_str().unwrap_or_default().to_owned();
             if held && missing.contains(&&name) {
                 perennial.renew(&name).await;

@@ -2,7 +2,9 @@
 //! from the time when a site had the name. And the way back.
 
 use serde_json::Value;
-use time::{Duration, OffsetDateTime};
+use time::Duration;
+
+use perennial::clock;
 
 use crate::support::certs::{KeyKind, TestCa};
 use crate::support::client::{served, served_patiently};
@@ -45,7 +47,7 @@ async fn another(perennial: &Perennial, than: &str) -> String {
 async fn an_expired_file_does_not_stand_in_the_way() {
     let place = Place::new();
     let ca = ScriptedCa::start(&place).await;
-    let now = OffsetDateTime::now_utc();
+    let now = clock::now();
     let (begin, end) = (now - Duration::days(90), now - Duration::DAY);
     let expired = TestCa::new().leaf_with(&[NAME], begin, end, KeyKind::P256);
     let files = Pair::write(&place.path("tls"), &expired).table();

@@ -24,20 +24,29 @@ pub struct Event {
 }
 
 impl Event {
-    /// Whether it was then, and its certificate there since.
-    fn is_of(&self, at: OffsetDateTime, issued: Option<OffsetDateTime>) -> bool {
-        let known = match &self.what {
-            What::Order {
-                end: End::Issued { at, .. },
-                ..
-            } => Some(*at),
-            _ => None,
-        };
-        self.at == at
-            && known
-                .zip(issued)
-                .is_none_or(|(known, issued)| known == issued)
+    fn counts(&self) -> Counts {
+        match &self.what {
+            What::Account => Counts::Account,
+            What::Order { exempt, end, .. } => match end {
+                End::Failed(Some(name)) => Counts::Failure(bare(name).to_owned()),
+                End::Failed(None) => Counts::Order,
+                _ if *exempt => Counts::Order,
+                End::Issued { at, .. } => Counts::Certificate(*at),
+                End::Sent | End::Placed | End::Finalized => Counts::Certificate(self.at),
+            },
+        }
     }
+}
+
+/// What an event counts as, beside the order that it is, if the CA counts that.
+#[derive(Debug, PartialEq, Eq)]
+enum Counts {
+    Account,
+    Order,
+    /// Since then.
+    Certificate(OffsetDateTime),
+    /// Of the validation of this name, without the `*.` of a wildcard.
+    Failure(String),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -150,7 +159,7 @@ impl Past {
 
     /// Notes an event under a number of its own.
     pub fn add(&mut self, id: u64, event: Event) {
-        self.index(id, &event, true);
+        self.index(id, &event.what, (event.at, event.counts()), true);
         self.events.insert(id, event);
     }
 
@@ -165,10 +174,6 @@ impl Past {
 
     /// It turns out that the event with this number was then, and its certificate there since.
     pub fn redate(&mut self, id: u64, at: OffsetDateTime, issued: Option<OffsetDateTime>) {
-        // To index an event anew is most of the work, and most stay where they are.
-        if self.get(id).is_some_and(|event| event.is_of(at, issued)) {
-            return;
-        }
         self.change(id, |event| {
             event.at = at;
             if let What::Order { end, .. } = &mut event.what
@@ -179,11 +184,19 @@ impl Past {
         });
     }
 
+    /// Most changes leave an event where the limits look for it.
     fn change(&mut self, id: u64, change: impl FnOnce(&mut Event)) {
-        if let Some(mut event) = self.remove(id) {
-            change(&mut event);
-            self.add(id, event);
+        let Some(mut event) = self.events.remove(&id) else {
+            return;
+        };
+        let before = (event.at, event.counts());
+        change(&mut event);
+        let after = (event.at, event.counts());
+        if before != after {
+            self.index(id, &event.what, before, false);
+            self.index(id, &event.what, after, true);
         }
+        self.events.insert(id, event);
     }
 
     /// The orders that the CA has not answered, for all that is known.
@@ -241,15 +254,17 @@ impl Past {
     /// As if it had never been.
     pub fn remove(&mut self, id: u64) -> Option<Event> {
         let event = self.events.remove(&id)?;
-        self.index(id, &event, false);
+        self.index(id, &event.what, (event.at, event.counts()), false);
         Some(event)
     }
 
-    /// Puts an event where the limits look for it, or takes it out.
-    fn index(&mut self, id: u64, event: &Event, add: bool) {
-        let put = |times: &mut Times, at| match add {
-            true => times.insert((at, id)),
-            false => times.remove(&(at, id)),
+    /// Puts an event where the limits look for it, or takes it out. `at`: when it was.
+    fn index(&mut self, id: u64, what: &What, (at, counts): (OffsetDateTime, Counts), add: bool) {
+        let put = |times: &mut Times, at| {
+            match add {
+                true => times.insert((at, id)),
+                false => times.remove(&(at, id)),
+            };
         };
         let put_under = |map: &mut HashMap<String, Times>, key: String, at| {
             let times = map.entry(key.clone()).or_default();
@@ -258,28 +273,20 @@ impl Past {
                 map.remove(&key);
             }
         };
-        let at = event.at;
         put(&mut self.by_time, at);
-        let What::Order { names, exempt, end } = &event.what else {
-            put(&mut self.accounts, at);
-            return;
-        };
-        if !exempt {
+        if let What::Order { exempt: false, .. } = what {
             put(&mut self.orders, at);
         }
-        let issued = match end {
-            End::Issued { at, .. } => *at,
-            End::Sent | End::Placed | End::Finalized => at,
-            End::Failed(Some(name)) => {
-                return put_under(&mut self.failures, bare(name).to_owned(), at);
+        match (counts, what) {
+            (Counts::Account, _) => put(&mut self.accounts, at),
+            (Counts::Failure(name), _) => put_under(&mut self.failures, name, at),
+            (Counts::Certificate(since), What::Order { names, .. }) => {
+                put_under(&mut self.sets, all_of(names), since);
+                for domain in domains(names) {
+                    put_under(&mut self.certificates, domain.to_owned(), since);
+                }
             }
-            End::Failed(None) => return,
-        };
-        if !exempt {
-            put_under(&mut self.sets, all_of(names), issued);
-            for domain in domains(names) {
-                put_under(&mut self.certificates, domain.to_owned(), issued);
-            }
+            (Counts::Certificate(_) | Counts::Order, _) => {}
         }
     }
 }
@@ -381,7 +388,8 @@ pub fn memory(limits: &Limits) -> Duration {
     longest.saturating_add(PENDING_LIFETIME)
 }
 
-/// `times`: of what counts. A look at as many of them as the limit has, and no more.
+/// `times`: of what counts. A look at those that are within the limit's time, and at no more of
+/// them than the limit has.
 fn window(
     now: OffsetDateTime,
     limit: Option<Limit>,
@@ -393,10 +401,15 @@ fn window(
     let before = usize::try_from(limit.count)
         .unwrap_or(usize::MAX)
         .saturating_sub(1);
-    let (at, _) = times?.iter().rev().nth(before)?;
+    let times = times?;
+    let mut recent = match now.checked_sub(per) {
+        Some(since) => times.range((since, u64::MAX)..),
+        None => times.range(..),
+    };
+    let (at, _) = recent.nth_back(before)?;
     // What the history has not dated anew yet counts as just now.
     let at = (*at).min(now);
-    (now - at < per).then(|| Broken {
+    Some(Broken {
         until: at + per,
         limit: format!("{limit} {}", what()),
         of_account: false,

@@ -64,7 +64,7 @@ fn move_all(from: &Path, to: &Path) -> Result<usize, StoreError> {
 mod tests {
     use std::fs;
 
-    use time::{Duration, OffsetDateTime};
+    use time::Duration;
 
     use super::*;
     use crate::config::KeyType;
@@ -74,7 +74,7 @@ mod tests {
     fn each_goes_where_the_configuration_looks_for_it_and_nothing_is_written_over() {
         let directory = tempfile::tempdir().unwrap();
         let state = StateDir::open(directory.path()).unwrap();
-        let not_after = OffsetDateTime::now_utc() + Duration::days(60);
+        let not_after = crate::clock::now() + Duration::days(60);
         let name = |text: &str| text.parse::<Name>().unwrap();
         let put = |dir: PathBuf, text: &str| put_into(dir, text, not_after);
         let own = |text: &str, kind| state.certificate_dir(&name(text), kind);

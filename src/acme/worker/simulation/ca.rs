@@ -20,6 +20,8 @@ pub(super) enum Answer {
 #[derive(Default)]
 pub(super) struct Ca {
     pub(super) is_down: bool,
+    /// Most nonces that it gave away it does not know any more.
+    pub(super) forgets_nonces: bool,
     orders: VecDeque<OffsetDateTime>,
     certificates: HashMap<usize, VecDeque<OffsetDateTime>>,
     failures: HashMap<usize, VecDeque<OffsetDateTime>>,

@@ -11,6 +11,9 @@ use time::{Duration, OffsetDateTime};
 pub(super) enum Event {
     CaDown,
     CaUp,
+    /// The CA refuses nearly all of its own nonces.
+    NoncesForgotten,
+    NoncesKnown,
     /// The process dies, and starts again after so long.
     Crash {
         back_in: Duration,
@@ -62,6 +65,7 @@ pub(super) fn draw(
         timeline,
     };
     plan.outages();
+    plan.nonces();
     plan.host();
     plan.clocks();
     plan.names(names);
@@ -116,6 +120,15 @@ impl Plan<'_> {
                 self.at(at, Event::CaDown);
                 self.at(at + long, Event::CaUp);
             }
+        }
+    }
+
+    fn nonces(&mut self) {
+        for _ in 0..6 {
+            let at = self.any_time();
+            let long = self.between(Duration::minutes(5), Duration::hours(12));
+            self.at(at, Event::NoncesForgotten);
+            self.at(at + long, Event::NoncesKnown);
         }
     }
 

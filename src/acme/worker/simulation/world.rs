@@ -13,10 +13,10 @@ use time::{Duration, OffsetDateTime};
 use super::ca::{Answer, Ca, DUPLICATES, FAILURES, NEW_ORDERS};
 use super::faults::{self, Event, Timeline};
 use crate::acme::account::Authority;
-use crate::acme::error::{AcmeError, Class, LastError};
+use crate::acme::error::{AcmeError, Class, Held, LastError};
 use crate::acme::history::{History, Reservation, Steady};
 use crate::acme::ledger::{self, AttemptId, Ledger, Outcome, StoredRenewalInfo};
-use crate::acme::limits;
+use crate::acme::limits::{self, Broken};
 use crate::acme::order::{FETCHED_LIFETIME, PENDING_LIFETIME, Unfinished};
 use crate::acme::renewal::{IssuerKind, SuggestedWindow};
 use crate::acme::renewal_info;
@@ -38,6 +38,8 @@ const BACKDATED: Duration = Duration::hours(1);
 /// Requests of one order, each of which may meet a refused nonce.
 const REQUESTS: u32 = 9;
 const REFUSED_NONCES: f64 = 0.2;
+/// Of a CA that forgets them.
+const FORGOTTEN_NONCES: f64 = 0.97;
 /// As many tries as a request has.
 const NONCE_TRIES: u32 = 30;
 const SERVER_ERRORS: f64 = 0.02;
@@ -182,7 +184,9 @@ enum Ends {
         until: OffsetDateTime,
     },
     /// By our own count.
-    Held,
+    Held {
+        until: OffsetDateTime,
+    },
     Order(Pending),
     Question,
 }
@@ -221,6 +225,9 @@ pub(super) struct World {
     sessions: u32,
     questions: u32,
     orders: u32,
+    /// To go on with orders, and the nonces that were refused for them.
+    requests: u64,
+    refused_nonces: u64,
     expired: Duration,
     state: StateDir,
     _directory: tempfile::TempDir,
@@ -292,6 +299,8 @@ impl World {
             sessions: 0,
             questions: 0,
             orders: 0,
+            requests: 0,
+            refused_nonces: 0,
             expired: Duration::ZERO,
             state,
             _directory: directory,
@@ -454,6 +463,8 @@ impl World {
         match event {
             Event::CaDown => self.ca.is_down = true,
             Event::CaUp => self.ca.is_down = false,
+            Event::NoncesForgotten => self.ca.forgets_nonces = true,
+            Event::NoncesKnown => self.ca.forgets_nonces = false,
             Event::Crash { back_in } => return self.crash(back_in),
             Event::Reboot { back_in } => return self.reboot(back_in),
             Event::Restart => return self.restart(),
@@ -571,7 +582,8 @@ impl World {
     /// Whether nothing stands in the way of any order.
     fn is_free(&self) -> bool {
         let awake = !self.is_suspended && self.desk.is_some();
-        awake && !self.ca.is_down && self.offset == Duration::ZERO
+        let answers = !self.ca.is_down && !self.ca.forgets_nonces;
+        awake && answers && self.offset == Duration::ZERO
     }
 
     fn availability_changed(&mut self) {
@@ -683,9 +695,15 @@ impl World {
         let attempts = self.sites.iter().map(|site| site.most_attempts).max();
         let issued = self.sites.iter().map(|site| site.most_issued).max();
         format!(
-            "{} orders ({refused} refused), {} questions, {} sessions; at most {issued:?} issued and \
-             {attempts:?} attempts for one name in a week; expired for {} in sum, in outages",
-            self.orders, self.questions, self.sessions, self.expired
+            "{} orders ({refused} refused), {} requests for them and {} refused nonces, {} \
+             questions, {} sessions; at most {issued:?} issued and {attempts:?} attempts for one \
+             name in a week; expired for {} in sum, in outages",
+            self.orders,
+            self.requests,
+            self.refused_nonces,
+            self.questions,
+            self.sessions,
+            self.expired
         )
     }
 
@@ -771,7 +789,7 @@ impl World {
         }
         self.sites[site].pending = None;
         let history = &self.authority.history;
-        history.failed(pending.event, None).unwrap();
+        history.dropped(pending.event, self.clock()).unwrap();
         None
     }
 
@@ -782,7 +800,7 @@ impl World {
         let reservation = match reservation.filter(|_| !exempt) {
             None if !exempt => match self.authority.reserve(&names, now) {
                 Ok(reservation) => Some(reservation),
-                Err(_) => return Ends::Held,
+                Err(Broken { until, .. }) => return Ends::Held { until },
             },
             reservation => reservation,
         };
@@ -928,7 +946,7 @@ impl World {
                 self.authority.history.failed(event, None).unwrap();
                 self.fails(site, job, &too_many(Some(until + self.offset)));
             }
-            Ends::Held => self.fails(site, job, &too_many(None)),
+            Ends::Held { until } => self.is_held(site, job, until),
             Ends::Unanswered { event } => {
                 self.authority.history.failed(event, None).unwrap();
                 self.fails(site, job, &unreachable_error());
@@ -976,8 +994,16 @@ impl World {
             return Err(unreachable_error());
         }
         for _ in 0..REQUESTS {
-            let refused = |rng: &mut StdRng| rng.random_bool(REFUSED_NONCES);
-            if (0..NONCE_TRIES).all(|_| refused(&mut self.rng)) {
+            let part = match self.ca.forgets_nonces {
+                true => FORGOTTEN_NONCES,
+                false => REFUSED_NONCES,
+            };
+            self.requests += 1;
+            let refused = |rng: &mut StdRng| rng.random_bool(part);
+            let tries = (0..NONCE_TRIES).take_while(|_| refused(&mut self.rng));
+            let refusals = tries.count() as u32;
+            self.refused_nonces += u64::from(refusals);
+            if refusals == NONCE_TRIES {
                 let problem = Some("badNonce".to_owned());
                 let error = AcmeError::new(Class::Retryable, "order", "no nonce was good");
                 return Err(AcmeError { problem, ..error });
@@ -1008,6 +1034,7 @@ impl World {
         self.ca.issued(self.now, site, pending.exempt);
         let history = &self.authority.history;
         history.placed(pending.event, "an order").unwrap();
+        history.finalized(pending.event).unwrap();
         history.issued(pending.event, now).unwrap();
         let this = &mut self.sites[site];
         if !pending.exempt {
@@ -1065,6 +1092,26 @@ impl World {
         }
         let error = LastError::from(error);
         desk.failed(job.start.id, now, error, Some(URL.to_owned()), true);
+    }
+
+    /// As [`Done::Held`](crate::acme::job::Done::Held).
+    fn is_held(&mut self, site: usize, job: Job, until: OffsetDateTime) {
+        let now = self.clock();
+        let error = AcmeError {
+            held: Some(Held::Anew),
+            ..too_many(Some(until))
+        };
+        let unfinished = self.sites[site].unfinished();
+        if let Some(attempt) = job.attempt {
+            let ledger = &self.sites[site].ledger;
+            let outcome = Outcome::from(&error);
+            ledger.finish(attempt, outcome, &[], now).unwrap();
+        }
+        let desk = self.desk.as_mut().unwrap();
+        if let Some(entry) = desk.entry_mut(job.start.id) {
+            entry.unfinished = unfinished;
+        }
+        desk.held(job.start.id, now, LastError::from(&error), URL, until);
     }
 
     fn issues(&mut self, site: usize, job: Job, certificate: Certificate) {
