@@ -5,7 +5,9 @@
 mod directory;
 mod imported;
 mod keys;
+mod profile;
 pub mod revocation;
+mod settings;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -246,7 +248,11 @@ impl Authority {
             false => History::peek(state, &slug, keep, now)?,
         };
         let history = Arc::new(history);
-        Ok(Authority::with_records(state, config, ledger, history))
+        let authority = Authority::with_records(state, config, ledger, history);
+        if is_writer {
+            authority.note_settings(now);
+        }
+        Ok(authority)
     }
 
     /// The same CA under a changed configuration: what was recorded goes on.

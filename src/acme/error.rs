@@ -44,6 +44,8 @@ pub struct AcmeError {
     pub gone: bool,
     /// The challenge that failed, so that the next attempt can prefer another.
     pub challenge: Option<ChallengeType>,
+    /// Nothing was asked of the CA: what is known of it speaks against the order.
+    pub unsent: bool,
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
@@ -75,6 +77,9 @@ pub struct ErrorReport {
     /// Where a pause is ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpause_url: Option<String>,
+    /// As [`AcmeError::unsent`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsent: bool,
 }
 
 /// Why the last attempt failed: as a sentence, and taken apart where it is the CA's error.
@@ -113,6 +118,7 @@ impl AcmeError {
             resumable: false,
             gone: false,
             challenge: None,
+            unsent: false,
         }
     }
 
@@ -149,6 +155,7 @@ impl AcmeError {
             subproblems: self.subproblems.clone(),
             remedy: self.remedy().map(str::to_owned),
             unpause_url: self.unpause_url().map(str::to_owned),
+            unsent: self.unsent,
         }
     }
 

@@ -158,7 +158,7 @@ impl Worker {
         let subscribe = self.desk.surroundings.swaps.clone();
         let mut swaps = subscribe.map(|subscribe| subscribe());
         self.take_lock().await;
-        self.configure().await;
+        self.configure(None).await;
         loop {
             self.take_lock().await;
             self.date_records(clock::now()).await;
@@ -285,11 +285,16 @@ impl Worker {
         }
     }
 
-    /// Makes authorities and entries fit the assignment. Entries that stay keep what they know,
-    /// running jobs among it.
-    async fn configure(&mut self) {
+    /// Makes authorities and entries fit the assignment, which was `before`. Entries that stay keep
+    /// what they know, running jobs among it.
+    async fn configure(&mut self, before: Option<Assignment>) {
+        let known = self.desk.settings();
         self.open_authorities().await;
         self.open_dns().await;
+        if before.is_some_and(|before| before.dns != self.assignment.dns) {
+            self.dns_has_changed().await;
+        }
+        let has_changed = self.desk.settings_differ_from(&known);
         let demanded = self.still_demanded();
         let mut old = self.desk.take_entries();
         let wanted = self.assignment.subjects.clone();
@@ -303,7 +308,8 @@ impl Worker {
         for (subject, on_demand) in wanted.chain(demanded) {
             let dir = self.directory(&subject, on_demand);
             match old.remove(&dir) {
-                Some(entry) if entry.subject == subject => {
+                Some(mut entry) if entry.subject == subject => {
+                    entry.forget_error_if(has_changed);
                     self.desk.add(entry);
                 }
                 before => new.push(self.desk.add(Entry {
@@ -346,12 +352,11 @@ impl Worker {
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
         let is_writer = self.lock.is_some();
         let opened = blocking(move || {
-            let open = |config: crate::config::CertificateAuthority| {
-                let Some(known) = known.get(&slug(&config.directory)) else {
-                    return Authority::open(&state, config, is_writer, clock::now());
-                };
-                let (ledger, history) = (known.ledger.clone(), known.history.clone());
-                Ok(Authority::with_records(&state, config, ledger, history))
+            let open = |config: crate::config::CertificateAuthority| match known
+                .get(&slug(&config.directory))
+            {
+                Some(known) => Ok(known.under(&state, config, is_writer, clock::now())),
+                None => Authority::open(&state, config, is_writer, clock::now()),
             };
             configs
                 .into_iter()
@@ -365,6 +370,18 @@ impl Worker {
         })
         .await;
         self.desk.set_authorities(opened);
+    }
+
+    /// What DNS-01 failed with may be healed.
+    async fn dns_has_changed(&self) {
+        let authorities = self.desk.authorities.clone();
+        if self.lock.is_some() {
+            blocking(move || {
+                let each = authorities.iter().filter(|it| it.proves_by_records());
+                each.for_each(|authority| authority.settings_have_changed(clock::now()));
+            })
+            .await;
+        }
     }
 
     /// With the same settings it goes on as it is, running removals and all.

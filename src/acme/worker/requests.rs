@@ -10,7 +10,6 @@ use super::desk::Desk;
 use super::entry::Entry;
 use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
 use crate::acme::account::{Authority, slug};
-use crate::acme::ledger::Kind;
 use crate::acme::preflight::{Check, Preflight};
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
@@ -21,8 +20,8 @@ impl Worker {
     pub(super) async fn obey(&mut self, command: Command) {
         match command {
             Command::Reassign(assignment) => {
-                self.assignment = *assignment;
-                self.configure().await;
+                let before = std::mem::replace(&mut self.assignment, *assignment);
+                self.configure(Some(before)).await;
             }
             Command::Demand { subject, reply } => self.demand(*subject, reply).await,
             Command::Renew { name, mode, reply } => {
@@ -178,7 +177,7 @@ impl Desk {
             .stored
             .as_ref()
             .is_some_and(|it| it.leaf.not_after > now);
-        let reachable = authority.ledger.attempts(Kind::Session, None).failures == 0;
+        let reachable = authority.sessions().failures == 0;
         let askable = alive && reachable && entry.certificate_id.is_some();
         (askable && entry.ledger.is_some()).then(|| Arc::clone(authority))
     }

@@ -587,8 +587,7 @@ fn whose_turn_it_is() {
     let failed = |failures, minutes| Attempts {
         failures,
         last: Some(now - Duration::minutes(minutes)),
-        retry_after: None,
-        elsewhere: false,
+        ..Attempts::default()
     };
     let refused = |minutes| Attempts {
         elsewhere: true,
