@@ -3,7 +3,7 @@
 
 use std::{fs, io};
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
 use super::{Authority, CachedDirectory, Directory, Opened, job_http};
 use crate::acme::error::{AcmeError, Class, classify};
@@ -97,6 +97,24 @@ impl Authority {
             (Some((before, _)), Some((after, _))) => !before.has_same_urls(after),
             _ => false,
         }
+    }
+
+    /// Asks for the directory again, unless it is younger than `age`: whether it was asked for.
+    pub(super) async fn refresh_directory(&self, age: Duration) -> Result<bool, AcmeError> {
+        let mut opened = self.opened.lock().await;
+        let now = clock::now();
+        let is_young = |at: OffsetDateTime| at <= now && now - at < age;
+        if opened.directory.as_ref().is_some_and(|(_, at)| is_young(*at)) {
+            return Ok(false);
+        }
+        let attempt = self.begin(Kind::Session).await?;
+        let result = self.fetch_directory(&mut opened, now).await;
+        self.finish(attempt, &result).await;
+        if let Err(error) = &result {
+            opened.answered = false;
+            opened.last_error = Some(error.clone());
+        }
+        result.map(|()| true)
     }
 
     async fn remove_directory(&self) {

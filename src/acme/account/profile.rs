@@ -3,25 +3,40 @@
 
 use std::collections::BTreeMap;
 
+use time::Duration;
+
 use super::{Authority, Session};
 use crate::acme::error::{AcmeError, Class};
 use crate::certificate::name::Name;
+
+/// A directory that is younger says what is so: it was asked for again for another order a moment ago.
+const YOUNG: Duration = Duration::seconds(10);
 
 type Profiles = BTreeMap<String, serde_json::Value>;
 
 impl Authority {
     /// A session to order with, and the profile for a certificate with these names; `None`: the CA
-    /// chooses. An error about the profile is [`unsent`](AcmeError::unsent).
+    /// chooses. An error about the profile is [`unsent`](AcmeError::unsent), and by the directory of
+    /// now: profiles come and go within the life of a remembered one.
     pub async fn session_for(
         &self,
         names: &[Name],
     ) -> Result<(Session, Option<String>), AcmeError> {
         let session = self.session().await?;
-        let profile = self.config.profile.as_deref();
-        match offered(profile, &session.directory.profiles) {
-            Ok(()) => Ok((session, profile.map(str::to_owned))),
-            Err(detail) => Err(unsent(names, detail)),
+        match self.profile(names, &session) {
+            Ok(profile) => return Ok((session, profile)),
+            Err(error) if !self.refresh_directory(YOUNG).await? => return Err(error),
+            Err(_) => {}
         }
+        let session = self.session().await?;
+        let profile = self.profile(names, &session)?;
+        Ok((session, profile))
+    }
+
+    fn profile(&self, names: &[Name], session: &Session) -> Result<Option<String>, AcmeError> {
+        let profile = self.config.profile.as_deref();
+        offered(profile, &session.directory.profiles).map_err(|detail| unsent(names, detail))?;
+        Ok(profile.map(str::to_owned))
     }
 }
 
