@@ -109,7 +109,9 @@ async fn many_names_ask_together_for_a_profile_that_is_missing() {
     let ca = ScriptedCa::start(&place).await;
     ca.script(|script| script.profiles = vec!["classic"]);
     let names: Vec<String> = (0..NAMES).map(|n| format!("n{n}.example.test")).collect();
-    let sites = names.iter().map(|name| site(name, "acme", &["respond:hello"]));
+    let sites = names
+        .iter()
+        .map(|name| site(name, "acme", &["respond:hello"]));
     let sites: String = sites.collect();
     let acme = format!("{}profile = \"shortlived\"\n", ca.acme_table());
     let perennial = Perennial::run(place, &format!("{acme}{sites}")).await;

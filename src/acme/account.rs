@@ -8,6 +8,7 @@ mod keys;
 mod profile;
 pub mod revocation;
 mod settings;
+mod standing;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -464,7 +465,9 @@ impl Authority {
         let (directory, http) = self.way_in(opened, now).await?;
         self.settle_key(opened, &directory, &http).await?;
         let account = opened.account.take();
-        opened.account = Some(self.ready_account(account, &directory, &http).await?);
+        let account = self.ready_account(account, &directory, &http).await?;
+        self.check_account(&account, &http).await?;
+        opened.account = Some(account);
         Ok(())
     }
 
@@ -554,8 +557,16 @@ impl Authority {
                 return Err(self.error(Class::Operator, "there is no account at this CA yet"));
             }
         }
-        self.session().await?;
-        let opened = self.opened.lock().await;
+        let ready = self.session().await;
+        let mut opened = self.opened.lock().await;
+        if let Err(error) = ready {
+            self.load(&mut opened, clock::now()).await?;
+            let has_url = opened.account.as_ref().is_some_and(|it| it.id.is_some());
+            // An account that the CA refuses can be put away.
+            if !has_url || !error.is("unauthorized") {
+                return Err(error);
+            }
+        }
         match (&opened.transport, &opened.directory) {
             (Some(transport), Some((directory, _))) => {
                 let http = job_http(transport, self.url(), directory);

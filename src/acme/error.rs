@@ -46,6 +46,8 @@ pub struct AcmeError {
     pub challenge: Option<ChallengeType>,
     /// Nothing was asked of the CA: what is known of it speaks against the order.
     pub unsent: bool,
+    /// What the operator can do, where that is more than the problem type says.
+    pub advice: Option<String>,
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
@@ -119,6 +121,7 @@ impl AcmeError {
             gone: false,
             challenge: None,
             unsent: false,
+            advice: None,
         }
     }
 
@@ -206,8 +209,12 @@ impl AcmeError {
         Some(url.trim_end_matches(['.', ',', ')']))
     }
 
-    /// What the operator can do, where the problem type says so much.
-    fn remedy(&self) -> Option<&'static str> {
+    /// What the operator can do, where that is known.
+    fn remedy(&self) -> Option<&str> {
+        self.advice.as_deref().or_else(|| self.remedy_of_type())
+    }
+
+    fn remedy_of_type(&self) -> Option<&'static str> {
         let own = remedy(self.problem.as_deref()?, self.challenge);
         // A compound says nothing itself (RFC 8555 section 6.7.1).
         let mut each = self.subproblems.iter();

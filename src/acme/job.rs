@@ -50,6 +50,8 @@ pub(super) enum Done {
     Withdrawn { cause: String },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
+    /// An account is another one, or was not changed; whoever asked for it knows.
+    AccountChanged { is_another: bool },
     /// The CA was told to revoke; whoever asked for it waits.
     Revoked {
         result: Box<Result<Revocation, RenewError>>,
@@ -239,6 +241,9 @@ impl OrderJob {
                     return Err(error);
                 }
                 tracing::info!(ca = self.authority.url(), "the CA's directory has changed");
+            }
+            Err(error) if error.is("unauthorized") && error.challenge.is_none() => {
+                return Err(self.authority.about_the_account(error).await);
             }
             result => return result,
         }

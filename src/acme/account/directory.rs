@@ -104,7 +104,11 @@ impl Authority {
         let mut opened = self.opened.lock().await;
         let now = clock::now();
         let is_young = |at: OffsetDateTime| at <= now && now - at < age;
-        if opened.directory.as_ref().is_some_and(|(_, at)| is_young(*at)) {
+        if opened
+            .directory
+            .as_ref()
+            .is_some_and(|(_, at)| is_young(*at))
+        {
             return Ok(false);
         }
         let attempt = self.begin(Kind::Session).await?;

@@ -6,9 +6,10 @@ use std::sync::Arc;
 
 use time::OffsetDateTime;
 
-use super::Authority;
+use super::{Authority, blocking};
 use crate::acme::ledger::{Kind, Ledger, UsedSettings};
 use crate::acme::renewal::Attempts;
+use crate::clock;
 use crate::config::{CertificateAuthority, ChallengeType, ExternalAccount};
 use crate::store::StateDir;
 use crate::store::sha2_hex::short_hash;
@@ -93,16 +94,18 @@ impl Authority {
     }
 
     fn keep_settings(&self, digest: String, since: Option<OffsetDateTime>) {
-        if since.is_some() {
-            tracing::info!(
-                ca = self.url(),
-                "used with other settings from now on: what failed is tried again"
-            );
-        }
-        // Where the disk refuses, this process knows it all the same.
-        if let Err(error) = self.ledger.set_settings(UsedSettings { digest, since }) {
-            tracing::warn!(ca = self.url(), %error, "cannot note the CA's settings");
-        }
+        keep(&self.ledger, self.url(), UsedSettings { digest, since });
+    }
+
+    /// The account is another one from now on: what failed with the one before counts no more.
+    pub(super) async fn account_has_changed(&self) {
+        let (ledger, config) = (Arc::clone(&self.ledger), self.config.clone());
+        let note = move || {
+            let since = Some(clock::now());
+            let digest = digest(&config);
+            keep(&ledger, &config.directory, UsedSettings { digest, since });
+        };
+        blocking(note).await;
     }
 
     /// Since when the CA is used under the settings of now, if there were others.
@@ -125,6 +128,19 @@ impl Authority {
     pub fn proves_by_records(&self) -> bool {
         let by_records = |one: &ChallengeType| one.proves_wildcards();
         self.config.challenges.iter().any(by_records)
+    }
+}
+
+fn keep(ledger: &Ledger, ca: &str, settings: UsedSettings) {
+    if settings.since.is_some() {
+        tracing::info!(
+            ca,
+            "used with other settings from now on: what failed is tried again"
+        );
+    }
+    // Where the disk refuses, this process knows it all the same.
+    if let Err(error) = ledger.set_settings(settings) {
+        tracing::warn!(ca, %error, "cannot note the CA's settings");
     }
 }
 

@@ -295,6 +295,12 @@ impl Desk {
         }
     }
 
+    /// What CAs have said is no news any more.
+    pub(super) fn forget_errors(&mut self) {
+        let entries = self.entries.values_mut();
+        entries.for_each(|entry| entry.forget_error_if(true));
+    }
+
     /// Looks at everything anew: with another configuration, another writer, another clock.
     pub(super) fn recheck_all(&mut self) {
         let ids: Vec<u64> = self.entries.keys().copied().collect();

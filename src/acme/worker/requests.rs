@@ -10,6 +10,7 @@ use super::desk::Desk;
 use super::entry::Entry;
 use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
 use crate::acme::account::{Authority, slug};
+use crate::acme::job::Done;
 use crate::acme::preflight::{Check, Preflight};
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
@@ -43,7 +44,7 @@ impl Worker {
 
     /// Beside the worker: it waits for orders, which the worker goes on to look after.
     fn change_account(
-        &self,
+        &mut self,
         ca: Option<String>,
         change: AccountChange,
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
@@ -54,13 +55,15 @@ impl Worker {
             Some(authority) => Ok(Arc::clone(authority)),
             None => Err(RenewError::UnknownCa),
         };
-        tokio::spawn(async move {
+        self.jobs.spawn(async move {
             let changed = match authority {
                 Ok(authority) => change_account(&authority, change).await,
                 Err(error) => Err(error),
             };
+            let is_another = matches!((&changed, change), (Ok(_), AccountChange::Deactivate));
             // Whoever asked may have gone.
             let _ = reply.send(changed);
+            Done::AccountChanged { is_another }
         });
     }
 

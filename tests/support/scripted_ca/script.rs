@@ -18,6 +18,8 @@ pub enum Kind {
     Directory,
     NewNonce,
     NewAccount,
+    /// The account's own URL.
+    Account,
     NewOrder,
     Order,
     Authorization,
@@ -38,6 +40,7 @@ impl Kind {
             "directory" => Kind::Directory,
             "new-nonce" => Kind::NewNonce,
             "new-account" => Kind::NewAccount,
+            "account" => Kind::Account,
             "new-order" => Kind::NewOrder,
             "order" => Kind::Order,
             "authorization" => Kind::Authorization,
