@@ -275,6 +275,39 @@ async fn an_order_that_is_not_authorized_for_a_valid_account_is_tried_again() {
     assert_eq!(ca.count(Kind::Account), 1);
 }
 
+/// A contact that another client has told the CA, say, is not taken away for want of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_email_the_account_keeps_its_contact() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let rest = |email: &str| {
+        let site = site(NAME, "acme", &["respond:hello"]);
+        format!("{}{email}{site}", ca.acme_table())
+    };
+    let mut perennial = Perennial::run(place, &rest("email = \"a@example.com\"\n")).await;
+    let mut issued = 0;
+    let mut next = async |perennial: &mut Perennial| {
+        issued += 1;
+        wait_until(SOON, "another certificate", async || {
+            (ca.issued().len() == issued).then_some(())
+        })
+        .await;
+        (ca.contacts().len(), account(perennial)["email"].clone())
+    };
+    assert_eq!(next(&mut perennial).await, (1, "a@example.com".into()));
+    perennial.kill9();
+    perennial.rewrite_config(&rest(""));
+    perennial.start_and_wait().await;
+    perennial.renew(NAME).await;
+    assert_eq!(next(&mut perennial).await, (1, "a@example.com".into()));
+    perennial.kill9();
+    perennial.rewrite_config(&rest("email = \"b@example.com\"\n"));
+    perennial.start_and_wait().await;
+    perennial.renew(NAME).await;
+    assert_eq!(next(&mut perennial).await, (2, "b@example.com".into()));
+    assert_eq!(ca.contacts()[1][0], "mailto:b@example.com");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn another_ca_than_the_first_can_be_named() {
     let Some((perennial, pebble, _)) = with_certificate(Options::default(), "").await else {

@@ -319,11 +319,10 @@ impl Authority {
         let mut opened = self.opened_unless_failed_meanwhile().await?;
         let now = clock::now();
         self.load(&mut opened, now).await?;
-        let known =
-            |account: &AccountFile| account.id.is_some() && account.email == self.config.email;
+        let is_known = |account: &AccountFile| account.id.is_some() && self.knows_contact(account);
         let ready = opened.answered
             && opened.directory.is_some()
-            && opened.account.as_ref().is_some_and(known);
+            && opened.account.as_ref().is_some_and(is_known);
         if !ready {
             let attempt = self.begin(Kind::Session).await?;
             let result = self.connect(&mut opened, now).await;
@@ -577,15 +576,23 @@ impl Authority {
         }
     }
 
+    /// Whether the CA has the contact of the configuration. Without one there it keeps what it has,
+    /// from another client perhaps.
+    fn knows_contact(&self, file: &AccountFile) -> bool {
+        self.config.email.is_none() || file.email == self.config.email
+    }
+
     /// Tells the CA a contact that has changed. It is for its mails to the operator: a refusal
     /// stops no order.
     async fn updated_contact(&self, mut file: AccountFile, http: &JobHttp) -> AccountFile {
-        if file.email == self.config.email {
+        if self.knows_contact(&file) {
             return file;
         }
-        let result = self.update_contact(&file, http).await;
-        if let Err(error) = result {
-            tracing::warn!(ca = self.url(), %error, "cannot tell the CA the contact address");
+        match self.update_contact(&file, http).await {
+            Ok(()) => tracing::info!(ca = self.url(), "told the CA another contact address"),
+            Err(error) => {
+                tracing::warn!(ca = self.url(), %error, "cannot tell the CA the contact address");
+            }
         }
         // A refused address is not told again until it changes.
         file.email.clone_from(&self.config.email);

@@ -15,7 +15,7 @@ const KEY_TYPES: Shape = Words(&["p256", "p384", "rsa2048", "rsa3072", "rsa4096"
 macro_rules! authority_keys {
     ($($more:expr),* $(,)?) => {
         &[
-            key("email", Text("an e-mail address"), "", "Where the CA sends what it has to say."),
+            key("email", Text("an e-mail address"), "", "Where the CA sends what it has to say. Without it an account that has a contact keeps that."),
             key("ca_certificate", Path, "", "Trust for the CA's own HTTPS, on top of the system's."),
             key("challenges", CHALLENGES, "", "How control over a name is shown, in order of preference. Default: `tls-alpn-01`, `http-01`, and `dns-01` where there is a provider."),
             key("key_type", KEY_TYPES, r#""p256""#, "The type of the certificates' keys."),
