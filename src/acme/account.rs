@@ -9,6 +9,7 @@ mod profile;
 pub mod revocation;
 mod settings;
 mod standing;
+mod unfit;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -732,14 +733,9 @@ pub async fn ask_directory(
     let roots = config.ca_certificate.clone();
     let transport = blocking(move || Transport::new(roots.as_deref())).await?;
     let http = JobHttp::new(transport.clone());
-    let answered = http.get(&config.directory).await;
-    let (status, body) = answered.map_err(|error| error.to_string())?;
-    if !status.is_success() {
-        return Err(format!("the directory answers HTTP {status}"));
-    }
-    let directory = Directory::parse(body);
-    let directory =
-        directory.map_err(|error| format!("its answer is no ACME directory ({error})"))?;
+    let answered = http.get_whole(&config.directory).await;
+    let answer = answered.map_err(|error| error.to_string())?;
+    let directory = unfit::directory(&answer).map_err(|unfit| unfit.text)?;
     Ok((directory, transport.clock_offset()))
 }
 

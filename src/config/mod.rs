@@ -365,6 +365,31 @@ pub struct CertificateAuthority {
     pub check_revocation: bool,
     /// External account binding (RFC 8555 section 7.3.4).
     pub external_account: Option<ExternalAccount>,
+    pub spelling: Spelling,
+}
+
+/// What whoever wrote the configuration calls these settings, and where: for what is said of them
+/// while it runs.
+#[derive(Clone)]
+pub struct Spelling {
+    pub directory: String,
+    pub ca_certificate: String,
+}
+
+impl Default for Spelling {
+    fn default() -> Spelling {
+        Spelling {
+            directory: "`directory` in [acme]".to_owned(),
+            ca_certificate: "`ca_certificate` in [acme]".to_owned(),
+        }
+    }
+}
+
+/// It is no part of what is configured.
+impl std::fmt::Debug for Spelling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spelling").finish_non_exhaustive()
+    }
 }
 
 impl CertificateAuthority {

@@ -120,6 +120,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 reuse_key: false,
                 check_revocation: false,
                 external_account: None,
+                spelling: crate::config::Spelling::default(),
             }],
             dns: crate::config::Dns::default(),
         },
