@@ -289,7 +289,13 @@ async fn without_an_email_the_account_keeps_its_contact() {
     let mut next = async |perennial: &mut Perennial| {
         issued += 1;
         wait_until(SOON, "another certificate", async || {
-            (ca.issued().len() == issued).then_some(())
+            let newest = ca
+                .serials()
+                .last()
+                .cloned()
+                .filter(|_| ca.issued().len() == issued)?;
+            let served = served(perennial.place.https, Some(NAME)).await.ok()?;
+            (served.serial == newest).then_some(())
         })
         .await;
         (ca.contacts().len(), account(perennial)["email"].clone())

@@ -81,6 +81,36 @@ async fn a_profile_that_does_not_exist_is_told_with_those_that_do() {
     }
 }
 
+/// Names and addresses of one host, with no word of profiles in the configuration, and with one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_ordered_under_a_profile_of_its_own() {
+    const ADDRESS: &str = "192.0.2.1";
+    for (acme, of_the_name, of_the_address) in [
+        ("", None, "shortlived"),
+        (
+            "profile = \"classic\"\naddress_profile = \"days\"\n",
+            Some("classic"),
+            "days",
+        ),
+    ] {
+        let place = Place::new();
+        let ca = ScriptedCa::start(&place).await;
+        ca.script(|script| script.profiles = vec!["classic", "shortlived", "days"]);
+        let sites = [NAME, ADDRESS].map(|host| site(host, "acme", &["respond:hello"]));
+        let text = format!("{}{acme}{}", ca.acme_table(), sites.concat());
+        let _perennial = Perennial::run(place, &text).await;
+        wait_until(SOON, "both certificates", async || {
+            (ca.issued().len() == 2).then_some(())
+        })
+        .await;
+        let mut ordered = ca.ordered_profiles();
+        ordered.sort();
+        let mut expected = [of_the_name, Some(of_the_address)].map(|it| it.map(str::to_owned));
+        expected.sort();
+        assert_eq!(ordered, expected);
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_profile_that_the_ca_has_by_now_is_ordered() {
     let place = Place::new();

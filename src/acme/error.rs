@@ -239,9 +239,12 @@ fn remedy(problem: &str, challenge: Option<ChallengeType>) -> Option<&'static st
             "the CA will not issue for this name: ask it why, or add an [[acme.fallback]]"
         }
         ("unsupportedIdentifier", _) => {
-            "this CA does not issue for such names: some need a `profile`, others another CA"
+            "this CA does not issue for such names: some need a `profile` (`address_profile` for addresses), \
+             others another CA"
         }
-        ("invalidProfile", _) => "set `profile` to one that the CA offers, or leave it out",
+        ("invalidProfile", _) => {
+            "set `profile` (`address_profile` for addresses) to one that the CA offers, or leave it out"
+        }
         ("dns", Some(Dns01 | DnsPersist01)) => {
             "check that the zone's servers answer, and DNSSEC where it is signed"
         }

@@ -333,7 +333,7 @@ pub struct Acme {
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
-/// what it does not set from `[acme]` (except `external_account`, `profile`,
+/// what it does not set from `[acme]` (except `external_account`, `profile`, `address_profile`,
 /// `preferred_chain` and `limits`, which belong to one CA alone).
 #[derive(Clone, Debug)]
 pub struct CertificateAuthority {
@@ -347,6 +347,9 @@ pub struct CertificateAuthority {
     pub key_type: KeyType,
     /// The CA's certificate profile; the CA's own default if `None`.
     pub profile: Option<String>,
+    /// The same for certificates with an address among their names; `None`: see
+    /// [`profile`](Self::profile), or what the CA has for them.
+    pub address_profile: Option<String>,
     /// The common name of the issuer of the chain to choose, where the CA has several; its first
     /// one if `None`.
     pub preferred_chain: Option<String>,

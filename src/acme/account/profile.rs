@@ -8,7 +8,11 @@ use time::Duration;
 use super::{Authority, Session};
 use crate::acme::error::{AcmeError, Class};
 use crate::certificate::name::Name;
+use crate::config::CertificateAuthority;
 
+/// Let's Encrypt's, and the only one under which it issues for addresses. Who calls a profile so means
+/// what it says: certificates of days, which every CA gives for addresses, if any.
+const FOR_ADDRESSES: &str = "shortlived";
 /// A directory that is younger says what is so: it was asked for again for another order a moment ago.
 const YOUNG: Duration = Duration::seconds(10);
 
@@ -34,9 +38,10 @@ impl Authority {
     }
 
     fn profile(&self, names: &[Name], session: &Session) -> Result<Option<String>, AcmeError> {
-        let profile = self.config.profile.as_deref();
-        offered(profile, &session.directory.profiles).map_err(|detail| unsent(names, detail))?;
-        Ok(profile.map(str::to_owned))
+        let profiles = &session.directory.profiles;
+        let wanted = wanted(&self.config, names, profiles);
+        offered(wanted, profiles).map_err(|detail| unsent(names, detail))?;
+        Ok(wanted.map(str::to_owned))
     }
 }
 
@@ -50,6 +55,18 @@ fn unsent(names: &[Name], detail: String) -> AcmeError {
     }
 }
 
+/// An address may need another profile than names.
+fn wanted<'a>(
+    config: &'a CertificateAuthority,
+    names: &[Name],
+    profiles: &Profiles,
+) -> Option<&'a str> {
+    let has_address = names.iter().any(|name| matches!(name, Name::Ip(_)));
+    let for_addresses = config.address_profile.as_deref().filter(|_| has_address);
+    let usual = for_addresses.or(config.profile.as_deref());
+    usual.or((has_address && profiles.contains_key(FOR_ADDRESSES)).then_some(FOR_ADDRESSES))
+}
+
 /// Or what is there instead.
 fn offered(wanted: Option<&str>, profiles: &Profiles) -> Result<(), String> {
     let Some(wanted) = wanted.filter(|wanted| !profiles.contains_key(*wanted)) else {
@@ -60,4 +77,33 @@ fn offered(wanted: Option<&str>, profiles: &Profiles) -> Result<(), String> {
         true => format!("the CA has no profile {wanted:?}, nor any other"),
         false => format!("the CA has no profile {wanted:?}, but {}", names.join(", ")),
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_takes_the_profile_for_addresses() {
+        let (name, address) = (&["a.test"][..], &["a.test", "192.0.2.1"][..]);
+        let (both, classic) = (&["classic", FOR_ADDRESSES][..], &["classic"][..]);
+        for (profile, address_profile, names, offered, expected) in [
+            (None, None, name, both, None),
+            (None, None, address, both, Some(FOR_ADDRESSES)),
+            (None, None, address, classic, None),
+            (Some("classic"), None, address, both, Some("classic")),
+            (Some("classic"), Some("days"), address, both, Some("days")),
+            (Some("classic"), Some("days"), name, both, Some("classic")),
+            (None, Some("days"), name, both, None),
+            (None, Some("days"), address, both, Some("days")),
+        ] {
+            let mut config = CertificateAuthority::lets_encrypt();
+            config.profile = profile.map(str::to_owned);
+            config.address_profile = address_profile.map(str::to_owned);
+            let names: Vec<Name> = names.iter().map(|it| it.parse().unwrap()).collect();
+            let profiles = offered.iter().map(|it| ((*it).to_owned(), true.into()));
+            let found = wanted(&config, &names, &profiles.collect());
+            assert_eq!(found, expected, "{profile:?} {address_profile:?} {names:?}");
+        }
+    }
 }

@@ -34,7 +34,7 @@ fn digest(config: &CertificateAuthority) -> String {
             roots,
             &config.challenges,
             config.key_type,
-            &config.profile,
+            (&config.profile, &config.address_profile),
             config.agree_to_terms,
             external.map(|it| &it.kid),
         )
@@ -173,6 +173,7 @@ mod tests {
         let all = [
             with(|_| ()),
             with(|it| it.profile = Some("shortlived".to_owned())),
+            with(|it| it.address_profile = Some("shortlived".to_owned())),
             with(|it| it.email = Some("a@example.com".to_owned())),
             with(|it| it.challenges = vec![ChallengeType::Http01]),
             with(|it| it.agree_to_terms = false),

@@ -112,6 +112,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 challenges: vec![ChallengeType::TlsAlpn01],
                 key_type: KeyType::P256,
                 profile: None,
+                address_profile: None,
                 preferred_chain: None,
                 agree_to_terms: true,
                 limits: crate::config::Limits::default(),
