@@ -37,6 +37,7 @@ use super::challenges::Challenges;
 use super::dns::{self, DnsChallenges};
 use super::job::Done;
 use super::ledger::Ledger;
+use super::order::Histories;
 use super::queue::Lane;
 use super::renewal::IssuerKind;
 use super::revocation::check::Checked;
@@ -45,9 +46,10 @@ use super::surroundings::Surroundings;
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Swapped;
 use crate::clock;
+use crate::config::CertificateAuthority;
 use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
-use crate::store::{StateDir, WriterLock};
+use crate::store::{StateDir, StoreError, WriterLock};
 pub use cleanup::Deleted;
 use desk::Desk;
 use entry::{Entry, Load, Loaded};
@@ -229,6 +231,7 @@ impl Worker {
                     tracing::info!("this process orders certificates now");
                     self.forget_records().await;
                 }
+                self.put_in_place().await;
                 let ids: Vec<u64> = self.desk.entries().map(|(id, _)| id).collect();
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
@@ -319,6 +322,7 @@ impl Worker {
             }
         }
         self.give_up(old).await;
+        self.put_in_place().await;
         self.load(&new).await;
     }
 
@@ -352,11 +356,16 @@ impl Worker {
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
         let is_writer = self.lock.is_some();
         let opened = blocking(move || {
-            let open = |config: crate::config::CertificateAuthority| match known
-                .get(&slug(&config.directory))
-            {
-                Some(known) => Ok(known.under(&state, config, is_writer, clock::now())),
-                None => Authority::open(&state, config, is_writer, clock::now()),
+            let now = clock::now();
+            let open = |config: CertificateAuthority| -> Result<Authority, StoreError> {
+                if let Some(known) = known.get(&slug(&config.directory)) {
+                    return Ok(known.under(&state, config, is_writer, now));
+                }
+                let opened = Authority::open(&state, config, is_writer, now)?;
+                if is_writer {
+                    opened.note_settings(now);
+                }
+                Ok(opened)
             };
             configs
                 .into_iter()
@@ -406,9 +415,15 @@ impl Worker {
         }
     }
 
+    fn histories(&self) -> Arc<Histories> {
+        let authorities = self.desk.authorities.iter();
+        let each = authorities.map(|it| (it.url().to_owned(), Arc::clone(&it.history)));
+        Arc::new(each.collect())
+    }
+
     /// Reads what is on disk for these entries; with the lock, finishes what a crash interrupted.
     async fn load(&mut self, ids: &[u64]) {
-        let writer = self.lock.is_some();
+        let histories = self.lock.is_some().then(|| self.histories());
         let requests: Vec<(u64, Load)> = ids
             .iter()
             .filter_map(|id| {
@@ -417,7 +432,7 @@ impl Worker {
                     subject: entry.subject.clone(),
                     dir: entry.dir.clone(),
                     ledger: entry.ledger.clone(),
-                    may_complete: writer && !entry.running,
+                    histories: histories.clone().filter(|_| !entry.running),
                 };
                 Some((*id, load))
             })

@@ -79,8 +79,9 @@ impl Authority {
         authority
     }
 
-    /// Notes the settings of now, and that they are others than before, if so.
-    pub(super) fn note_settings(&self, now: OffsetDateTime) {
+    /// Notes the settings of now, and that they are others than before, if so: for whoever orders with
+    /// them. Blocks on the disk.
+    pub fn note_settings(&self, now: OffsetDateTime) {
         let digest = digest(&self.config);
         match self.ledger.settings() {
             Some(before) if before.digest == digest => {}
@@ -110,7 +111,7 @@ impl Authority {
 
     /// Since when the CA is used under the settings of now, if there were others.
     pub fn settings_since(&self) -> Option<OffsetDateTime> {
-        self.ledger.settings()?.since
+        self.ledger.settings_since()
     }
 
     /// The failures that count among a certificate's orders at this CA.
