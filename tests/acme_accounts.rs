@@ -10,7 +10,7 @@ use crate::support::command::Finished;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
-use crate::support::scripted_ca::{Kind, ScriptedCa};
+use crate::support::scripted_ca::{Fault, Kind, ScriptedCa, problem};
 use crate::support::sites::site;
 use crate::support::wait::{SOON, never_within, wait_until};
 
@@ -183,6 +183,166 @@ async fn a_deactivated_account(is_stopped: bool) {
     let after = account(&perennial);
     assert_ne!(before["id"], after["id"]);
     assert_ne!(before["key_pkcs8"], after["key_pkcs8"]);
+}
+
+/// Somebody has given the account up elsewhere, as `certbot unregister` does after an import: it is
+/// said with what to do about it, and nobody makes another one unasked.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_was_given_up_elsewhere_is_told_and_can_be_put_away() {
+    let Some((mut perennial, pebble, _)) = with_certificate(Options::default(), "").await else {
+        return;
+    };
+    let (folder, state) = (folder(&perennial), perennial.place.state());
+    let files = ["account.json", "account.key"].map(|file| folder.join(file));
+    let before = files
+        .clone()
+        .map(|file| std::fs::read(file).expect("a file"));
+    let done = perennial.cli(&["account", "deactivate", "--yes"]).await;
+    done.assert_success();
+    perennial.kill9();
+    for (file, content) in files.iter().zip(before) {
+        std::fs::write(file, content).expect("a file");
+    }
+    std::fs::remove_file(folder.join("account.deactivated.json")).expect("a file");
+    for of_certificates in ["certificates", "ledger/subjects"] {
+        std::fs::remove_dir_all(state.join(of_certificates)).expect("a folder");
+    }
+    perennial.start_and_wait().await;
+    let given_up = account(&perennial);
+    let error = perennial.last_error(NAME).await;
+    for word in [
+        given_up["id"].as_str().expect("a URL"),
+        "has been deactivated",
+        "perennial account deactivate --yes --ca",
+        &pebble.directory,
+        &files[0].display().to_string(),
+    ] {
+        assert!(error.contains(word), "no {word:?} in {error}");
+    }
+    let report = perennial.status_field(NAME, "error").await.expect("it");
+    assert_eq!(report["class"], "operator", "{report}");
+    assert!(report["remedy"].is_string(), "{report}");
+    // Once asked for, too, and the account stays what it is.
+    perennial.renew(NAME).await;
+    let rollover = perennial.cli(&["account", "rollover"]).await;
+    assert!(rollover.stderr.contains("any more"), "{rollover:?}");
+    assert_eq!(account(&perennial), given_up);
+    let done = perennial.cli(&["account", "deactivate", "--yes"]).await;
+    done.assert_success();
+    wait_for_another(&perennial, "").await;
+    assert_ne!(account(&perennial)["id"], given_up["id"]);
+}
+
+fn deactivated() -> Fault {
+    Fault::Refuse(problem(401, "unauthorized", "Account has been deactivated"))
+}
+
+/// The others do not find it out for themselves, each with an order.
+#[tokio::test(flavor = "multi_thread")]
+async fn one_order_finds_out_for_all_that_the_account_is_gone() {
+    const NAMES: usize = 20;
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| {
+        script.break_one(Kind::NewOrder, deactivated());
+        script.break_one(Kind::Account, deactivated());
+    });
+    let names: Vec<String> = (0..NAMES).map(|n| format!("n{n}.example.test")).collect();
+    let sites = names
+        .iter()
+        .map(|name| site(name, "acme", &["respond:hello"]));
+    let sites: String = sites.collect();
+    let acme = format!("{}parallel_orders = 1\n", ca.acme_table());
+    let perennial = Perennial::run(place, &format!("{acme}{sites}")).await;
+    for name in &names {
+        let error = perennial.last_error(name).await;
+        assert!(error.contains("does not take the account"), "{error}");
+    }
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+    // Nor does the next look: the account is asked about first.
+    perennial.renew(&names[NAMES - 1]).await;
+    wait_until(SOON, "another question", async || {
+        (ca.count(Kind::Account) > 1).then_some(())
+    })
+    .await;
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_gone_at_one_is_an_order_at_the_next() {
+    let place = Place::new();
+    let (first, second) = (
+        ScriptedCa::start(&place).await,
+        ScriptedCa::start(&place).await,
+    );
+    first.script(|script| {
+        script.break_one(Kind::NewOrder, deactivated());
+        script.break_one(Kind::Account, deactivated());
+    });
+    let fallback = format!("[[acme.fallback]]\ndirectory = \"{}\"\n", second.directory);
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let text = format!("{}{fallback}{site}", first.acme_table());
+    let _perennial = Perennial::run(place, &text).await;
+    wait_until(SOON, "a certificate by the second", async || {
+        (!second.issued().is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(first.count(Kind::NewOrder), 1);
+}
+
+/// What a CA does not authorize may have nothing to do with the account.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_not_authorized_for_a_valid_account_is_tried_again() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let refusal = problem(403, "unauthorized", "not this name, not today");
+    ca.script(|script| script.break_one(Kind::NewOrder, Fault::Refuse(refusal)));
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let perennial = Perennial::run(place, &format!("{}{site}", ca.acme_table())).await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("not today"), "{error}");
+    let report = perennial.status_field(NAME, "error").await.expect("it");
+    assert_eq!(report["class"], "retryable", "{report}");
+    assert_eq!(ca.count(Kind::Account), 1);
+}
+
+/// A contact that another client has told the CA, say, is not taken away for want of another.
+#[tokio::test(flavor = "multi_thread")]
+async fn without_an_email_the_account_keeps_its_contact() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let rest = |email: &str| {
+        let site = site(NAME, "acme", &["respond:hello"]);
+        format!("{}{email}{site}", ca.acme_table())
+    };
+    let mut perennial = Perennial::run(place, &rest("email = \"a@example.com\"\n")).await;
+    let mut issued = 0;
+    let mut next = async |perennial: &mut Perennial| {
+        issued += 1;
+        wait_until(SOON, "another certificate", async || {
+            let newest = ca
+                .serials()
+                .last()
+                .cloned()
+                .filter(|_| ca.issued().len() == issued)?;
+            let served = served(perennial.place.https, Some(NAME)).await.ok()?;
+            (served.serial == newest).then_some(())
+        })
+        .await;
+        (ca.contacts().len(), account(perennial)["email"].clone())
+    };
+    assert_eq!(next(&mut perennial).await, (1, "a@example.com".into()));
+    perennial.kill9();
+    perennial.rewrite_config(&rest(""));
+    perennial.start_and_wait().await;
+    perennial.renew(NAME).await;
+    assert_eq!(next(&mut perennial).await, (1, "a@example.com".into()));
+    perennial.kill9();
+    perennial.rewrite_config(&rest("email = \"b@example.com\"\n"));
+    perennial.start_and_wait().await;
+    perennial.renew(NAME).await;
+    assert_eq!(next(&mut perennial).await, (2, "b@example.com".into()));
+    assert_eq!(ca.contacts()[1][0], "mailto:b@example.com");
 }
 
 #[tokio::test(flavor = "multi_thread")]

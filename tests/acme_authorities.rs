@@ -81,6 +81,78 @@ async fn a_profile_that_does_not_exist_is_told_with_those_that_do() {
     }
 }
 
+/// Names and addresses of one host, with no word of profiles in the configuration, and with one.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_address_is_ordered_under_a_profile_of_its_own() {
+    const ADDRESS: &str = "192.0.2.1";
+    for (acme, of_the_name, of_the_address) in [
+        ("", None, "shortlived"),
+        (
+            "profile = \"classic\"\naddress_profile = \"days\"\n",
+            Some("classic"),
+            "days",
+        ),
+    ] {
+        let place = Place::new();
+        let ca = ScriptedCa::start(&place).await;
+        ca.script(|script| script.profiles = vec!["classic", "shortlived", "days"]);
+        let sites = [NAME, ADDRESS].map(|host| site(host, "acme", &["respond:hello"]));
+        let text = format!("{}{acme}{}", ca.acme_table(), sites.concat());
+        let _perennial = Perennial::run(place, &text).await;
+        wait_until(SOON, "both certificates", async || {
+            (ca.issued().len() == 2).then_some(())
+        })
+        .await;
+        let mut ordered = ca.ordered_profiles();
+        ordered.sort();
+        let mut expected = [of_the_name, Some(of_the_address)].map(|it| it.map(str::to_owned));
+        expected.sort();
+        assert_eq!(ordered, expected);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_profile_that_the_ca_has_by_now_is_ordered() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.profiles = vec!["classic"]);
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let acme = format!("{}profile = \"shortlived\"\n", ca.acme_table());
+    let perennial = Perennial::run(place, &format!("{acme}{site}")).await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("but classic"), "{error}");
+    ca.script(|script| script.profiles = vec!["classic", "shortlived"]);
+    wait_until(SOON, "an order with the new profile", async || {
+        // In the first seconds the answer of before counts.
+        perennial.renew(NAME).await;
+        (!ca.issued().is_empty()).then_some(())
+    })
+    .await;
+    assert_eq!(ca.ordered_profiles(), [Some("shortlived".to_owned())]);
+}
+
+/// Not by each of them.
+#[tokio::test(flavor = "multi_thread")]
+async fn many_names_ask_together_for_a_profile_that_is_missing() {
+    const NAMES: usize = 12;
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.profiles = vec!["classic"]);
+    let names: Vec<String> = (0..NAMES).map(|n| format!("n{n}.example.test")).collect();
+    let sites = names
+        .iter()
+        .map(|name| site(name, "acme", &["respond:hello"]));
+    let sites: String = sites.collect();
+    let acme = format!("{}profile = \"shortlived\"\n", ca.acme_table());
+    let perennial = Perennial::run(place, &format!("{acme}{sites}")).await;
+    for name in &names {
+        let error = perennial.last_error(name).await;
+        assert!(error.contains("but classic"), "{error}");
+    }
+    let asked = ca.count(Kind::Directory);
+    assert!(asked < NAMES, "{asked} requests for the directory");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_profile_that_exists_is_ordered() {
     let place = Place::new();

@@ -10,7 +10,7 @@ use crate::support::certs::TestCa;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
-use crate::support::scripted_ca::ScriptedCa;
+use crate::support::scripted_ca::{Fault, Kind, ScriptedCa};
 use crate::support::server::Server;
 use crate::support::sites::site;
 use crate::support::wait::{SOON, never_within};
@@ -59,7 +59,8 @@ async fn answered(answer: fn() -> Response, words: &[&str]) {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_html() {
     let page = || Html("<html>Welcome</html>").into_response();
-    answered(page, &["its answer is no ACME directory"]).await;
+    let told = "its answer is no ACME directory, but text/html: \"Welcome\"";
+    answered(page, &[told, "check `directory` (", "perennial.toml:"]).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -71,13 +72,64 @@ async fn a_directory_that_is_other_json() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_not_there() {
     let nothing = || axum::http::StatusCode::NOT_FOUND.into_response();
-    answered(nothing, &["the directory answers HTTP 404"]).await;
+    answered(
+        nothing,
+        &["the directory answers HTTP 404", "check `directory` ("],
+    )
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_directory_that_is_elsewhere() {
     let moved = || axum::response::Redirect::permanent("https://example.test/").into_response();
-    answered(moved, &["the directory answers HTTP 308"]).await;
+    let words = [
+        "the directory answers HTTP 308",
+        "may have to be https://example.test/",
+    ];
+    answered(moved, &words).await;
+}
+
+/// `perennial proxy` has options, and no tables.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_directory_of_the_command_line_that_is_html() {
+    let place = Place::new();
+    let addr = place.free();
+    let page = || async { Html("<html>Welcome</html>") };
+    let _server = Server::tcp(addr, axum::Router::new().fallback(page)).await;
+    let url = format!("http://{addr}/directory");
+    let site = format!("{NAME}=respond:hello");
+    let mut perennial = Perennial::with_proxy(place, &["--acme-directory", &url, &site]);
+    perennial.start_and_wait().await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("check `--acme-directory`"), "{error}");
+    let report = perennial.status_field(NAME, "error").await.expect("it");
+    assert_eq!(report["class"], "operator", "{report}");
+    assert!(report["remedy"].is_string(), "{report}");
+}
+
+/// It has been right: what answers now may be a balancer that has lost the CA.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_known_ca_whose_directory_is_html_for_a_while() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let text = format!("{}{site}", ca.acme_table());
+    let mut perennial = Perennial::run(place, &text).await;
+    perennial.wait_ready().await;
+    perennial.kill9();
+    let state = perennial.place.state();
+    for of_certificates in ["certificates", "ledger/subjects"] {
+        std::fs::remove_dir_all(state.join(of_certificates)).expect("a folder");
+    }
+    let accounts = std::fs::read_dir(state.join("accounts")).expect("a folder");
+    let account = accounts.flatten().next().expect("one").path();
+    std::fs::remove_file(account.join("directory.json")).expect("a file");
+    ca.script(|script| script.break_one(Kind::Directory, Fault::Page));
+    perennial.start_and_wait().await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("text/html: \"Maintenance\""), "{error}");
+    let report = perennial.status_field(NAME, "error").await.expect("it");
+    assert_eq!(report["class"], "retryable", "{report}");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -114,9 +166,30 @@ async fn the_wrong_root_for_a_private_ca() {
     is_told(
         place,
         &acme,
-        &[&pebble.directory, "certificate", "ca_certificate"],
+        &[
+            &pebble.directory,
+            "another-root.pem has no root that the server's certificate leads to",
+            "`ca_certificate` (",
+        ],
     )
     .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn no_root_for_a_private_ca_of_the_command_line() {
+    let place = Place::new();
+    let Some(pebble) = Pebble::start(&place, Options::default()).await else {
+        return;
+    };
+    let site = format!("{NAME}=respond:hello");
+    let url = &pebble.directory;
+    let mut perennial = Perennial::with_proxy(place, &["--acme-directory", url, &site]);
+    perennial.start_and_wait().await;
+    let error = perennial.last_error(NAME).await;
+    assert!(
+        error.contains("set `--acme-ca-certificate` to its root"),
+        "{error}"
+    );
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -18,6 +18,7 @@ mod acme_crash_loop;
 mod acme_dns;
 mod acme_faults;
 mod acme_many;
+mod acme_mended;
 mod acme_other_cas;
 mod acme_pebble;
 mod acme_queue;

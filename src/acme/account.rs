@@ -5,7 +5,11 @@
 mod directory;
 mod imported;
 mod keys;
+mod profile;
 pub mod revocation;
+mod settings;
+mod standing;
+mod unfit;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -319,11 +323,10 @@ impl Authority {
         let mut opened = self.opened_unless_failed_meanwhile().await?;
         let now = clock::now();
         self.load(&mut opened, now).await?;
-        let known =
-            |account: &AccountFile| account.id.is_some() && account.email == self.config.email;
+        let is_known = |account: &AccountFile| account.id.is_some() && self.knows_contact(account);
         let ready = opened.answered
             && opened.directory.is_some()
-            && opened.account.as_ref().is_some_and(known);
+            && opened.account.as_ref().is_some_and(is_known);
         if !ready {
             let attempt = self.begin(Kind::Session).await?;
             let result = self.connect(&mut opened, now).await;
@@ -466,7 +469,9 @@ impl Authority {
         let (directory, http) = self.way_in(opened, now).await?;
         self.settle_key(opened, &directory, &http).await?;
         let account = opened.account.take();
-        opened.account = Some(self.ready_account(account, &directory, &http).await?);
+        let account = self.ready_account(account, &directory, &http).await?;
+        self.check_account(&account, &http).await?;
+        opened.account = Some(account);
         Ok(())
     }
 
@@ -556,8 +561,16 @@ impl Authority {
                 return Err(self.error(Class::Operator, "there is no account at this CA yet"));
             }
         }
-        self.session().await?;
-        let opened = self.opened.lock().await;
+        let ready = self.session().await;
+        let mut opened = self.opened.lock().await;
+        if let Err(error) = ready {
+            self.load(&mut opened, clock::now()).await?;
+            let has_url = opened.account.as_ref().is_some_and(|it| it.id.is_some());
+            // An account that the CA refuses can be put away.
+            if !has_url || !error.is("unauthorized") {
+                return Err(error);
+            }
+        }
         match (&opened.transport, &opened.directory) {
             (Some(transport), Some((directory, _))) => {
                 let http = job_http(transport, self.url(), directory);
@@ -568,15 +581,23 @@ impl Authority {
         }
     }
 
+    /// Whether the CA has the contact of the configuration. Without one there it keeps what it has,
+    /// from another client perhaps.
+    fn knows_contact(&self, file: &AccountFile) -> bool {
+        self.config.email.is_none() || file.email == self.config.email
+    }
+
     /// Tells the CA a contact that has changed. It is for its mails to the operator: a refusal
     /// stops no order.
     async fn updated_contact(&self, mut file: AccountFile, http: &JobHttp) -> AccountFile {
-        if file.email == self.config.email {
+        if self.knows_contact(&file) {
             return file;
         }
-        let result = self.update_contact(&file, http).await;
-        if let Err(error) = result {
-            tracing::warn!(ca = self.url(), %error, "cannot tell the CA the contact address");
+        match self.update_contact(&file, http).await {
+            Ok(()) => tracing::info!(ca = self.url(), "told the CA another contact address"),
+            Err(error) => {
+                tracing::warn!(ca = self.url(), %error, "cannot tell the CA the contact address");
+            }
         }
         // A refused address is not told again until it changes.
         file.email.clone_from(&self.config.email);
@@ -716,14 +737,9 @@ pub async fn ask_directory(
     let roots = config.ca_certificate.clone();
     let transport = blocking(move || Transport::new(roots.as_deref())).await?;
     let http = JobHttp::new(transport.clone());
-    let answered = http.get(&config.directory).await;
-    let (status, body) = answered.map_err(|error| error.to_string())?;
-    if !status.is_success() {
-        return Err(format!("the directory answers HTTP {status}"));
-    }
-    let directory = Directory::parse(body);
-    let directory =
-        directory.map_err(|error| format!("its answer is no ACME directory ({error})"))?;
+    let answered = http.get_whole(&config.directory).await;
+    let answer = answered.map_err(|error| error.to_string())?;
+    let directory = unfit::directory(&answer).map_err(|unfit| unfit.text)?;
     Ok((directory, transport.clock_offset()))
 }
 

@@ -72,6 +72,13 @@ pub enum HttpError {
     TooLarge { url: String, limit: usize },
 }
 
+impl HttpError {
+    /// Whether the server answered, with a certificate that nobody here trusts.
+    pub fn is_distrust(&self) -> bool {
+        matches!(self, HttpError::Unreachable { cause, .. } if cause.contains(DISTRUST))
+    }
+}
+
 /// The connections to one CA. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Transport {
@@ -220,6 +227,12 @@ impl JobHttp {
         Ok((response.status(), response.into_body()))
     }
 
+    /// A plain GET, with what the answer says of itself.
+    pub(super) async fn get_whole(&self, url: &str) -> Result<Response<Bytes>, HttpError> {
+        self.send(Method::GET, url, HeaderMap::new(), Bytes::new())
+            .await
+    }
+
     /// A plain GET of something larger than ACME's documents.
     pub(super) async fn get_up_to(
         &self,
@@ -314,15 +327,9 @@ impl JobHttp {
         limit: usize,
     ) -> Result<Response<Bytes>, HttpError> {
         *lock(&self.last) = Note::default();
-        let unreachable = |error: reqwest::Error| {
-            let mut cause = causes(&error.without_url());
-            if cause.contains(DISTRUST) {
-                cause += "; for a private CA, set `ca_certificate` to its root";
-            }
-            HttpError::Unreachable {
-                url: url.to_owned(),
-                cause,
-            }
+        let unreachable = |error: reqwest::Error| HttpError::Unreachable {
+            url: url.to_owned(),
+            cause: causes(&error.without_url()),
         };
         let request = self
             .transport

@@ -58,6 +58,8 @@ pub(super) enum Done {
     Withdrawn { cause: String },
     /// The CA was asked for renewal information; the answer is in the ledger.
     Asked { error: Option<String> },
+    /// An account is another one, or was not changed; whoever asked for it knows.
+    AccountChanged { is_another: bool },
     /// The CA was told to revoke; whoever asked for it waits.
     Revoked {
         result: Box<Result<Revocation, RenewError>>,
@@ -182,12 +184,14 @@ impl OrderJob {
         }
         let _using_the_key = self.authority.use_key().await;
         // The session has records of its own: a CA that is down is no failure of this subject.
-        let session = match self.authority.session().await {
-            Ok(session) => session,
+        let session = match self.authority.session_for(&self.subject.names).await {
+            Ok((session, _)) => Some(session),
+            // Recorded below: it is this certificate's own.
+            Err(error) if error.unsent => None,
             Err(error) => return failed(LastError::from(&error), Some(ca), false),
         };
-        if let Some(first) = &self.preflight
-            && let Some(why) = first.put_off(&self, &session).await
+        if let (Some(first), Some(session)) = (&self.preflight, &session)
+            && let Some(why) = first.put_off(&self, session).await
         {
             let error = format!("order for {}: put off by a {why}", self.subject.name);
             return failed(error.into(), Some(ca), false);
@@ -271,13 +275,16 @@ impl OrderJob {
                 }
                 tracing::info!(ca = self.authority.url(), "the CA's directory has changed");
             }
+            Err(error) if error.is("unauthorized") && error.challenge.is_none() => {
+                return Err(self.authority.about_the_account(error).await);
+            }
             result => return result,
         }
         self.order_once().await
     }
 
     async fn order_once(&self) -> Result<Ordered, AcmeError> {
-        let session = self.authority.session().await?;
+        let (session, profile) = self.authority.session_for(&self.subject.names).await?;
         let configured = &self.authority.config.challenges;
         let preferred = order::learned(configured, &self.ledger.challenges());
         let issued = order::issue(order::Job {
@@ -285,6 +292,7 @@ impl OrderJob {
             key_type: self.subject.key_type,
             config: self.authority.config.clone(),
             session,
+            profile,
             history: Arc::clone(&self.authority.history),
             reservation: Mutex::new(self.reserved()),
             reuse_key: self.reuse_key && self.authority.config.reuse_key,

@@ -101,6 +101,16 @@ pub struct Record {
     pub challenge: Option<String>,
 }
 
+impl Record {
+    /// Whether it failed under other settings than those since `since`, which may have healed it. A
+    /// crash is none of theirs.
+    fn is_healed(&self, since: Option<OffsetDateTime>) -> bool {
+        let may_be = matches!(&self.outcome, Some(Outcome::Failed { class, retry_after: None, .. })
+            if *class != Class::RateLimited);
+        may_be && since.is_some_and(|since| self.started_at < since)
+    }
+}
+
 /// Renewal information for one certificate, as it was last received.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct StoredRenewalInfo {
@@ -231,6 +241,16 @@ impl fmt::Display for StoredRevocation {
     }
 }
 
+/// The settings that a CA is used under, as far as they may heal what was wrong.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct UsedSettings {
+    /// Tells a change, and no secret.
+    pub digest: String,
+    /// When they came in the place of others.
+    #[serde(default, with = "time::serde::rfc3339::option")]
+    pub since: Option<OffsetDateTime>,
+}
+
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     #[serde(default)]
@@ -239,6 +259,8 @@ struct Content {
     renewal_info: Option<StoredRenewalInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revocation: Option<StoredRevocation>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    settings: Option<UsedSettings>,
     /// The certificate, by its id, that the CA does not take for what an order `replaces`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     refused_predecessor: Option<String>,
@@ -446,6 +468,20 @@ impl Ledger {
         revocation.filter(|it| it.serial == serial).cloned()
     }
 
+    /// Notes the settings that a CA is used under.
+    pub fn set_settings(&self, settings: UsedSettings) -> Result<(), StoreError> {
+        self.change(|memory| memory.content.settings = Some(settings))
+    }
+
+    pub fn settings(&self) -> Option<UsedSettings> {
+        self.read().content.settings.clone()
+    }
+
+    /// Since when they are used in the place of others. It is asked at each decision.
+    pub fn settings_since(&self) -> Option<OffsetDateTime> {
+        self.read().content.settings.as_ref()?.since
+    }
+
     /// Notes that the CA counts an order that renews this certificate like any other, whatever it
     /// is told.
     pub fn set_refused_predecessor(&self, certificate_id: String) -> Result<(), StoreError> {
@@ -459,6 +495,17 @@ impl Ledger {
 
     /// The failures of `kind` since its last success, at `ca` or at any.
     pub fn attempts(&self, kind: Kind, ca: Option<&str>) -> Attempts {
+        self.attempts_under(kind, ca, None)
+    }
+
+    /// The same, under the settings since `since`: what failed under those before them counts no
+    /// more, unless the CA has said until when it is to be left alone.
+    pub fn attempts_under(
+        &self,
+        kind: Kind,
+        ca: Option<&str>,
+        since: Option<OffsetDateTime>,
+    ) -> Attempts {
         let memory = self.read();
         count(
             memory
@@ -466,7 +513,8 @@ impl Ledger {
                 .records
                 .iter()
                 .rev()
-                .filter(|record| record.kind == kind && !memory.running.contains(&record.id)),
+                .filter(|record| record.kind == kind && !memory.running.contains(&record.id))
+                .filter(|record| !record.is_healed(since)),
             ca,
         )
     }
@@ -571,6 +619,7 @@ fn replace_corrupt(
         }]),
         renewal_info: None,
         revocation: None,
+        settings: None,
         refused_predecessor: None,
     };
     let bytes =
@@ -600,7 +649,11 @@ fn count<'a>(newest_first: impl Iterator<Item = &'a Record>, ca: Option<&str>) -
             continue;
         }
         attempts.failures += 1;
+        let is_unsent = matches!(&record.outcome, Some(Outcome::Failed { report: Some(report), .. })
+            if report.unsent);
+        attempts.unsent += u32::from(is_unsent);
         if attempts.last.is_none() {
+            attempts.is_unsent = is_unsent;
             attempts.last = Some(record.finished_at.unwrap_or(record.started_at));
             if let Some(Outcome::Failed {
                 retry_after,
@@ -733,6 +786,41 @@ mod tests {
         assert_eq!(
             open(&state).attempts(Kind::Order, Some(CA)),
             Attempts::default()
+        );
+    }
+
+    #[test]
+    fn what_failed_under_other_settings_counts_no_more() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        let of = |class, retry_after| Outcome::Failed {
+            class,
+            message: "no".to_owned(),
+            retry_after,
+            elsewhere: true,
+            held: false,
+            report: None,
+        };
+        run(&ledger, CA, NOW, of(Class::Operator, None));
+        let _crashed = ledger.begin(Kind::Order, CA, None, NOW).unwrap();
+        run(&ledger, CA, NOW, of(Class::RateLimited, None));
+        run(
+            &ledger,
+            CA,
+            NOW,
+            of(Class::Retryable, Some(NOW + Duration::HOUR)),
+        );
+        let since = NOW + Duration::MINUTE;
+        let ledger = open(&state);
+        let count = |since| ledger.attempts_under(Kind::Order, Some(CA), since).failures;
+        assert_eq!((count(None), count(Some(since))), (4, 3));
+        run(&ledger, CA, since, of(Class::Operator, None));
+        assert_eq!((count(Some(NOW)), count(Some(since))), (5, 4));
+        let since = since + Duration::SECOND;
+        let attempts = ledger.attempts_under(Kind::Order, Some(CA), Some(since));
+        assert_eq!(
+            (attempts.failures, attempts.retry_after),
+            (3, Some(NOW + Duration::HOUR))
         );
     }
 

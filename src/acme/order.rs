@@ -53,6 +53,8 @@ pub struct Job {
     pub key_type: KeyType,
     pub config: CertificateAuthority,
     pub session: Session,
+    /// One that the CA has; its own choice if `None`.
+    pub profile: Option<String>,
     /// Of the CA: each order is in it before it is sent.
     pub history: Arc<History>,
     /// The place that is kept for it there; without one it is noted anew.
@@ -303,34 +305,13 @@ impl Run {
         Ok((order, pending, Arc::new(key)))
     }
 
-    /// A profile that the CA does not have is known before it is asked.
-    fn check_profile(&self) -> Result<(), AcmeError> {
-        let offered = &self.job.session.directory.profiles;
-        let Some(wanted) = &self.job.config.profile else {
-            return Ok(());
-        };
-        if offered.contains_key(wanted) {
-            return Ok(());
-        }
-        let names: Vec<&str> = offered.keys().map(String::as_str).collect();
-        let detail = match names.is_empty() {
-            true => format!("the CA has no profile {wanted:?}, nor any other"),
-            false => format!("the CA has no profile {wanted:?}, but {}", names.join(", ")),
-        };
-        Err(AcmeError {
-            problem: Some("invalidProfile".to_owned()),
-            ..self.error(Class::Operator, detail)
-        })
-    }
-
     /// The order, and its number in the history.
     async fn new_order(&self) -> Result<(Order, u64), AcmeError> {
-        self.check_profile()?;
         let identifiers: Vec<Identifier> = self.job.names.iter().map(identifier).collect();
         let predecessor = self.job.replaces.as_deref().and_then(certificate_id);
         let new_order = || {
             let new_order = NewOrder::new(&identifiers);
-            match &self.job.config.profile {
+            match &self.job.profile {
                 Some(profile) => new_order.profile(profile),
                 None => new_order,
             }

@@ -6,7 +6,9 @@
 //! days: lifetimes are 90 days, 45 days, 160 hours, and 40 seconds in a laboratory.
 //!
 //! ## The backoff after failures
-//! 1 min, 10 min, 100 min, then daily, each up to 10 % longer by jitter. Where a certificate is
+//! 1 min, 10 min, 100 min, then daily, each up to 10 % longer by jitter; 1, 2, 4 minutes and so on to
+//! an hour where the CA could not be reached, or where what is known of it speaks against the order, so
+//! that none was sent. Where a certificate is
 //! stored, no wait is longer than an eighth of the time between the attempt and its expiry, before
 //! or after it, so that a few attempts always fit before the expiry, and an outage is retried
 //! densely at first and ever less. That eighth has a floor, 1/500 of the lifetime but 1 to 15
@@ -232,6 +234,10 @@ pub struct Attempts {
     pub retry_after: Option<OffsetDateTime>,
     /// The newest says that another issuer is to be asked.
     pub elsewhere: bool,
+    /// How many of them never came to an order: nothing was asked of the CA.
+    pub unsent: u32,
+    /// Whether the newest is one of those.
+    pub is_unsent: bool,
 }
 
 /// Fractions in 0..1, the same again after a restart: see [`fraction`].
@@ -567,7 +573,11 @@ fn next_attempt(
         .stored
         .as_ref()
         .map(|stored| longest_wait(stored, last));
-    let base = schedule.base(attempts.failures);
+    let base = match attempts.is_unsent {
+        // No limit of a CA counts them.
+        true => Schedule::Session.base(attempts.unsent),
+        false => schedule.base(attempts.failures.saturating_sub(attempts.unsent)),
+    };
     let wait = cap.map_or(base, |cap| base.min(cap));
     let jittered = wait * (1.0 + RETRY_JITTER * facts.jitter.retry.clamp(0.0, 1.0));
     let asked = attempts

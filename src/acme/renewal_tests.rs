@@ -49,8 +49,7 @@ fn failed(failures: u32, last: OffsetDateTime) -> Attempts {
     Attempts {
         failures,
         last: Some(last),
-        retry_after: None,
-        elsewhere: false,
+        ..Attempts::default()
     }
 }
 
@@ -348,6 +347,27 @@ fn the_session_schedule_stops_at_an_hour() {
             wait(until, WaitReason::IssuerUnreachable)
         );
     }
+}
+
+/// What never came to an order is near no limit: it waits as for a CA that cannot be reached, and
+/// makes no order wait longer.
+#[test]
+fn what_is_not_sent_climbs_no_ladder_to_a_day() {
+    let waits = |unsent, is_unsent, sent: u32| {
+        let mut facts = facts();
+        facts.attempts = Attempts {
+            unsent,
+            is_unsent,
+            ..failed(unsent + sent, START)
+        };
+        blocked(START, &facts).map(|(until, _)| (until - START).whole_minutes())
+    };
+    for (unsent, expected) in [(1, 1), (2, 2), (4, 8), (7, 60), (40, 60)] {
+        assert_eq!(waits(unsent, true, 0), Some(expected), "{unsent} in a row");
+    }
+    assert_eq!(waits(1, true, 3), Some(1));
+    assert_eq!(waits(9, false, 1), Some(1));
+    assert_eq!(waits(9, false, 2), Some(10));
 }
 
 #[test]

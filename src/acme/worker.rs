@@ -46,9 +46,10 @@ use super::surroundings::Surroundings;
 use crate::certificate::name::Name;
 use crate::certificate::reloader::Swapped;
 use crate::clock;
+use crate::config::CertificateAuthority;
 use crate::local_ca::LocalCa;
 use crate::store::generation::Source;
-use crate::store::{StateDir, WriterLock};
+use crate::store::{StateDir, StoreError, WriterLock};
 pub use cleanup::Deleted;
 use desk::Desk;
 use entry::{Entry, Load, Loaded};
@@ -159,7 +160,7 @@ impl Worker {
         let subscribe = self.desk.surroundings.swaps.clone();
         let mut swaps = subscribe.map(|subscribe| subscribe());
         self.take_lock().await;
-        self.configure().await;
+        self.configure(None).await;
         loop {
             self.take_lock().await;
             self.date_records(clock::now()).await;
@@ -287,11 +288,16 @@ impl Worker {
         }
     }
 
-    /// Makes authorities and entries fit the assignment. Entries that stay keep what they know,
-    /// running jobs among it.
-    async fn configure(&mut self) {
+    /// Makes authorities and entries fit the assignment, which was `before`. Entries that stay keep
+    /// what they know, running jobs among it.
+    async fn configure(&mut self, before: Option<Assignment>) {
+        let known = self.desk.settings();
         self.open_authorities().await;
         self.open_dns().await;
+        if before.is_some_and(|before| before.dns != self.assignment.dns) {
+            self.dns_has_changed().await;
+        }
+        let has_changed = self.desk.settings_differ_from(&known);
         let demanded = self.still_demanded();
         let mut old = self.desk.take_entries();
         let wanted = self.assignment.subjects.clone();
@@ -305,7 +311,8 @@ impl Worker {
         for (subject, on_demand) in wanted.chain(demanded) {
             let dir = self.directory(&subject, on_demand);
             match old.remove(&dir) {
-                Some(entry) if entry.subject == subject => {
+                Some(mut entry) if entry.subject == subject => {
+                    entry.forget_error_if(has_changed);
                     self.desk.add(entry);
                 }
                 before => new.push(self.desk.add(Entry {
@@ -349,12 +356,16 @@ impl Worker {
         let (state, configs) = (self.state.clone(), self.assignment.authorities.clone());
         let is_writer = self.lock.is_some();
         let opened = blocking(move || {
-            let open = |config: crate::config::CertificateAuthority| {
-                let Some(known) = known.get(&slug(&config.directory)) else {
-                    return Authority::open(&state, config, is_writer, clock::now());
-                };
-                let (ledger, history) = (known.ledger.clone(), known.history.clone());
-                Ok(Authority::with_records(&state, config, ledger, history))
+            let now = clock::now();
+            let open = |config: CertificateAuthority| -> Result<Authority, StoreError> {
+                if let Some(known) = known.get(&slug(&config.directory)) {
+                    return Ok(known.under(&state, config, is_writer, now));
+                }
+                let opened = Authority::open(&state, config, is_writer, now)?;
+                if is_writer {
+                    opened.note_settings(now);
+                }
+                Ok(opened)
             };
             configs
                 .into_iter()
@@ -368,6 +379,18 @@ impl Worker {
         })
         .await;
         self.desk.set_authorities(opened);
+    }
+
+    /// What DNS-01 failed with may be healed.
+    async fn dns_has_changed(&self) {
+        let authorities = self.desk.authorities.clone();
+        if self.lock.is_some() {
+            blocking(move || {
+                let each = authorities.iter().filter(|it| it.proves_by_records());
+                each.for_each(|authority| authority.settings_have_changed(clock::now()));
+            })
+            .await;
+        }
     }
 
     /// With the same settings it goes on as it is, running removals and all.

@@ -3,11 +3,11 @@
 use std::collections::HashMap;
 use std::time::Duration;
 
-use super::diagnostic::{Located, Problem, Report};
+use super::diagnostic::{Located, Problem, Report, Source};
 use super::dns::read::DnsDraft;
 use super::draft::{AuthorityDraft, Draft, SiteDraft};
 use super::on_demand::{self, OnDemandDraft};
-use super::{Acme, CertificateAuthority, ChallengeType, Dns, Limit, Limits, TlsMode};
+use super::{Acme, CertificateAuthority, ChallengeType, Dns, Limit, Limits, Spelling, TlsMode};
 use crate::certificate::name::Name;
 
 const DEFAULT_DIRECTORY: &str = "https://acme-v02.api.letsencrypt.org/directory";
@@ -23,7 +23,7 @@ const DEFAULT_ORDER_RATE: Limit = Limit {
 };
 
 pub(super) fn default_authority() -> CertificateAuthority {
-    authority(AuthorityDraft::default(), false)
+    authority(AuthorityDraft::default(), false, Spelling::default())
 }
 
 pub(super) fn acme(
@@ -31,12 +31,20 @@ pub(super) fn acme(
     fallbacks: Vec<AuthorityDraft>,
     dns: Option<DnsDraft>,
     on_demand: Option<OnDemandDraft>,
+    source: &Source<'_>,
 ) -> Acme {
-    let first = authority(draft, has_provider(dns.as_ref()));
-    let rest: Vec<_> = fallbacks
-        .into_iter()
-        .map(|draft| fallback(draft, &first))
-        .collect();
+    let spelt = spelling(&draft, "[acme]", source);
+    let first = authority(draft, has_provider(dns.as_ref()), spelt);
+    let fallback = |draft: AuthorityDraft| {
+        let mut spelt = spelling(&draft, "[[acme.fallback]]", source);
+        if draft.ca_certificate.is_none() && first.ca_certificate.is_some() {
+            spelt
+                .ca_certificate
+                .clone_from(&first.spelling.ca_certificate);
+        }
+        fallback(draft, &first, spelt)
+    };
+    let rest: Vec<_> = fallbacks.into_iter().map(fallback).collect();
     Acme {
         authorities: std::iter::once(first).chain(rest).collect(),
         dns: dns.map(|draft| draft.dns).unwrap_or_default(),
@@ -44,7 +52,24 @@ pub(super) fn acme(
     }
 }
 
-fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
+fn spelling(draft: &AuthorityDraft, table: &str, source: &Source<'_>) -> Spelling {
+    let spelt = |key: &str, option: &str, at: Option<usize>| match (source, at) {
+        (Source::Arguments(_), _) => format!("`{option}`"),
+        (Source::File { .. }, Some(at)) => format!("`{key}` ({})", source.place(at)),
+        (Source::File { .. }, None) => format!("`{key}` in {table}"),
+    };
+    let (directory, root) = (draft.directory.as_ref(), draft.ca_certificate.as_ref());
+    Spelling {
+        directory: spelt("directory", "--acme-directory", directory.map(|it| it.at)),
+        ca_certificate: spelt(
+            "ca_certificate",
+            "--acme-ca-certificate",
+            root.map(|it| it.at),
+        ),
+    }
+}
+
+fn authority(draft: AuthorityDraft, has_dns: bool, spelling: Spelling) -> CertificateAuthority {
     let directory = draft
         .directory
         .map_or_else(|| DEFAULT_DIRECTORY.to_owned(), |url| url.value);
@@ -59,6 +84,7 @@ fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
         },
         key_type: draft.key_type.unwrap_or_default(),
         profile: draft.profile,
+        address_profile: draft.address_profile,
         preferred_chain: draft.preferred_chain,
         agree_to_terms: draft.agree_to_terms.unwrap_or(true),
         parallel_orders: draft.parallel_orders.unwrap_or(DEFAULT_PARALLEL_ORDERS),
@@ -66,6 +92,7 @@ fn authority(draft: AuthorityDraft, has_dns: bool) -> CertificateAuthority {
         reuse_key: draft.reuse_key.unwrap_or(false),
         check_revocation: draft.check_revocation.unwrap_or(true),
         external_account: draft.external_account,
+        spelling,
     }
 }
 
@@ -84,7 +111,11 @@ fn default_challenges(has_dns: bool) -> Vec<ChallengeType> {
 
 /// A profile, a chain, limits and an external account belong to one CA alone; everything else is
 /// inherited.
-fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateAuthority {
+fn fallback(
+    draft: AuthorityDraft,
+    first: &CertificateAuthority,
+    spelling: Spelling,
+) -> CertificateAuthority {
     let directory = draft
         .directory
         .map_or_else(|| first.directory.clone(), |url| url.value);
@@ -101,6 +132,7 @@ fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateA
             .map_or_else(|| first.challenges.clone(), values),
         key_type: draft.key_type.unwrap_or(first.key_type),
         profile: draft.profile,
+        address_profile: draft.address_profile,
         preferred_chain: draft.preferred_chain,
         agree_to_terms: draft.agree_to_terms.unwrap_or(first.agree_to_terms),
         parallel_orders: draft.parallel_orders.unwrap_or(first.parallel_orders),
@@ -108,6 +140,7 @@ fn fallback(draft: AuthorityDraft, first: &CertificateAuthority) -> CertificateA
         reuse_key: draft.reuse_key.unwrap_or(first.reuse_key),
         check_revocation: draft.check_revocation.unwrap_or(first.check_revocation),
         external_account: draft.external_account,
+        spelling,
     }
 }
 

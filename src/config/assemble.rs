@@ -63,7 +63,13 @@ pub(super) fn assemble(
         server: server(draft.server, default_state_dir),
         certificates: certificates(draft.certificates),
         tls: tls_options::tls(draft.tls),
-        acme: acme_options::acme(draft.acme, draft.fallbacks, draft.dns, draft.on_demand),
+        acme: acme_options::acme(
+            draft.acme,
+            draft.fallbacks,
+            draft.dns,
+            draft.on_demand,
+            &report.source,
+        ),
         access_log: access_log(draft.access_log),
         sites: draft
             .sites

@@ -94,6 +94,7 @@ pub(super) struct AuthorityDraft {
     pub(super) challenges: Option<Vec<Located<ChallengeType>>>,
     pub(super) key_type: Option<KeyType>,
     pub(super) profile: Option<String>,
+    pub(super) address_profile: Option<String>,
     pub(super) preferred_chain: Option<String>,
     pub(super) agree_to_terms: Option<bool>,
     pub(super) limits: LimitsDraft,

@@ -333,7 +333,7 @@ pub struct Acme {
 }
 
 /// One ACME certificate authority: `[acme]` itself, or one `[[acme.fallback]]`, which inherits
-/// what it does not set from `[acme]` (except `external_account`, `profile`,
+/// what it does not set from `[acme]` (except `external_account`, `profile`, `address_profile`,
 /// `preferred_chain` and `limits`, which belong to one CA alone).
 #[derive(Clone, Debug)]
 pub struct CertificateAuthority {
@@ -347,6 +347,9 @@ pub struct CertificateAuthority {
     pub key_type: KeyType,
     /// The CA's certificate profile; the CA's own default if `None`.
     pub profile: Option<String>,
+    /// The same for certificates with an address among their names; `None`: see
+    /// [`profile`](Self::profile), or what the CA has for them.
+    pub address_profile: Option<String>,
     /// The common name of the issuer of the chain to choose, where the CA has several; its first
     /// one if `None`.
     pub preferred_chain: Option<String>,
@@ -365,6 +368,31 @@ pub struct CertificateAuthority {
     pub check_revocation: bool,
     /// External account binding (RFC 8555 section 7.3.4).
     pub external_account: Option<ExternalAccount>,
+    pub spelling: Spelling,
+}
+
+/// What whoever wrote the configuration calls these settings, and where: for what is said of them
+/// while it runs.
+#[derive(Clone)]
+pub struct Spelling {
+    pub directory: String,
+    pub ca_certificate: String,
+}
+
+impl Default for Spelling {
+    fn default() -> Spelling {
+        Spelling {
+            directory: "`directory` in [acme]".to_owned(),
+            ca_certificate: "`ca_certificate` in [acme]".to_owned(),
+        }
+    }
+}
+
+/// It is no part of what is configured.
+impl std::fmt::Debug for Spelling {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Spelling").finish_non_exhaustive()
+    }
 }
 
 impl CertificateAuthority {

@@ -404,6 +404,10 @@ impl<'a> Reader<'a> {
                 .get("profile")
                 .and_then(|v| v.parse(TOKEN, profile))
                 .map(|profile| profile.value),
+            address_profile: table
+                .get("address_profile")
+                .and_then(|v| v.parse(TOKEN, profile))
+                .map(|profile| profile.value),
             preferred_chain: table
                 .get("preferred_chain")
                 .and_then(|v| v.parse(TOKEN, issuer))

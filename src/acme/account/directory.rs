@@ -3,13 +3,28 @@
 
 use std::{fs, io};
 
-use time::OffsetDateTime;
+use time::{Duration, OffsetDateTime};
 
-use super::{Authority, CachedDirectory, Directory, Opened, job_http};
+use super::{Authority, CachedDirectory, Directory, Opened, job_http, unfit};
 use crate::acme::error::{AcmeError, Class, classify};
-use crate::acme::http::JobHttp;
+use crate::acme::http::{HttpError, JobHttp};
 use crate::acme::ledger::Kind;
 use crate::clock;
+
+/// What has been right before is not for the operator to set right: a balancer before the CA answers
+/// so for minutes.
+fn class(may_pass: bool) -> Class {
+    match may_pass {
+        true => Class::Retryable,
+        false => Class::Operator,
+    }
+}
+
+/// Whether the CA has answered as one before.
+fn is_known(opened: &Opened) -> bool {
+    let account = opened.account.as_ref();
+    opened.directory.is_some() || account.is_some_and(|account| account.id.is_some())
+}
 
 impl Authority {
     /// The directory and a client, once newNonce has answered. Where the remembered directory leads
@@ -47,7 +62,7 @@ impl Authority {
         let status = http
             .probe_nonce(&directory.new_nonce)
             .await
-            .map_err(|error| self.unreachable(&http, error.to_string()))?;
+            .map_err(|error| self.not_reached(opened, &http, &error))?;
         if !status.is_success() {
             return Err(AcmeError {
                 class: classify(None, Some(status.as_u16())),
@@ -66,19 +81,28 @@ impl Authority {
             return Err(self.error(Class::Retryable, "HTTPS is not prepared"));
         };
         let http = JobHttp::new(transport.clone());
-        let (status, body) = http
-            .get(self.url())
+        let answer = http
+            .get_whole(self.url())
             .await
-            .map_err(|error| self.unreachable(&http, error.to_string()))?;
-        if !status.is_success() {
-            return Err(self.unreachable(&http, format!("the directory answers HTTP {status}")));
-        }
-        let directory = Directory::parse(body).map_err(|error| {
-            self.unreachable(&http, format!("its answer is no ACME directory ({error})"))
+            .map_err(|error| self.not_reached(opened, &http, &error))?;
+        let directory = unfit::directory(&answer).map_err(|unfit| AcmeError {
+            class: class(unfit.is_passing || is_known(opened)),
+            advice: unfit.advice(&self.config),
+            ..self.unreachable(&http, unfit.text)
         })?;
         self.keep_directory(&directory, now).await;
         opened.directory = Some((directory, now));
         Ok(())
+    }
+
+    fn not_reached(&self, opened: &Opened, http: &JobHttp, error: &HttpError) -> AcmeError {
+        let is_distrust = error.is_distrust();
+        let advice = is_distrust.then(|| unfit::distrust(&error.to_string(), &self.config));
+        AcmeError {
+            class: class(!is_distrust || is_known(opened)),
+            advice,
+            ..self.unreachable(http, error.to_string())
+        }
     }
 
     /// Asks for the directory again: whether it is another than the one we have used. Where it
@@ -97,6 +121,28 @@ impl Authority {
             (Some((before, _)), Some((after, _))) => !before.has_same_urls(after),
             _ => false,
         }
+    }
+
+    /// Asks for the directory again, unless it is younger than `age`: whether it was asked for.
+    pub(super) async fn refresh_directory(&self, age: Duration) -> Result<bool, AcmeError> {
+        let mut opened = self.opened.lock().await;
+        let now = clock::now();
+        let is_young = |at: OffsetDateTime| at <= now && now - at < age;
+        if opened
+            .directory
+            .as_ref()
+            .is_some_and(|(_, at)| is_young(*at))
+        {
+            return Ok(false);
+        }
+        let attempt = self.begin(Kind::Session).await?;
+        let result = self.fetch_directory(&mut opened, now).await;
+        self.finish(attempt, &result).await;
+        if let Err(error) = &result {
+            opened.answered = false;
+            opened.last_error = Some(error.clone());
+        }
+        result.map(|()| true)
     }
 
     async fn remove_directory(&self) {

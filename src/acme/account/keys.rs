@@ -240,7 +240,12 @@ impl Authority {
                 true => opened.answered = false,
                 false => self.forget_next_key().await,
             }
-            return Err(error);
+            let account = opened.account.as_ref().filter(|_| error.is("unauthorized"));
+            let refused = match account {
+                Some(account) => self.refused(account, &http).await,
+                None => None,
+            };
+            return Err(refused.unwrap_or(error));
         }
         let email = opened.account.as_ref().and_then(|it| it.email.clone());
         let next = AccountFile {
@@ -284,14 +289,28 @@ impl Authority {
         let (what, signer) = (self.what(), Signer::Account(&id));
         let result = jws::post(&http, &what, &key, signer, &id, Some(&payload)).await;
         self.finish(attempt, &result).await;
-        result?;
+        if let Err(error) = result {
+            let is_over = error.is("unauthorized") && self.is_refused(&opened, &http).await;
+            if !is_over {
+                return Err(error);
+            }
+            tracing::info!(ca = self.url(), id, "the account was given up before");
+        }
         let (file, key_file) = (self.account_path(), self.key_path());
         let put_away = blocking(move || put_away(&file, &key_file)).await;
         put_away.map_err(|error| AcmeError::store(self.what(), &error))?;
         opened.account = None;
         opened.answered = false;
         tracing::warn!(ca = self.url(), id, "deactivated the account");
+        self.account_has_changed().await;
         Ok(id)
+    }
+
+    async fn is_refused(&self, opened: &Opened, http: &JobHttp) -> bool {
+        match &opened.account {
+            Some(account) => self.refused(account, http).await.is_some(),
+            None => false,
+        }
     }
 
     fn account_of(&self, opened: &Opened) -> Result<(String, AccountKey), AcmeError> {

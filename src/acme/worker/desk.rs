@@ -195,6 +195,23 @@ impl Desk {
         }
     }
 
+    /// Since when each CA is used under the settings of now.
+    pub(super) fn settings(&self) -> HashMap<String, Option<OffsetDateTime>> {
+        let authorities = self.authorities.iter();
+        let each = authorities.map(|it| (it.url().to_owned(), it.settings_since()));
+        each.collect()
+    }
+
+    /// Whether a CA of then is used under others now.
+    pub(super) fn settings_differ_from(
+        &self,
+        before: &HashMap<String, Option<OffsetDateTime>>,
+    ) -> bool {
+        let now = self.settings().into_iter();
+        let mut known = now.filter_map(|(url, since)| Some((before.get(&url)?, since)));
+        known.any(|(before, since)| *before != since)
+    }
+
     /// Other authorities, or others' settings: the pace of each is set.
     pub(super) fn set_authorities(&mut self, authorities: Vec<Arc<Authority>>) {
         for authority in &authorities {
@@ -279,6 +296,12 @@ impl Desk {
                 ids.retain(|own| *own != id);
             }
         }
+    }
+
+    /// What CAs have said is no news any more.
+    pub(super) fn forget_errors(&mut self) {
+        let entries = self.entries.values_mut();
+        entries.for_each(|entry| entry.forget_error_if(true));
     }
 
     /// Looks at everything anew: with another configuration, another writer, another clock.

@@ -135,6 +135,14 @@ impl Entry {
         self.due_jitter = fraction(&format!("due {name} {serial:?}"));
     }
 
+    /// What a CA has said under other settings is no news.
+    pub(super) fn forget_error_if(&mut self, settings_have_changed: bool) {
+        let of_a_ca = |error: &LastError| error.report.is_some();
+        if settings_have_changed && self.last_error.as_ref().is_some_and(of_a_ca) {
+            self.last_error = None;
+        }
+    }
+
     /// What was wrong is over.
     pub(super) fn succeeded(&mut self) {
         self.internal_attempts = Attempts::default();

@@ -181,14 +181,11 @@ impl Desk {
         let attempts: Vec<(Attempts, Attempts)> = able
             .iter()
             .map(|authority| {
-                let own = entry
-                    .ledger
-                    .as_ref()
-                    .map(|ledger| ledger.attempts(Kind::Order, Some(authority.url())));
+                let own = entry.ledger.as_ref().map(|ledger| authority.orders(ledger));
                 let own = own.unwrap_or_default();
                 let elsewhere = own.elsewhere || self.is_limited(entry, authority, &able, now);
                 let own = Attempts { elsewhere, ..own };
-                (own, authority.ledger.attempts(Kind::Session, None))
+                (own, authority.sessions())
             })
             .collect();
         let turn = whose_turn(&attempts, now);

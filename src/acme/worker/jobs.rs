@@ -196,6 +196,10 @@ impl Worker {
                 (error.id(), done)
             }
         };
+        if let Done::AccountChanged { is_another } = done {
+            self.desk.account_changed(is_another);
+            return;
+        }
         let Some(running) = self.running.remove(&task) else {
             return;
         };
@@ -230,6 +234,7 @@ impl Worker {
             Done::Withdrawn { cause } => self.desk.withdrawn(id, now, &cause),
             Done::Asked { error } => self.desk.asked(id, now, error),
             Done::Revoked { result, reply } => self.revoked(id, *result, reply),
+            Done::AccountChanged { .. } => {}
         }
         self.resume_revocation(id);
         self.desk.settle(id, now);
@@ -343,6 +348,14 @@ impl Desk {
             ..self.status(id, entry, &facts, authority.as_deref(), covered)
         };
         self.publish(id, Some(status));
+    }
+
+    /// What failed with the account before is looked at anew.
+    fn account_changed(&mut self, is_another: bool) {
+        if is_another {
+            self.forget_errors();
+            self.recheck_all();
+        }
     }
 
     pub(super) fn asked(&mut self, id: u64, now: OffsetDateTime, error: Option<String>) {

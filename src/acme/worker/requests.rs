@@ -10,7 +10,7 @@ use super::desk::Desk;
 use super::entry::Entry;
 use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
 use crate::acme::account::{Authority, slug};
-use crate::acme::ledger::Kind;
+use crate::acme::job::Done;
 use crate::acme::preflight::{Check, Preflight};
 use crate::acme::renewal::{self, Action, OrderReason, WaitReason, plan};
 use crate::certificate::name::Name;
@@ -21,8 +21,8 @@ impl Worker {
     pub(super) async fn obey(&mut self, command: Command) {
         match command {
             Command::Reassign(assignment) => {
-                self.assignment = *assignment;
-                self.configure().await;
+                let before = std::mem::replace(&mut self.assignment, *assignment);
+                self.configure(Some(before)).await;
             }
             Command::Demand { subject, reply } => self.demand(*subject, reply).await,
             Command::Renew { name, mode, reply } => {
@@ -45,7 +45,7 @@ impl Worker {
 
     /// Beside the worker: it waits for orders, which the worker goes on to look after.
     fn change_account(
-        &self,
+        &mut self,
         ca: Option<String>,
         change: AccountChange,
         reply: oneshot::Sender<Result<AccountChanged, RenewError>>,
@@ -56,13 +56,15 @@ impl Worker {
             Some(authority) => Ok(Arc::clone(authority)),
             None => Err(RenewError::UnknownCa),
         };
-        tokio::spawn(async move {
+        self.jobs.spawn(async move {
             let changed = match authority {
                 Ok(authority) => change_account(&authority, change).await,
                 Err(error) => Err(error),
             };
+            let is_another = matches!((&changed, change), (Ok(_), AccountChange::Deactivate));
             // Whoever asked may have gone.
             let _ = reply.send(changed);
+            Done::AccountChanged { is_another }
         });
     }
 
@@ -179,7 +181,7 @@ impl Desk {
             .stored
             .as_ref()
             .is_some_and(|it| it.leaf.not_after > now);
-        let reachable = authority.ledger.attempts(Kind::Session, None).failures == 0;
+        let reachable = authority.sessions().failures == 0;
         let askable = alive && reachable && entry.certificate_id.is_some();
         (askable && entry.ledger.is_some()).then(|| Arc::clone(authority))
     }

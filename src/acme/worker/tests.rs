@@ -112,6 +112,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 challenges: vec![ChallengeType::TlsAlpn01],
                 key_type: KeyType::P256,
                 profile: None,
+                address_profile: None,
                 preferred_chain: None,
                 agree_to_terms: true,
                 limits: crate::config::Limits::default(),
@@ -120,6 +121,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
                 reuse_key: false,
                 check_revocation: false,
                 external_account: None,
+                spelling: crate::config::Spelling::default(),
             }],
             dns: crate::config::Dns::default(),
         },
@@ -587,8 +589,7 @@ fn whose_turn_it_is() {
     let failed = |failures, minutes| Attempts {
         failures,
         last: Some(now - Duration::minutes(minutes)),
-        retry_after: None,
-        elsewhere: false,
+        ..Attempts::default()
     };
     let refused = |minutes| Attempts {
         elsewhere: true,

@@ -15,11 +15,12 @@ const KEY_TYPES: Shape = Words(&["p256", "p384", "rsa2048", "rsa3072", "rsa4096"
 macro_rules! authority_keys {
     ($($more:expr),* $(,)?) => {
         &[
-            key("email", Text("an e-mail address"), "", "Where the CA sends what it has to say."),
+            key("email", Text("an e-mail address"), "", "Where the CA sends what it has to say. Without it an account that has a contact keeps that."),
             key("ca_certificate", Path, "", "Trust for the CA's own HTTPS, on top of the system's."),
             key("challenges", CHALLENGES, "", "How control over a name is shown, in order of preference. Default: `tls-alpn-01`, `http-01`, and `dns-01` where there is a provider."),
             key("key_type", KEY_TYPES, r#""p256""#, "The type of the certificates' keys."),
             key("profile", Text("a profile's name"), "", "One of the CA's certificate profiles."),
+            key("address_profile", Text("a profile's name"), "", "The profile of certificates with an IP address among their names. Default: `profile`, and where there is none `shortlived` if the CA has it, as Let's Encrypt issues for addresses under that alone."),
             key("preferred_chain", Text("a common name"), "", "The issuer that the chain should lead to, where the CA has several chains."),
             key("agree_to_terms", Flag, "true", "Whether an account may be made at a CA that has terms of service."),
             key("limits", Table(&LIMITS), "", "How much the CA lets one ask for."),
@@ -63,7 +64,7 @@ pub(in crate::config) const ACME: Section = Section {
 pub(in crate::config) const FALLBACK: Section = Section {
     header: "[[acme.fallback]]",
     id: "acme_fallback",
-    doc: "A further CA, tried when those before it fail. What it does not say it takes from `[acme]`, except `external_account`, `profile`, `preferred_chain` and `limits`.",
+    doc: "A further CA, tried when those before it fail. What it does not say it takes from `[acme]`, except `external_account`, `profile`, `address_profile`, `preferred_chain` and `limits`.",
     keys: authority_keys![key(
         "directory",
         URL,

@@ -10,6 +10,8 @@ pub struct Book {
     /// JWK thumbprint (RFC 7638) of each account; its number is its place.
     pub accounts: Vec<String>,
     pub keys: Vec<Value>,
+    /// Each contact that an account was changed to.
+    pub contacts: Vec<Value>,
     pub orders: Vec<Order>,
     /// PEM chains.
     pub certificates: Vec<String>,

@@ -232,6 +232,11 @@ impl ScriptedCa {
             .collect()
     }
 
+    /// What it was told of contacts after accounts were made, oldest first.
+    pub fn contacts(&self) -> Vec<serde_json::Value> {
+        self.shared.book.lock().unwrap().contacts.clone()
+    }
+
     /// The profile of each order, oldest first.
     pub fn ordered_profiles(&self) -> Vec<Option<String>> {
         let book = self.shared.book.lock().unwrap();

@@ -7,7 +7,7 @@ use axum::body::Bytes;
 use axum::extract::State;
 use axum::http::{HeaderValue, Method, StatusCode, Uri, header};
 use axum::response::{IntoResponse, Response};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::jws::{Signed, random_text, thumbprint};
 use super::problem::{Problem, malformed, problem};
@@ -85,6 +85,7 @@ async fn answer(shared: &Shared, kind: Kind, path: &str, body: &[u8]) -> Answer 
             .ok_or_else(|| malformed("no number"))
     };
     match kind {
+        Kind::Account => Ok(shared.account(&signed.payload)),
         Kind::NewOrder => shared.new_order(account, &signed.payload),
         Kind::Order => shared.order(number()?),
         Kind::Authorization => shared.authorization(&numbers),
@@ -175,6 +176,16 @@ impl Shared {
         };
         let place = [(header::LOCATION, self.account_url(number))];
         Ok((status, place, axum::Json(json!({"status": "valid"}))).into_response())
+    }
+
+    /// With what it is changed to, if it is (RFC 8555 section 7.3.2).
+    fn account(&self, change: &Value) -> Response {
+        let mut account = json!({"status": "valid"});
+        if let Some(contact) = change.get("contact") {
+            self.book.lock().unwrap().contacts.push(contact.clone());
+            account["contact"] = contact.clone();
+        }
+        axum::Json(account).into_response()
     }
 
     fn account_of(&self, signed: &Signed) -> Result<usize, Problem> {

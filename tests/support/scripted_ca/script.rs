@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{StatusCode, header};
-use axum::response::{IntoResponse, Response};
+use axum::response::{Html, IntoResponse, Response};
 
 use super::problem::{Problem, problem};
 use super::revocation::Revocation;
@@ -18,6 +18,8 @@ pub enum Kind {
     Directory,
     NewNonce,
     NewAccount,
+    /// The account's own URL.
+    Account,
     NewOrder,
     Order,
     Authorization,
@@ -38,6 +40,7 @@ impl Kind {
             "directory" => Kind::Directory,
             "new-nonce" => Kind::NewNonce,
             "new-account" => Kind::NewAccount,
+            "account" => Kind::Account,
             "new-order" => Kind::NewOrder,
             "order" => Kind::Order,
             "authorization" => Kind::Authorization,
@@ -114,6 +117,8 @@ impl Script {
 pub enum Fault {
     /// What a load balancer says when there is nobody behind it.
     Html500,
+    /// 200, by whoever stands in for the CA.
+    Page,
     /// 200, and not what was asked for.
     Garbage,
     /// Never answers.
@@ -137,6 +142,7 @@ impl Fault {
                 let kind = [(header::CONTENT_TYPE, "text/html")];
                 (StatusCode::INTERNAL_SERVER_ERROR, kind, page).into_response()
             }
+            Fault::Page => Html("<html><h1>Maintenance</h1></html>").into_response(),
             Fault::Garbage => {
                 let kind = [(header::CONTENT_TYPE, "application/json")];
                 (kind, "{\"newNonce\": [42, \u{1}").into_response()
