@@ -33,6 +33,7 @@ mod compression;
 mod config_reload;
 mod connection_limits;
 mod crash_write;
+mod doctor;
 mod drain;
 mod embedded;
 mod engine;

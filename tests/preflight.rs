@@ -108,8 +108,8 @@ const EXPECTED: [Expected; 14] = [
     (
         "nowhere",
         "address",
-        "fails",
-        &["neither an A nor an AAAA", "add nowhere"],
+        "warning",
+        &["neither an A nor an AAAA", "add nowhere", "not public"],
     ),
     ("here", "reachable", "warning", &["no running perennial"]),
     ("here", "caa", "ok", &["no CAA record"]),
@@ -220,12 +220,12 @@ async fn the_running_process_is_asked_whether_it_reaches_itself() {
     let reached = finding(&findings, here, "reachable");
     match public {
         true => assert_says(reached, "ok", &["by tls-alpn-01"]),
-        false => assert_says(reached, "fails", &["port 80", "port 443"]),
+        false => assert_says(reached, "warning", &["port 80", "port 443"]),
     }
     assert_says(
         finding(&findings, elsewhere, "reachable"),
-        "fails",
-        &["127.0.0.9"],
+        "warning",
+        &["127.0.0.9", "not public"],
     );
     // What was seen before the first order stands beside what came of it.
     let seen = wait_until(SOON, "the preflight in /status", async || {

@@ -4,6 +4,7 @@
 
 mod directory;
 mod imported;
+mod inquiry;
 mod keys;
 pub mod revocation;
 
@@ -35,6 +36,7 @@ use crate::store::sha2_hex::short_hash;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 pub use imported::{Imported, ImportedAccount};
+pub use inquiry::{AccountState, DirectoryError, Inquiry};
 
 /// How long a directory is believed. Its URLs change with years, but new features come and go.
 const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
@@ -56,6 +58,9 @@ pub struct Directory {
     /// RFC 9773.
     pub renewal_info: Option<String>,
     terms_of_service: Option<String>,
+    /// Whether an account is made for somebody with an account elsewhere alone (RFC 8555 section
+    /// 7.3.4).
+    pub external_account_required: bool,
     /// The issuer names that this CA looks for in DNS (RFC 8555 section 7.1.1).
     pub caa_identities: Vec<String>,
     /// The CA's profiles, each with what it says about it (draft-ietf-acme-profiles).
@@ -81,13 +86,15 @@ struct DirectoryDocument {
 struct DirectoryMeta {
     terms_of_service: Option<String>,
     #[serde(default)]
+    external_account_required: bool,
+    #[serde(default)]
     caa_identities: Vec<String>,
     #[serde(default)]
     profiles: BTreeMap<String, serde_json::Value>,
 }
 
 impl Directory {
-    fn parse(raw: Bytes) -> Result<Directory, serde_json::Error> {
+    pub(super) fn parse(raw: Bytes) -> Result<Directory, serde_json::Error> {
         let document: DirectoryDocument = serde_json::from_slice(&raw)?;
         Ok(Directory {
             raw,
@@ -97,9 +104,15 @@ impl Directory {
             revoke_cert: document.revoke_cert,
             renewal_info: document.renewal_info,
             terms_of_service: document.meta.terms_of_service,
+            external_account_required: document.meta.external_account_required,
             caa_identities: document.meta.caa_identities,
             profiles: document.meta.profiles,
         })
+    }
+
+    /// Where the CA's terms of service are.
+    pub fn terms_of_service(&self) -> Option<&str> {
+        self.terms_of_service.as_deref()
     }
 
     /// Whatever else a directory says may come and go.
@@ -698,25 +711,6 @@ pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecor
         account: account.and_then(|account| account.id),
         caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
     })
-}
-
-/// The directory and, from its `Date`, by how much the CA's clock is ahead of ours: one plain
-/// request of a command that a person has typed.
-pub async fn ask_directory(
-    config: &CertificateAuthority,
-) -> Result<(Directory, Option<Duration>), String> {
-    let roots = config.ca_certificate.clone();
-    let transport = blocking(move || Transport::new(roots.as_deref())).await?;
-    let http = JobHttp::new(transport.clone());
-    let answered = http.get(&config.directory).await;
-    let (status, body) = answered.map_err(|error| error.to_string())?;
-    if !status.is_success() {
-        return Err(format!("the directory answers HTTP {status}"));
-    }
-    let directory = Directory::parse(body);
-    let directory =
-        directory.map_err(|error| format!("its answer is no ACME directory ({error})"))?;
-    Ok((directory, transport.clock_offset()))
 }
 
 /// The account, by its file, else by the copy of its key.

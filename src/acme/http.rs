@@ -72,6 +72,13 @@ pub enum HttpError {
     TooLarge { url: String, limit: usize },
 }
 
+impl HttpError {
+    /// Whether the server answered, with a certificate that nobody here trusts.
+    pub fn is_distrust(&self) -> bool {
+        matches!(self, HttpError::Unreachable { cause, .. } if cause.contains(DISTRUST))
+    }
+}
+
 /// The connections to one CA. Cheap to clone.
 #[derive(Clone, Debug)]
 pub struct Transport {

@@ -2,6 +2,8 @@
 //! do where it is not as it should be. It reads the configuration and the state directory, asks
 //! DNS, the CAs' directories and the running process, and changes nothing.
 
+mod orders;
+
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -10,14 +12,16 @@ use serde::Serialize;
 
 use super::admin_client::AdminArgs;
 use super::{ConfigArgs, EXIT_USAGE};
-use crate::acme::account::{OnRecord, ask_directory, on_record, slug};
+use crate::acme::account::{AccountState, Inquiry, OnRecord, on_record, slug};
 use crate::acme::dns::delegation::{Delegation, delegation};
 use crate::acme::dns::standing::{self, StandingRecord};
 use crate::acme::history::History;
 use crate::acme::limits;
 use crate::acme::preflight::{self, Check, Preflight, Topic, Verdict};
+use crate::acme::public_cas;
 use crate::acme::renewal::IssuerKind;
-use crate::acme::subject::subjects;
+use crate::acme::subject::{Subject, subjects};
+use crate::admin::status::Status;
 use crate::certificate::name::Name;
 use crate::clock;
 use crate::config::{CertificateAuthority, ChallengeType, CommandLine, Config};
@@ -118,6 +122,13 @@ fn print(finding: &Finding) {
     }
 }
 
+/// A name, and the certificate that is to have it.
+#[derive(Clone)]
+struct Wanted {
+    name: Name,
+    subject: Arc<Subject>,
+}
+
 fn examine(config: Config, only: Option<&Name>) -> Result<Vec<Finding>, String> {
     let names = ordered_names(&config, only);
     if let (Some(name), true) = (only, names.is_empty()) {
@@ -131,51 +142,73 @@ fn examine(config: Config, only: Option<&Name>) -> Result<Vec<Finding>, String> 
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     // Outside of it: the client of the admin API has a runtime of its own.
-    let here: Vec<Option<Vec<Check>>> =
-        names.iter().map(|name| ask_server(&config, name)).collect();
+    let server = Server::of(&config, &names);
     let config = Arc::new(config);
     runtime.block_on(async {
-        let mut findings = look_here(&config, &names, here).await;
+        let mut findings = look_here(&config, &names, &server).await;
         for authority in &config.acme.authorities {
             if !names.is_empty() {
-                findings.extend(look_at_authority(&config, authority, &names).await?);
+                findings.extend(look_at_authority(&config, authority, &names, &server).await?);
             }
         }
         Ok(findings)
     })
 }
 
-/// What the running process sees of itself; `None` where none answers that has the name.
-fn ask_server(config: &Config, name: &Name) -> Option<Vec<Check>> {
-    let admin = AdminArgs::of(&config.server.admin_listen)?;
-    admin.post(&format!("/certificates/{name}/preflight")).ok()
+/// The running process.
+struct Server {
+    /// `None` where none answers.
+    status: Option<Status>,
+    /// What it sees of itself, for each name; `None` where it does not have the name.
+    preflights: Vec<Option<Vec<Check>>>,
 }
 
-/// The way to each name, and the disk.
-async fn look_here(
-    config: &Arc<Config>,
-    names: &[Name],
-    answers: Vec<Option<Vec<Check>>>,
-) -> Vec<Finding> {
-    let each = names.iter().cloned().zip(answers);
-    let each = stream::iter(each).map(|(name, answer)| {
+impl Server {
+    fn of(config: &Config, names: &[Wanted]) -> Server {
+        let admin = AdminArgs::of(&config.server.admin_listen);
+        let status = admin.as_ref().and_then(|it| it.get("/status").ok());
+        let preflight = |wanted: &Wanted| {
+            let path = format!("/certificates/{}/preflight", wanted.name);
+            admin.as_ref()?.post(&path).ok()
+        };
+        let asked = names.iter().map(|wanted| match status {
+            Some(_) => preflight(wanted),
+            None => None,
+        });
+        Server {
+            preflights: asked.collect(),
+            status,
+        }
+    }
+}
+
+/// The way to each name, the disk, and what came of the last order.
+async fn look_here(config: &Arc<Config>, names: &[Wanted], server: &Server) -> Vec<Finding> {
+    let each = names.iter().zip(server.preflights.iter().cloned());
+    let each = stream::iter(each).map(|(wanted, answer)| {
         let config = Arc::clone(config);
         async move {
             let checks = match (answer, config.acme.authorities.first()) {
                 (Some(checks), _) => checks,
                 (None, Some(authority)) => {
                     let known = OnRecord::default();
-                    preflight_of(&config, authority, &name, &known).here().await
+                    let preflight = preflight_of(&config, authority, &wanted.name, &known);
+                    preflight.here().await
                 }
                 (None, None) => Vec::new(),
             };
-            (name, checks)
+            (wanted, checks)
         }
     });
-    let each: Vec<(Name, Vec<Check>)> = each.buffered(AT_ONCE).collect().await;
+    let each: Vec<(&Wanted, Vec<Check>)> = each.buffered(AT_ONCE).collect().await;
+    let mut cas = config.acme.authorities.iter();
+    let public = cas.any(|authority| public_cas::is_public(&authority.directory));
     let mut findings: Vec<Finding> = Vec::new();
-    for (name, checks) in each {
+    for (Wanted { name, .. }, mut checks) in each {
+        let status = server.status.as_ref();
+        checks.extend(status.and_then(|status| orders::of_server(status, name)));
         for check in checks {
+            let check = if public { check } else { check.as_advice() };
             // The disk is the same for each name.
             let of_disk = check.topic == Topic::StateDirectory;
             let told = findings.iter().any(|it| of_disk && it.check == check);
@@ -213,45 +246,93 @@ fn preflight_of(
 async fn look_at_authority(
     config: &Arc<Config>,
     authority: &CertificateAuthority,
-    names: &[Name],
+    names: &[Wanted],
+    server: &Server,
 ) -> Result<Vec<Finding>, String> {
     let url = &authority.directory;
-    let mut findings = Vec::new();
-    let mut told = |about: String, check: Check| findings.push(Finding { about, check });
     let mut known = on_record(&config.server.state_dir, url).map_err(|error| error.to_string())?;
-    match ask_directory(authority).await {
-        Ok((directory, offset)) => {
-            known.caa_identities = directory.caa_identities;
-            told(url.clone(), Check::ok(Topic::Directory, "it answers"));
-            told(url.clone(), preflight::clock(offset));
-        }
-        Err(cause) => {
-            let remedy = "look at the way out of this host, and at the CA's status page";
-            told(url.clone(), Check::fails(Topic::Directory, cause, remedy));
-        }
-    }
-    let known = &known;
-    let each = stream::iter(names.iter().cloned()).map(|name| async move {
-        let preflight = preflight_of(config, authority, &name, known);
-        let mut checks: Vec<Check> = preflight.caa_alone().await.into_iter().collect();
-        if authority.challenges.contains(&ChallengeType::DnsPersist01)
-            && !matches!(name, Name::Ip(_))
-        {
-            checks.push(standing_record(config, known, &name).await);
-        }
-        if authority.challenges.contains(&ChallengeType::Dns01) {
-            checks.extend(challenge_alias(config, &name).await);
-        }
-        checks.extend(limit(config, authority, &name));
-        (name, checks)
+    let mut findings: Vec<Finding> = ask_authority(config, authority, &mut known)
+        .await
+        .into_iter()
+        .map(|check| Finding {
+            about: url.clone(),
+            check,
+        })
+        .collect();
+    let (known, server) = (&known, server.status.as_ref());
+    let each = stream::iter(names).map(|wanted| async move {
+        let checks = look_at_name(config, authority, known, wanted).await;
+        let last = match server {
+            None => {
+                let state = StateDir::at(&config.server.state_dir);
+                orders::on_disk(&state, authority, &wanted.subject)
+            }
+            // It has said what it knows.
+            Some(_) => None,
+        };
+        (&wanted.name, checks.into_iter().chain(last))
     });
-    let each: Vec<(Name, Vec<Check>)> = each.buffered(AT_ONCE).collect().await;
+    let each: Vec<_> = each.buffered(AT_ONCE).collect().await;
     for (name, checks) in each {
-        for check in checks {
-            told(format!("{name} at {url}"), check);
-        }
+        findings.extend(checks.map(|check| Finding {
+            about: format!("{name} at {url}"),
+            check,
+        }));
     }
     Ok(findings)
+}
+
+/// The directory and what it wants, the clock, our account.
+async fn ask_authority(
+    config: &Config,
+    authority: &CertificateAuthority,
+    known: &mut OnRecord,
+) -> Vec<Check> {
+    let state_dir = &config.server.state_dir;
+    let inquiry = match Inquiry::of(authority, state_dir).await {
+        Ok(inquiry) => inquiry,
+        Err(error) => {
+            let remedy = error.remedy(authority.ca_certificate.as_deref());
+            return vec![Check::fails(Topic::Directory, error.to_string(), remedy)];
+        }
+    };
+    known.caa_identities = inquiry.directory.caa_identities.clone();
+    let state = inquiry.account().await;
+    let has_account = !matches!(state, AccountState::Missing);
+    let account_dir = StateDir::at(state_dir)
+        .accounts_dir()
+        .join(slug(&authority.directory));
+    let demands = preflight::authority::demands(&inquiry.directory, authority, has_account);
+    let mut checks = vec![
+        Check::ok(Topic::Directory, "it answers"),
+        preflight::clock(inquiry.clock_offset()),
+    ];
+    // That the first order makes one is no news where it cannot.
+    let demands_account = demands.iter().any(|it| it.topic == Topic::Account);
+    if !demands_account {
+        checks.push(preflight::authority::account(&state, &account_dir));
+    }
+    checks.extend(demands);
+    checks
+}
+
+/// What one name depends on at one CA.
+async fn look_at_name(
+    config: &Config,
+    authority: &CertificateAuthority,
+    known: &OnRecord,
+    Wanted { name, .. }: &Wanted,
+) -> Vec<Check> {
+    let preflight = preflight_of(config, authority, name, known);
+    let mut checks: Vec<Check> = preflight.caa_alone().await.into_iter().collect();
+    if authority.challenges.contains(&ChallengeType::DnsPersist01) && !matches!(name, Name::Ip(_)) {
+        checks.push(standing_record(config, known, name).await);
+    }
+    if authority.challenges.contains(&ChallengeType::Dns01) {
+        checks.extend(challenge_alias(config, name).await);
+    }
+    checks.extend(limit(config, authority, name));
+    checks
 }
 
 /// Whether one more order would break a limit of the CA, as far as the ledger knows.
@@ -272,12 +353,19 @@ fn limit(config: &Config, authority: &CertificateAuthority, name: &Name) -> Opti
     })
 }
 
-fn ordered_names(config: &Config, only: Option<&Name>) -> Vec<Name> {
+fn ordered_names(config: &Config, only: Option<&Name>) -> Vec<Wanted> {
     let by_acme = subjects(config).into_iter();
     let by_acme = by_acme.filter(|subject| subject.may_be_issued_by(IssuerKind::Acme));
-    let names = by_acme.flat_map(|subject| subject.names);
+    let names = by_acme.flat_map(|subject| {
+        let subject = Arc::new(subject);
+        let each = subject.names.clone().into_iter();
+        each.map(move |name| Wanted {
+            name,
+            subject: Arc::clone(&subject),
+        })
+    });
     names
-        .filter(|name| only.is_none_or(|it| it == name))
+        .filter(|wanted| only.is_none_or(|it| *it == wanted.name))
         .collect()
 }
 

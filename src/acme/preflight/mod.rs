@@ -2,6 +2,7 @@
 //! whether it may issue. A look from inside may be wrong about what is seen from outside, so that
 //! nothing here stops an order for good; it says cause and remedy before the CA says no.
 
+pub mod authority;
 mod caa;
 mod disk;
 mod reach;
@@ -42,6 +43,9 @@ pub enum Verdict {
 pub enum Topic {
     /// Of the CA.
     Directory,
+    /// Ours at the CA.
+    Account,
+    Profile,
     Address,
     Reachable,
     Caa,
@@ -51,12 +55,16 @@ pub enum Topic {
     StandingRecord,
     /// Of the challenge name to an acme-dns server.
     Delegation,
+    /// What came of the last order, and when the next one is.
+    Order,
 }
 
 impl Topic {
     pub fn as_str(self) -> &'static str {
         match self {
             Topic::Directory => "directory",
+            Topic::Account => "account",
+            Topic::Profile => "profile",
             Topic::Address => "address",
             Topic::Reachable => "reachable",
             Topic::Caa => "caa",
@@ -65,6 +73,7 @@ impl Topic {
             Topic::Limits => "limits",
             Topic::StandingRecord => "standing-record",
             Topic::Delegation => "delegation",
+            Topic::Order => "order",
         }
     }
 }
@@ -107,6 +116,23 @@ impl Check {
         Check {
             verdict: Verdict::Fails,
             ..Check::warning(topic, cause, remedy)
+        }
+    }
+
+    /// As seen from a CA that is not public: it may look with other eyes than ours, and may know
+    /// names that we do not.
+    pub fn as_advice(self) -> Check {
+        let of_the_way = matches!(self.topic, Topic::Address | Topic::Reachable);
+        match (of_the_way, self.verdict) {
+            (true, Verdict::Fails) => Check {
+                verdict: Verdict::Warning,
+                cause: format!(
+                    "{} (the CA is not public, and may see it otherwise)",
+                    self.cause
+                ),
+                ..self
+            },
+            _ => self,
         }
     }
 
