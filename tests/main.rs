@@ -60,6 +60,7 @@ mod proof;
 mod proxy;
 mod proxy_answers;
 mod proxy_protocol;
+mod read_only_state;
 mod real_peers;
 mod real_peers_node;
 mod reload;
