@@ -11,7 +11,7 @@ use crate::support::bind::{Bind, Zone};
 use crate::support::certs::TestCa;
 use crate::support::command::{Finished, run};
 use crate::support::pebble::{Options, Pebble, issued_by_pebble};
-use crate::support::perennial::{Perennial, program};
+use crate::support::perennial::{Perennial, cli, program};
 use crate::support::place::Place;
 use crate::support::server::Server;
 use crate::support::sites::site;
@@ -194,6 +194,54 @@ async fn the_way_to_a_name_is_advice_where_the_ca_is_not_public() {
     let (done, findings) = doctor(&place, &public).await;
     assert_eq!(done.code, Some(1));
     assert_has(&said(&findings, "address", "fails"), &["neither an A"]);
+}
+
+/// Whoever has no configuration says on the command line what `perennial proxy` was told there.
+#[tokio::test(flavor = "multi_thread")]
+async fn it_takes_what_proxy_takes_and_says_what_it_looked_at() {
+    let place = Place::new();
+    let bind = dns(&place).await;
+    let Some(pebble) = pebble(&place, &bind, false).await else {
+        return;
+    };
+    let root = pebble.ca_certificate.display().to_string();
+    let ca = [
+        "--acme-directory",
+        &pebble.directory,
+        "--acme-ca-certificate",
+        &root,
+    ];
+    let site = format!("{NAME}=respond:hello");
+    let mut perennial = Perennial::with_proxy(place, &[&[&*site], &ca[..]].concat());
+    perennial.start_and_wait().await;
+    issued_by_pebble(&perennial, NAME).await;
+    let state = perennial.place.state().display().to_string();
+    let admin = perennial.place.admin.to_string();
+    let ask = async |state: &str| {
+        let words = ["doctor", NAME, "--state-dir", state, "--admin", &admin];
+        cli(&[&words, &ca[..]].concat()).await
+    };
+    let done = ask(&state).await.assert_success();
+    let (directory, api) = (&pebble.directory, format!("admin API {admin}"));
+    let looked = [
+        &*format!("state directory {state}"),
+        &*format!("CA {directory}"),
+        &*api,
+    ];
+    assert_has(&done.stdout, &looked);
+    assert_has(&done.stdout, &["is valid", "a certificate is served"]);
+    // Another state directory is that of another one.
+    let elsewhere = perennial.place.path("elsewhere");
+    std::fs::create_dir(&elsewhere).expect("a directory");
+    let done = ask(&elsewhere.display().to_string()).await;
+    let other = format!("has another one, {state}");
+    assert_has(&done.stdout, &[&*other, "there is none yet"]);
+    assert!(
+        !done.stdout.contains("a certificate is served"),
+        "{done:#?}"
+    );
+    let done = cli(&["doctor", "--state-dir", &state]).await;
+    assert_eq!(done.code, Some(64), "{done:#?}");
 }
 
 /// What the doctor says of a directory that cannot be had.

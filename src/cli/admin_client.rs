@@ -63,6 +63,14 @@ impl AdminArgs {
         Some(AdminArgs { admin })
     }
 
+    pub(super) fn at(admin: String) -> AdminArgs {
+        AdminArgs { admin }
+    }
+
+    pub(super) fn address(&self) -> &str {
+        &self.admin
+    }
+
     /// `GET path`, decoded.
     pub(super) fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T, AdminClientError> {
         self.request(Method::GET, path)

@@ -4,6 +4,7 @@
 
 mod orders;
 
+use std::path::{Path, PathBuf};
 use std::process::ExitCode;
 use std::sync::Arc;
 
@@ -41,6 +42,24 @@ pub(super) struct DoctorArgs {
     json: bool,
     #[command(flatten)]
     config: ConfigArgs,
+    /// Look into this state directory, for a name of `perennial proxy`
+    #[arg(long, value_name = "DIR", requires = "name", conflicts_with = "config")]
+    state_dir: Option<PathBuf>,
+    /// The CA's directory, for a name of `perennial proxy` [default: Let's Encrypt]
+    #[arg(long, value_name = "URL", requires = "name", conflicts_with = "config")]
+    acme_directory: Option<String>,
+    /// Further roots to trust for the CA's own HTTPS (PEM), for a name of `perennial proxy`
+    #[arg(
+        long,
+        value_name = "FILE",
+        requires = "name",
+        conflicts_with = "config"
+    )]
+    acme_ca_certificate: Option<PathBuf>,
+    /// Admin API of the running perennial: host:port or unix:/path [default: the configuration's,
+    /// else 127.0.0.1:2019]
+    #[arg(long, visible_alias = "admin-listen", value_name = "ADDRESS")]
+    admin: Option<String>,
 }
 
 fn parse_name(text: &str) -> Result<Name, String> {
@@ -48,7 +67,7 @@ fn parse_name(text: &str) -> Result<Name, String> {
 }
 
 /// One thing that was looked at.
-#[derive(Serialize)]
+#[derive(Clone, Serialize)]
 struct Finding {
     /// A name, a CA, or both.
     about: String,
@@ -57,15 +76,18 @@ struct Finding {
 }
 
 pub(super) fn main(args: DoctorArgs) -> ExitCode {
-    let config = match configuration(args.config, args.name.as_ref()) {
+    let config = match configuration(&args) {
         Ok(config) => config,
         Err(message) => {
             eprintln!("{message}");
             return ExitCode::from(EXIT_USAGE);
         }
     };
-    match examine(config, args.name.as_ref()) {
-        Ok(findings) => report(&findings, args.json),
+    let admin = args.admin.map(AdminArgs::at);
+    let admin = admin.or_else(|| AdminArgs::of(&config.server.admin_listen));
+    let seen = Seen::of(&config, admin.as_ref());
+    match examine(config, args.name.as_ref(), admin) {
+        Ok(findings) => report(&seen, &findings, args.json),
         Err(message) => {
             eprintln!("perennial: {message}");
             ExitCode::FAILURE
@@ -73,26 +95,66 @@ pub(super) fn main(args: DoctorArgs) -> ExitCode {
     }
 }
 
-/// That of the file; where none is there and none is named, what `perennial proxy NAME=...` has.
-fn configuration(file: ConfigArgs, name: Option<&Name>) -> Result<Config, String> {
-    match (file.file(), name) {
-        (Ok(file), _) => Config::load(&file).map_err(|error| error.to_string()),
-        (Err(_), Some(name)) => Config::from_command_line(CommandLine {
+/// That of the file. Where none is named, and what `perennial proxy` takes is, or there is no file
+/// either: what `perennial proxy NAME=...` has.
+fn configuration(args: &DoctorArgs) -> Result<Config, String> {
+    let as_proxy = args.state_dir.is_some()
+        || args.acme_directory.is_some()
+        || args.acme_ca_certificate.is_some();
+    match (args.config.clone().file(), &args.name) {
+        (Ok(file), _) if !as_proxy => Config::load(&file).map_err(|error| error.to_string()),
+        (_, Some(name)) => Config::from_command_line(CommandLine {
             sites: vec![format!("{name}=respond:doctor")],
+            state_dir: args.state_dir.clone(),
+            acme_directory: args.acme_directory.clone(),
+            acme_ca_certificate: args.acme_ca_certificate.clone(),
             ..CommandLine::default()
         })
         .map_err(|error| error.to_string()),
         (Err(message), None) => Err(format!("{message}, or name a host to look at")),
+        // The command line wants a name beside what `perennial proxy` takes.
+        (Ok(_), None) => Err("name a host to look at".to_owned()),
     }
 }
 
-fn report(findings: &[Finding], json: bool) -> ExitCode {
+/// What was looked at: a default is easily mistaken for what somebody meant.
+struct Seen {
+    config: Option<PathBuf>,
+    state_dir: PathBuf,
+    cas: Vec<String>,
+    admin: Option<String>,
+}
+
+impl Seen {
+    fn of(config: &Config, admin: Option<&AdminArgs>) -> Seen {
+        let cas = config.acme.authorities.iter();
+        Seen {
+            config: config.path.clone(),
+            state_dir: config.server.state_dir.clone(),
+            cas: cas.map(|ca| ca.directory.clone()).collect(),
+            admin: admin.map(|admin| admin.address().to_owned()),
+        }
+    }
+
+    fn print(&self) {
+        match &self.config {
+            Some(path) => println!("configuration {}", path.display()),
+            None => println!("no configuration: as `perennial proxy` has it by default"),
+        }
+        println!("state directory {}", self.state_dir.display());
+        println!("CA {}", self.cas.join(", "));
+        println!("admin API {}", self.admin.as_deref().unwrap_or("off"));
+    }
+}
+
+fn report(seen: &Seen, findings: &[Finding], json: bool) -> ExitCode {
     if json {
         match serde_json::to_string_pretty(findings) {
             Ok(text) => println!("{text}"),
             Err(error) => eprintln!("perennial: {error}"),
         }
     } else {
+        seen.print();
         findings.iter().for_each(print);
         if findings.is_empty() {
             println!("no site of this configuration has certificates from an ACME CA");
@@ -129,7 +191,11 @@ struct Wanted {
     subject: Arc<Subject>,
 }
 
-fn examine(config: Config, only: Option<&Name>) -> Result<Vec<Finding>, String> {
+fn examine(
+    config: Config,
+    only: Option<&Name>,
+    admin: Option<AdminArgs>,
+) -> Result<Vec<Finding>, String> {
     let names = ordered_names(&config, only);
     if let (Some(name), true) = (only, names.is_empty()) {
         return Err(format!(
@@ -142,10 +208,11 @@ fn examine(config: Config, only: Option<&Name>) -> Result<Vec<Finding>, String> 
         .build()
         .map_err(|error| format!("cannot start: {error}"))?;
     // Outside of it: the client of the admin API has a runtime of its own.
-    let server = Server::of(&config, &names);
+    let server = Server::of(&config, &names, admin);
     let config = Arc::new(config);
     runtime.block_on(async {
-        let mut findings = look_here(&config, &names, &server).await;
+        let mut findings: Vec<Finding> = server.stranger.iter().cloned().collect();
+        findings.extend(look_here(&config, &names, &server).await);
         for authority in &config.acme.authorities {
             if !names.is_empty() {
                 findings.extend(look_at_authority(&config, authority, &names, &server).await?);
@@ -161,12 +228,18 @@ struct Server {
     status: Option<Status>,
     /// What it sees of itself, for each name; `None` where it does not have the name.
     preflights: Vec<Option<Vec<Check>>>,
+    /// That it is another than the one in question.
+    stranger: Option<Finding>,
 }
 
 impl Server {
-    fn of(config: &Config, names: &[Wanted]) -> Server {
-        let admin = AdminArgs::of(&config.server.admin_listen);
-        let status = admin.as_ref().and_then(|it| it.get("/status").ok());
+    fn of(config: &Config, names: &[Wanted], admin: Option<AdminArgs>) -> Server {
+        let status: Option<Status> = admin.as_ref().and_then(|it| it.get("/status").ok());
+        let own = &config.server.state_dir;
+        let (status, other) = match status {
+            Some(status) if !is_same(own, &status.state_dir) => (None, Some(status.state_dir)),
+            status => (status, None),
+        };
         let preflight = |wanted: &Wanted| {
             let path = format!("/certificates/{}/preflight", wanted.name);
             admin.as_ref()?.post(&path).ok()
@@ -178,8 +251,26 @@ impl Server {
         Server {
             preflights: asked.collect(),
             status,
+            stranger: other.map(|other| Finding {
+                about: own.display().to_string(),
+                check: Check::warning(
+                    Topic::StateDirectory,
+                    format!(
+                        "the perennial that answers at the admin API has another one, {}: it is not \
+                         asked",
+                        other.display()
+                    ),
+                    "name its state directory, or the admin API of the one that you mean (--admin)",
+                ),
+            }),
         }
     }
+}
+
+/// Whether both are one directory, as far as can be known: a relative one is where its process is.
+fn is_same(own: &Path, other: &Path) -> bool {
+    let real = |path: &Path| path.canonicalize().unwrap_or_else(|_| path.to_owned());
+    own.is_relative() || other.is_relative() || real(own) == real(other)
 }
 
 /// The way to each name, the disk, and what came of the last order.
