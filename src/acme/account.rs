@@ -23,6 +23,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
+use super::dns::standing::Terms;
 use super::error::{AcmeError, Class};
 use super::history::{History, Reservation};
 use super::http::{JobHttp, Transport};
@@ -44,6 +45,8 @@ const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
 const ACCOUNT_LIMIT_SIGNS: u32 = 3;
 /// A CA that offers no renewal information may do so tomorrow.
 pub(super) const SILENCE: Duration = Duration::days(1);
+/// What the CA's challenges last said of the record of dns-persist-01.
+const TERMS_FILE: &str = "dns-persist.json";
 /// Longest readable part of a CA's directory name.
 const MAX_SLUG: usize = 80;
 
@@ -192,6 +195,8 @@ pub struct Session {
     pub directory: Directory,
     url: String,
     account: AccountFile,
+    /// Where what we know of the CA is.
+    dir: PathBuf,
 }
 
 impl Session {
@@ -210,6 +215,26 @@ impl Session {
     /// By how much the CA's clock is ahead of ours.
     pub fn clock_offset(&self) -> Option<Duration> {
         self.transport.clock_offset()
+    }
+
+    /// Keeps what a dns-persist-01 challenge says of its record, for whoever asks before the next
+    /// order. What cannot be kept is said by that again.
+    pub(super) async fn keep_terms(&self, terms: &Terms) {
+        let path = self.dir.join(TERMS_FILE);
+        let bytes = serde_json::to_vec_pretty(&KeptTerms {
+            told: self.account.id.clone(),
+            terms: terms.clone(),
+        });
+        let kept = blocking(move || {
+            let bytes = bytes.map_err(|error| StoreError::broken(&path, error))?;
+            match fs::read(&path).is_ok_and(|before| before == bytes) {
+                true => Ok(()),
+                false => atomic::write_file(&path, &bytes, SECRET_FILE),
+            }
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!(ca = self.url, %error, "cannot keep what the CA says of dns-persist-01");
+        }
     }
 
     /// Of the account's key (RFC 7638).
@@ -344,6 +369,7 @@ impl Authority {
                 directory: directory.clone(),
                 url: self.config.directory.clone(),
                 account: account.clone(),
+                dir: self.dir.clone(),
             }),
             _ => Err(self.error(Class::Retryable, "the session is incomplete")),
         }
@@ -693,6 +719,21 @@ fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)>
     Some((Directory::parse(raw).ok()?, cached.fetched_at))
 }
 
+/// `dns-persist.json`.
+#[derive(Serialize, Deserialize)]
+struct KeptTerms {
+    /// The account that was told so.
+    told: Option<String>,
+    #[serde(flatten)]
+    terms: Terms,
+}
+
+/// What a challenge has told this account; another one is told something else.
+fn read_terms(path: &std::path::Path, account: Option<&str>) -> Option<Terms> {
+    let kept: KeptTerms = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (kept.told.as_deref() == account).then_some(kept.terms)
+}
+
 /// What the state directory knows about a CA.
 #[derive(Default)]
 pub struct OnRecord {
@@ -700,6 +741,8 @@ pub struct OnRecord {
     pub account: Option<String>,
     /// The issuer names that the CA looks for in DNS.
     pub caa_identities: Vec<String>,
+    /// What its challenges last said of the record of dns-persist-01.
+    pub terms: Terms,
 }
 
 /// Reads it, and neither makes nor locks anything: for commands beside a running server.
@@ -707,8 +750,11 @@ pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecor
     let dir = state_dir.join("accounts").join(slug(directory));
     let account = read_account(&dir.join("account.json"))?;
     let directory = read_directory(&dir.join("directory.json"));
+    let account = account.and_then(|account| account.id);
+    let terms = read_terms(&dir.join(TERMS_FILE), account.as_deref());
     Ok(OnRecord {
-        account: account.and_then(|account| account.id),
+        terms: terms.unwrap_or_default(),
+        account,
         caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
     })
 }

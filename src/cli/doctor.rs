@@ -495,9 +495,14 @@ async fn standing_record(config: &Config, known: &OnRecord, name: &Name) -> Chec
             "start perennial once, then ask again".to_owned(),
         );
     };
-    let record = match StandingRecord::new(&known.caa_identities, account, &name.to_string()) {
+    let terms = known.terms.clone().or(&known.caa_identities, account);
+    let record = match StandingRecord::new(&terms, &name.to_string()) {
         Ok(record) => record,
-        Err(cause) => return bad(cause, "choose another challenge for this CA".to_owned()),
+        Err(cause) => {
+            let remedy = "the first order asks the challenge: start perennial, then ask again; if \
+                          it says nothing either, choose another challenge for this CA";
+            return bad(cause, remedy.to_owned());
+        }
     };
     match standing::is_there(&config.acme.dns, &record).await {
         Ok(true) => Check::ok(Topic::StandingRecord, "its TXT record is there"),
