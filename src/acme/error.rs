@@ -44,6 +44,10 @@ pub struct AcmeError {
     pub gone: bool,
     /// The challenge that failed, so that the next attempt can prefer another.
     pub challenge: Option<ChallengeType>,
+    /// Nothing was asked of the CA: what is known of it speaks against the order.
+    pub unsent: bool,
+    /// What the operator can do, where that is more than the problem type says.
+    pub advice: Option<String>,
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
@@ -75,6 +79,9 @@ pub struct ErrorReport {
     /// Where a pause is ended.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub unpause_url: Option<String>,
+    /// As [`AcmeError::unsent`].
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub unsent: bool,
 }
 
 /// Why the last attempt failed: as a sentence, and taken apart where it is the CA's error.
@@ -113,6 +120,8 @@ impl AcmeError {
             resumable: false,
             gone: false,
             challenge: None,
+            unsent: false,
+            advice: None,
         }
     }
 
@@ -149,6 +158,7 @@ impl AcmeError {
             subproblems: self.subproblems.clone(),
             remedy: self.remedy().map(str::to_owned),
             unpause_url: self.unpause_url().map(str::to_owned),
+            unsent: self.unsent,
         }
     }
 
@@ -199,8 +209,12 @@ impl AcmeError {
         Some(url.trim_end_matches(['.', ',', ')']))
     }
 
-    /// What the operator can do, where the problem type says so much.
-    fn remedy(&self) -> Option<&'static str> {
+    /// What the operator can do, where that is known.
+    fn remedy(&self) -> Option<&str> {
+        self.advice.as_deref().or_else(|| self.remedy_of_type())
+    }
+
+    fn remedy_of_type(&self) -> Option<&'static str> {
         let own = remedy(self.problem.as_deref()?, self.challenge);
         // A compound says nothing itself (RFC 8555 section 6.7.1).
         let mut each = self.subproblems.iter();
