@@ -15,6 +15,7 @@ use crate::support::perennial::{Perennial, cli, program};
 use crate::support::place::Place;
 use crate::support::server::Server;
 use crate::support::sites::site;
+use crate::support::wait::{SOON, wait_until};
 
 const NAME: &str = "here.example.test";
 const KID: &str = "kid-1";
@@ -119,7 +120,7 @@ async fn the_ca_is_asked_how_our_account_is() {
     };
     let rest = rest(&bind, &pebble.acme_table(), NAME);
     let perennial = Perennial::run(place, &rest).await;
-    issued_by_pebble(&perennial, NAME).await;
+    order_over(&perennial).await;
     let (_, findings) = doctor(&perennial.place, &[]).await;
     assert_has(&said(&findings, "account", "ok"), &["is valid"]);
     assert_has(
@@ -214,7 +215,7 @@ async fn it_takes_what_proxy_takes_and_says_what_it_looked_at() {
     let site = format!("{NAME}=respond:hello");
     let mut perennial = Perennial::with_proxy(place, &[&[&*site], &ca[..]].concat());
     perennial.start_and_wait().await;
-    issued_by_pebble(&perennial, NAME).await;
+    order_over(&perennial).await;
     let state = perennial.place.state().display().to_string();
     let admin = perennial.place.admin.to_string();
     let ask = async |state: &str| {
@@ -242,6 +243,16 @@ async fn it_takes_what_proxy_takes_and_says_what_it_looked_at() {
     );
     let done = cli(&["doctor", "--state-dir", &state]).await;
     assert_eq!(done.code, Some(64), "{done:#?}");
+}
+
+/// A certificate is served a moment before its order has ended.
+async fn order_over(perennial: &Perennial) {
+    issued_by_pebble(perennial, NAME).await;
+    wait_until(SOON, "the end of the order", async || {
+        let running = perennial.status_field(NAME, "in_progress").await;
+        (running != Some(Value::Bool(true))).then_some(())
+    })
+    .await;
 }
 
 /// What the doctor says of a directory that cannot be had.

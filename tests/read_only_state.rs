@@ -1,6 +1,7 @@
 //! A state directory that nobody can write to: what is there, and what other people's files hold, is
 //! served; what cannot be ordered is told with its cause, and once.
 
+use std::os::unix::fs::PermissionsExt;
 use std::time::Duration;
 
 use crate::support::certs::TestCa;
@@ -20,7 +21,10 @@ const ANOTHER_TRY: Duration = Duration::from_secs(6);
 /// A site with files from a drop folder, and one that the internal CA is for.
 fn rest(place: &Place) -> (String, String) {
     let leaf = TestCa::new().leaf(&[FROM_FILES]);
-    Pair::write(&place.path("certs/files"), &leaf);
+    let pair = Pair::write(&place.path("certs/files"), &leaf);
+    // Nothing else is to be warned of.
+    let private = std::fs::Permissions::from_mode(0o600);
+    std::fs::set_permissions(&pair.key, private).expect("a mode");
     let folder = place.path("certs").display().to_string();
     let sites = [(FROM_FILES, "files"), (OURS, "internal")];
     let sites = sites.map(|(host, tls)| site(host, tls, &["respond:hello"]));

@@ -179,6 +179,7 @@ impl Run {
         tracing::warn!(%record, "dns-persist-01 needs this record once and for all");
         Err(AcmeError {
             resumable: true,
+            challenge: Some(ChallengeType::DnsPersist01),
             ..self.error(
                 Class::Operator,
                 format!("dns-persist-01 needs this TXT record, once and for all: {record}"),

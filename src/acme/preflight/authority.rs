@@ -105,7 +105,7 @@ mod tests {
         change: impl FnOnce(&mut CertificateAuthority),
         has_account: bool,
     ) -> String {
-        let mut config = CertificateAuthority::default();
+        let mut config = CertificateAuthority::lets_encrypt();
         change(&mut config);
         let checks = demands(&directory(meta), &config, has_account);
         let bad = checks.iter().filter(|it| it.verdict == Verdict::Fails);

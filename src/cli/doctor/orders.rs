@@ -4,15 +4,16 @@
 use time::OffsetDateTime;
 
 use crate::acme::account::slug;
-use crate::acme::error::Class;
+use crate::acme::error::{Class, ErrorReport};
 use crate::acme::ledger::{Kind, Ledger, Outcome, Record};
+use crate::acme::order::challenge_name;
 use crate::acme::preflight::{Check, Topic};
 use crate::acme::renewal::{self, Facts, IssuerKind, Jitter, RenewalInfo, Wanted};
 use crate::acme::subject::Subject;
 use crate::admin::status::{CertificateStatus, Status};
 use crate::certificate::name::Name;
 use crate::clock;
-use crate::config::{CertificateAuthority, KeyType};
+use crate::config::{CertificateAuthority, ChallengeType, KeyType};
 use crate::store::StateDir;
 
 /// As the running process has it; `None` where it has nothing of the name.
@@ -28,10 +29,7 @@ fn judge(row: &CertificateStatus) -> Check {
     let next = row.next_attempt.as_ref();
     let next = next.map(|at| format!("the next attempt is at {at}"));
     match (&row.last_error, &row.not_after) {
-        (Some(error), served) => {
-            let class = row.error.as_ref().map(|it| it.class);
-            failed(error, class, next, served.is_some())
-        }
+        (Some(error), served) => failed(error, row.error.as_deref(), next, served.is_some()),
         (None, _) if row.in_progress => Check::ok(Topic::Order, "one is in progress"),
         (None, Some(until)) => {
             let renewal = row.next_renewal.as_ref();
@@ -49,9 +47,11 @@ fn judge(row: &CertificateStatus) -> Check {
     }
 }
 
-/// What time heals, and what is only late, is no failure.
-fn failed(error: &str, class: Option<Class>, next: Option<String>, served: bool) -> Check {
-    let passes = matches!(class, Some(Class::Retryable | Class::RateLimited));
+/// What time heals, what is only late, and what was looked at anew is no failure.
+fn failed(error: &str, report: Option<&ErrorReport>, next: Option<String>, served: bool) -> Check {
+    let class = report.map(|report| report.class);
+    let passes = matches!(class, Some(Class::Retryable | Class::RateLimited))
+        || report.is_some_and(is_looked_at);
     let remedy = match (class, next) {
         (Some(Class::Operator), Some(next)) => {
             format!(
@@ -65,6 +65,21 @@ fn failed(error: &str, class: Option<Class>, next: Option<String>, served: bool)
         true => Check::warning(Topic::Order, error, remedy),
         false => Check::fails(Topic::Order, error, remedy),
     }
+}
+
+/// Whether another finding says how it is now: it may have been mended since.
+fn is_looked_at(report: &ErrorReport) -> bool {
+    let by_problem = [
+        "accountDoesNotExist",
+        "caa",
+        "externalAccountRequired",
+        "invalidProfile",
+        "userActionRequired",
+    ];
+    let is_one = |problem: &String| by_problem.contains(&problem.as_str());
+    let in_dns = [ChallengeType::Dns01, ChallengeType::DnsPersist01].map(challenge_name);
+    let is_in_dns = |challenge: &String| in_dns.contains(&challenge.as_str());
+    report.problem.as_ref().is_some_and(is_one) || report.challenge.as_ref().is_some_and(is_in_dns)
 }
 
 /// As the ledger has it, of one CA; `None` where nothing failed there last.
@@ -121,13 +136,16 @@ fn recorded(record: &Record, next: Option<OffsetDateTime>) -> Check {
     let next = Some(format!("the next attempt is made {next}"));
     let at = clock::rfc3339(record.finished_at.unwrap_or(record.started_at));
     match &record.outcome {
-        Some(Outcome::Failed { class, message, .. }) => {
+        Some(Outcome::Failed {
+            message, report, ..
+        }) => {
             let error = format!("the last one failed at {at}: {message}");
-            failed(&error, Some(*class), next, false)
+            failed(&error, report.as_deref(), next, false)
         }
         _ => {
             let error = format!("the last one, of {at}, was interrupted");
-            failed(&error, Some(Class::Retryable), next, false)
+            // Whatever it was, it is gone on with.
+            failed(&error, None, next, true)
         }
     }
 }
@@ -135,12 +153,22 @@ fn recorded(record: &Record, next: Option<OffsetDateTime>) -> Check {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::acme::error::AcmeError;
     use crate::acme::preflight::Verdict;
 
     #[test]
     fn what_time_heals_is_no_failure() {
         use Class::{Operator, Permanent, RateLimited, Retryable};
-        let verdict = |class, served| failed("no", class, None, served).verdict;
+        let verdict = |class: Option<Class>, served| {
+            let report = class.map(|class| AcmeError::new(class, "order", "no").report());
+            failed("no", report.as_ref(), None, served).verdict
+        };
+        let mended = ErrorReport {
+            problem: Some("invalidProfile".to_owned()),
+            ..AcmeError::new(Operator, "order", "no").report()
+        };
+        let looked_at = failed("no", Some(&mended), None, false);
+        assert_eq!(looked_at.verdict, Verdict::Warning);
         for (class, served, expected) in [
             (Some(Retryable), false, Verdict::Warning),
             (Some(RateLimited), false, Verdict::Warning),
