@@ -106,15 +106,20 @@ impl StateDir {
         let state = StateDir { root: root.into() };
         make_directory(&state.root)?;
         tighten(&state.root);
-        for directory in [
-            state.accounts_dir(),
-            state.certificates_dir(),
-            state.local_ca_dir(),
-            state.ledger_dir(),
-        ] {
-            make_directory(&directory)?;
-        }
+        state.make()?;
         Ok(state)
+    }
+
+    /// What is missing of it.
+    fn make(&self) -> Result<(), StoreError> {
+        let directories = [
+            self.root.clone(),
+            self.accounts_dir(),
+            self.certificates_dir(),
+            self.local_ca_dir(),
+            self.ledger_dir(),
+        ];
+        directories.iter().try_for_each(|it| make_directory(it))
     }
 
     /// As [`open`](Self::open); where nothing may be written, what is there is looked into.
@@ -190,7 +195,7 @@ impl StateDir {
     /// here as things stand.
     pub fn try_lock_writer(&self) -> Result<Option<WriterLock>, StoreError> {
         // What could not be made at the start.
-        StateDir::open(&self.root)?;
+        self.make()?;
         lock::try_lock(&self.root.join("perennial.lock"))
     }
 }
