@@ -6,6 +6,7 @@ use std::time::Duration;
 use serde_json::Value;
 
 use crate::support::client::served;
+use crate::support::command::Finished;
 use crate::support::pebble::{Options, Pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
@@ -45,22 +46,34 @@ fn account(perennial: &Perennial) -> Value {
     serde_json::from_slice(&std::fs::read(file).expect("an account")).expect("JSON")
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_new_key_takes_over_and_is_used_after_a_restart() {
-    let Some((mut perennial, _pebble, first)) = with_certificate(Options::default(), "").await
+/// `perennial account`, of the running program or of the one that has run here.
+async fn change(perennial: &Perennial, words: &[&str]) -> Finished {
+    let config = perennial.place.path("perennial.toml").display().to_string();
+    let words = [&["account"], words, &["--config", &config]].concat();
+    perennial.cli(&words).await
+}
+
+/// It says the same and leaves the same, whoever makes the change.
+async fn a_new_key(is_stopped: bool) {
+    let Some((mut perennial, pebble, first)) = with_certificate(Options::default(), "").await
     else {
         return;
     };
     let before = account(&perennial);
-    let done = perennial
-        .cli(&["account", "rollover"])
-        .await
-        .assert_success();
-    assert!(done.stdout.starts_with("new key for "), "{}", done.stdout);
+    if is_stopped {
+        perennial.kill9();
+    }
+    let done = change(&perennial, &["rollover"]).await.assert_success();
+    let id = before["id"].as_str().expect("a URL");
+    let told = format!("new key for {id} at {}\n", pebble.directory);
+    assert_eq!((done.stdout, done.stderr), (told, String::new()));
     let after = account(&perennial);
     assert_eq!(before["id"], after["id"]);
     assert_ne!(before["key_pkcs8"], after["key_pkcs8"]);
     assert!(!folder(&perennial).join("account.key.next").exists());
+    if is_stopped {
+        perennial.start_and_wait().await;
+    }
     perennial.renew(NAME).await;
     let second = wait_for_another(&perennial, &first).await;
     perennial.restart().await;
@@ -71,6 +84,16 @@ async fn a_new_key_takes_over_and_is_used_after_a_restart() {
     for secret in [&before["key_pkcs8"], &after["key_pkcs8"]] {
         assert!(!log.contains(secret.as_str().expect("a key")));
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_takes_over_and_is_used_after_a_restart() {
+    a_new_key(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_new_key_while_the_program_is_stopped() {
+    a_new_key(true).await;
 }
 
 /// The CA took the new key, and the answer was lost: as if the process had died in between.
@@ -136,22 +159,79 @@ async fn a_lost_or_broken_file_is_made_up_from_the_key() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_deactivated_account_is_followed_by_a_new_one() {
-    let Some((perennial, _pebble, first)) = with_certificate(Options::default(), "").await else {
+async fn a_deactivated_account(is_stopped: bool) {
+    let Some((mut perennial, pebble, first)) = with_certificate(Options::default(), "").await
+    else {
         return;
     };
     let before = account(&perennial);
-    let asked = perennial.cli(&["account", "deactivate"]).await;
+    let asked = change(&perennial, &["deactivate"]).await;
     assert_eq!(asked.code, Some(64), "it wants --yes: {}", asked.stderr);
-    let done = perennial.cli(&["account", "deactivate", "--yes"]).await;
-    assert!(done.assert_success().stdout.starts_with("deactivated "));
+    if is_stopped {
+        perennial.kill9();
+    }
+    let done = change(&perennial, &["deactivate", "--yes"]).await;
+    let id = before["id"].as_str().expect("a URL");
+    let told = format!("deactivated {id} at {}\n", pebble.directory);
+    assert_eq!(done.assert_success().stdout, told);
     assert!(folder(&perennial).join("account.deactivated.json").exists());
+    if is_stopped {
+        perennial.start_and_wait().await;
+    }
     perennial.renew(NAME).await;
     wait_for_another(&perennial, &first).await;
     let after = account(&perennial);
     assert_ne!(before["id"], after["id"]);
     assert_ne!(before["key_pkcs8"], after["key_pkcs8"]);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_deactivated_account_is_followed_by_a_new_one() {
+    a_deactivated_account(false).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_account_that_is_deactivated_while_the_program_is_stopped() {
+    a_deactivated_account(true).await;
+}
+
+/// It runs, and cannot be asked: nothing is changed behind its back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_running_program_that_does_not_answer_is_told_with_the_remedy() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let perennial = Perennial::run(place, &format!("{}{site}", ca.acme_table())).await;
+    wait_until(SOON, "an account", async || {
+        served(perennial.place.https, Some(NAME)).await.ok()
+    })
+    .await;
+    let before = account(&perennial);
+    let config = perennial.place.path("perennial.toml");
+    let admin = perennial.place.admin.to_string();
+    let off = std::fs::read_to_string(&config).expect("a configuration");
+    let off = perennial
+        .place
+        .write("off.toml", off.replace(&admin, "off"));
+    let named = format!("--admin {admin}");
+    for (config, remedy) in [(config, named.as_str()), (off, "its admin API is off")] {
+        let config = config.display().to_string();
+        let words = ["account", "rollover", "--admin", "127.0.0.1:9"];
+        let refused = cli(&[&words[..], &["--config", &config]].concat()).await;
+        assert!(!refused.success());
+        for part in ["is it running?", "has the lock on", remedy, "stop it first"] {
+            assert!(refused.stderr.contains(part), "{part}: {}", refused.stderr);
+        }
+    }
+    assert_eq!(account(&perennial), before);
+    // And where nothing ever ran, nothing is made.
+    let nowhere = perennial.place.path("nowhere");
+    let state_dir = nowhere.display().to_string();
+    let words = ["account", "rollover", "--admin", "127.0.0.1:9"];
+    let refused = cli(&[&words[..], &["--state-dir", &state_dir]].concat()).await;
+    let told = "is no state directory";
+    assert!(refused.stderr.contains(told), "{}", refused.stderr);
+    assert!(!nowhere.exists());
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -169,13 +249,6 @@ async fn another_ca_than_the_first_can_be_named() {
         unknown.stderr.contains("no CA of the configuration"),
         "{}",
         unknown.stderr
-    );
-    // Without a running program there is nobody to ask.
-    let nobody = cli(&["account", "rollover", "--admin", "127.0.0.1:9"]).await;
-    assert!(
-        nobody.stderr.contains("is it running?"),
-        "{}",
-        nobody.stderr
     );
 }
 

@@ -310,9 +310,8 @@ async fn a_predecessor_over_which_the_ca_stumbles() {
     refused_predecessor(500, "serverInternal").await;
 }
 
-/// With `replaces` it was exempt from limits; without it is one more, and one too many.
-#[tokio::test(flavor = "multi_thread")]
-async fn a_refused_predecessor_breaks_no_limit() {
+/// A certificate, no room for another, and a CA that refuses what the next one replaces.
+async fn refused_predecessor_at_the_limit(status: u16, kind: &'static str) -> Scene {
     let limit = "[acme.limits]\nduplicate_certificates = \"1/7d\"\n";
     let with_info = |ca: &ScriptedCa| ca.script(|script| script.renewal_info = Some(far()));
     let scene = Scene::with_certificate(limit, with_info).await;
@@ -321,14 +320,47 @@ async fn a_refused_predecessor_breaks_no_limit() {
         (scene.ca.count(Kind::RenewalInfo) > 0).then_some(())
     })
     .await;
-    let refusal = problem(409, "alreadyReplaced", "not that one");
+    let refusal = problem(status, kind, "not that one");
+    let past = RenewalInfoAnswer::window("2020-01-01T00:00:00Z", "2020-01-02T00:00:00Z");
+    scene.ca.script(|script| {
+        script.refuse_replaces = Some(refusal);
+        script.renewal_info = Some(past);
+    });
+    let path = format!("/certificates/{NAME}/renew?if_due=true");
+    let (status, body) = scene.perennial.admin_post(&path).await;
+    assert_eq!(status, 202, "{body}");
     scene
-        .ca
-        .script(|script| script.refuse_replaces = Some(refusal));
-    scene.perennial.renew(NAME).await;
+}
+
+/// With `replaces` it was exempt from limits; without it is one more, and one too many. Nobody has
+/// failed: it waits for the date of the limit, whatever happens meanwhile.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_refused_predecessor_waits_for_the_date_of_the_limit() {
+    let mut scene = refused_predecessor_at_the_limit(409, "alreadyReplaced").await;
+    for _ in 0..2 {
+        let error = scene.perennial.last_error(NAME).await;
+        assert!(error.contains("certificates for the same names"), "{error}");
+        let wait = scene.time("next_attempt").await - clock::now();
+        let (shortest, longest) = (time::Duration::days(6), time::Duration::days(7));
+        assert!(wait > shortest && wait <= longest, "{wait}");
+        let path = format!("/certificates/{NAME}/renew");
+        let (_, body) = scene.perennial.admin_post(&path).await;
+        assert!(body.contains("but waiting"), "{body}");
+        assert_eq!(scene.ca.count(Kind::NewOrder), 2, "one of them refused");
+        scene.perennial.restart().await;
+    }
+}
+
+/// A CA that stumbles says nothing about the predecessor: its order is tried again as it was.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_predecessor_over_which_the_ca_stumbles_at_the_limit() {
+    let scene = refused_predecessor_at_the_limit(500, "serverInternal").await;
     let error = scene.perennial.last_error(NAME).await;
-    assert!(error.contains("certificates for the same names"), "{error}");
-    assert_eq!(scene.ca.count(Kind::NewOrder), 2);
+    assert!(error.contains("not that one"), "{error}");
+    scene.ca.script(|script| script.refuse_replaces = None);
+    scene.perennial.renew(NAME).await;
+    scene.wait_for_certificates(2).await;
+    assert!(scene.ca.replaces()[1].is_some());
 }
 
 /// The CA is asked once and not again at once, nothing is ordered, and the renewal stays where the

@@ -148,6 +148,118 @@ async fn a_certificate_that_is_of_no_use_takes_its_place_within_the_limits() {
     assert_eq!(ca.count(Kind::NewOrder), 2);
 }
 
+/// Stuck at the authority, with no room for another.
+async fn stuck_in_processing() -> (Perennial, ScriptedCa) {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    ca.script(|script| script.stuck_in_processing = true);
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let limits = "[acme.limits]\nduplicate_certificates = \"1/7d\"\n";
+    let text = format!("{}{limits}{site}", ca.acme_table());
+    let perennial = Perennial::with_config(place, &text);
+    // Milliseconds, for every wait for a CA.
+    let mut perennial = perennial.env("PERENNIAL_TEST_PATIENCE_MS", "2000");
+    perennial.start_and_wait().await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("did not issue within"), "{error}");
+    (perennial, ca)
+}
+
+/// It counts, and nobody goes on with it: the next one waits for the date of the limit.
+async fn counts_as_a_certificate(perennial: &Perennial, ca: &ScriptedCa) {
+    perennial.renew(NAME).await;
+    wait_until(SOON, "the limit in /status", async || {
+        let error = perennial.status_field(NAME, "last_error").await?;
+        let error = error.as_str()?.to_owned();
+        error
+            .contains("certificates for the same names")
+            .then_some(())
+    })
+    .await;
+    let next = perennial.status_field(NAME, "next_attempt").await;
+    let next = next.expect("a date");
+    let next = OffsetDateTime::parse(next.as_str().expect("a text"), &Rfc3339).expect("RFC 3339");
+    assert!(next - clock::now() > time::Duration::days(6), "{next}");
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].issued && orders[0].failed, "{orders:?}");
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_processed_for_days_and_dropped_may_be_a_certificate() {
+    let (mut perennial, ca) = stuck_in_processing().await;
+    perennial.kill9();
+    let pending = format!("certificates/{NAME}/p256/pending/order.json");
+    let pending = perennial.place.state().join(pending);
+    let text = std::fs::read(&pending).expect("an order");
+    let mut order: serde_json::Value = serde_json::from_slice(&text).expect("JSON");
+    let before = clock::now() - time::Duration::days(2);
+    order["created_at"] = before.format(&Rfc3339).expect("RFC 3339").into();
+    std::fs::write(&pending, order.to_string()).expect("written");
+    perennial.start_and_wait().await;
+    counts_as_a_certificate(&perennial, &ca).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_lost_while_it_is_processed_may_be_a_certificate() {
+    let (perennial, ca) = stuck_in_processing().await;
+    let lost = Fault::Refuse(problem(404, "malformed", "no such order"));
+    ca.script(|script| script.break_one(Kind::Order, lost));
+    counts_as_a_certificate(&perennial, &ca).await;
+}
+
+/// The authority's own word: there is room for another.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_is_invalid_after_all_is_no_certificate() {
+    let (perennial, ca) = stuck_in_processing().await;
+    ca.fail_processing();
+    ca.script(|script| script.stuck_in_processing = false);
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].failed && !orders[0].issued, "{orders:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_that_the_authority_will_not_finalize_is_no_certificate() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let refusal = Fault::Refuse(problem(400, "badCSR", "not with that key"));
+    ca.script(|script| script.break_one(Kind::Finalize, refusal));
+    let limits = "[acme.limits]\nduplicate_certificates = \"1/7d\"\n";
+    let perennial = start(place, &ca, limits).await;
+    let error = perennial.last_error(NAME).await;
+    assert!(error.contains("not with that key"), "{error}");
+    ca.script(|script| script.behave());
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].failed && !orders[0].issued, "{orders:?}");
+}
+
+/// The next start finds it on disk: it is the one order for which there is a place.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_whose_url_a_crash_kept_from_the_history_needs_no_other_place() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let limits = "[acme.limits]\nnew_orders = \"1/3h\"\n";
+    let text = format!("{}{limits}{site}", ca.acme_table());
+    let perennial = Perennial::with_config(place, &text);
+    let mut perennial = perennial.env("PERENNIAL_TEST_ABORT_AFTER", "order-url");
+    perennial.start();
+    perennial.wait_exit(SOON).await;
+    assert_eq!(ledger::orders(&perennial.place)[0].url, None);
+    perennial.forget_env();
+    perennial.start_and_wait().await;
+    // Who asks for it does not wait as the program does after a crash.
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+    assert_eq!(ca.count(Kind::NewOrder), 1);
+    let orders = ledger::orders(&perennial.place);
+    assert!(orders[0].url.is_some() && orders[0].issued, "{orders:?}");
+}
+
 /// What looks expired here and is good by the authority's own clock is a good certificate: it is
 /// kept for the hour in which this clock is right, and no other is ordered meanwhile.
 #[tokio::test(flavor = "multi_thread")]

@@ -53,6 +53,7 @@ mod on_demand;
 mod on_demand_budgets;
 mod on_demand_memory;
 mod on_demand_pebble;
+mod on_demand_places;
 mod on_demand_renewal;
 mod preflight;
 mod process_one;

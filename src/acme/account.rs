@@ -164,6 +164,8 @@ impl AccountFile {
 /// An authority of the configuration, as this process knows it.
 pub struct Authority {
     pub config: CertificateAuthority,
+    /// That of `config`, for the many who keep it.
+    url: Arc<str>,
     pub ledger: Arc<Ledger>,
     pub history: Arc<History>,
     dir: PathBuf,
@@ -298,6 +300,7 @@ impl Authority {
             ledger,
             history,
             dir: state.accounts_dir().join(slug(&config.directory)),
+            url: config.directory.as_str().into(),
             config,
             opened: tokio::sync::Mutex::default(),
             rate_limited: AtomicU32::new(0),
@@ -336,7 +339,11 @@ impl Authority {
     }
 
     pub fn url(&self) -> &str {
-        &self.config.directory
+        &self.url
+    }
+
+    pub fn shared_url(&self) -> Arc<str> {
+        Arc::clone(&self.url)
     }
 
     /// Held as long as the account's key must not change.
@@ -423,7 +430,8 @@ impl Authority {
     /// a row that were told to wait, keeps the others from finding out for themselves.
     pub async fn learn(&self, error: Option<&AcmeError>) {
         let limited = match error {
-            Some(error) if error.class == Class::RateLimited => {
+            // What our own count holds up says nothing about the account.
+            Some(error) if error.class == Class::RateLimited && error.held.is_none() => {
                 self.rate_limited.fetch_add(1, Ordering::Relaxed) + 1
             }
             _ => {

@@ -48,6 +48,18 @@ pub struct AcmeError {
     pub unsent: bool,
     /// What the operator can do, where that is more than the problem type says.
     pub advice: Option<String>,
+    /// Nothing has failed: by our own count the order would break a limit before `retry_after`,
+    /// and was not sent.
+    pub held: Option<Held>,
+}
+
+/// Why an order turned out to be held up by a limit only while it was made.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Held {
+    /// It was to go on with another one, which is gone.
+    Anew,
+    /// It would count for nothing, if the CA took what it replaces (RFC 9773 section 5).
+    RefusedPredecessor,
 }
 
 /// One of several problems of one order (RFC 8555 section 6.7.1).
@@ -122,6 +134,7 @@ impl AcmeError {
             challenge: None,
             unsent: false,
             advice: None,
+            held: None,
         }
     }
 

@@ -23,8 +23,8 @@ use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 /// Lines that are over before the file is written anew.
 const MAX_STALE_LINES: usize = 4096;
-/// An order, its URL, its certificate and its failure.
-const LINES_OF_AN_EVENT: usize = 4;
+/// An order, its URL, its finalization, its certificate and its failure.
+const LINES_OF_AN_EVENT: usize = 5;
 
 /// One line of the file.
 #[derive(Debug, Serialize, Deserialize)]
@@ -44,15 +44,30 @@ enum Line {
     },
     /// The CA has the order with this number under this URL. One without is an order that was
     /// not answered, or one that a crash lost.
-    Placed { id: u64, url: String },
-    /// The CA has issued for the order with this number, and counts that.
+    Placed {
+        id: u64,
+        url: String,
+        /// When it said so; in lines of earlier versions, and where a crash came first, `None`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answered: Option<Dates>,
+    },
+    /// The CA is about to be told to issue for the order with this number.
+    Finalized { id: u64 },
+    /// The CA has issued for the order with this number, and counts that; or it may have, and the
+    /// order was dropped before anybody knew.
     Issued {
         id: u64,
         #[serde(flatten)]
         dates: Dates,
     },
     /// The order with this number left no certificate, or none that is of any use.
-    Failed { id: u64, name: Option<String> },
+    Failed {
+        id: u64,
+        name: Option<String>,
+        /// When the CA has refused it, or was waited for no longer; `None`: it had it before.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        answered: Option<Dates>,
+    },
 }
 
 /// The history of one CA.
@@ -261,13 +276,32 @@ impl History {
         Ok(())
     }
 
-    /// Notes where the CA keeps an order; once is enough.
+    /// Notes where the CA keeps an order, as was found out later; once is enough.
     pub fn placed(&self, id: u64, url: &str) -> Result<(), StoreError> {
         if self.lock().urls.get(&id).is_some_and(|known| known == url) {
             return Ok(());
         }
+        self.place(id, url, None)
+    }
+
+    /// Notes that the CA has taken an order, just now, and where it keeps it. The order counts from
+    /// now on: the CA has dated it while it was under way, and this is no earlier, so that what is
+    /// sent when a limit allows it by our dates is allowed by the CA's.
+    pub fn accepted(&self, id: u64, url: &str, now: OffsetDateTime) -> Result<(), StoreError> {
+        self.place(id, url, Some(Dates::new(&self.steady.moment(now))))
+    }
+
+    fn place(&self, id: u64, url: &str, answered: Option<Dates>) -> Result<(), StoreError> {
         let url = url.to_owned();
-        self.add(|_| Line::Placed { id, url }).map(|_| ())
+        self.add(|_| Line::Placed { id, url, answered }).map(|_| ())
+    }
+
+    /// Notes that the CA did not take an order, or did not answer, up to now: the CA may count it
+    /// all the same, and have dated it as late as that.
+    pub fn refused(&self, id: u64, now: OffsetDateTime) -> Result<(), StoreError> {
+        let (name, answered) = (None, Some(Dates::new(&self.steady.moment(now))));
+        self.add(|_| Line::Failed { id, name, answered })
+            .map(|_| ())
     }
 
     /// Notes that the CA has issued for an order, whatever becomes of that here; once is enough.
@@ -279,10 +313,30 @@ impl History {
         self.add(|_| Line::Issued { id, dates }).map(|_| ())
     }
 
+    /// Notes that the CA is told to issue for an order, on disk before this returns; once is enough.
+    pub fn finalized(&self, id: u64) -> Result<(), StoreError> {
+        if self.judge(|past| past.may_be_issued(id)) {
+            return Ok(());
+        }
+        self.add(|_| Line::Finalized { id }).map(|_| ())
+    }
+
+    /// Notes that nobody goes on with an order, of which the CA has not said what became of it.
+    /// Once it was told to issue, it may have done so, and goes on to count that: from now on, as
+    /// it may have been just now.
+    pub fn dropped(&self, id: u64, now: OffsetDateTime) -> Result<(), StoreError> {
+        if self.judge(|past| past.may_be_issued(id)) {
+            self.issued(id, now)?;
+        }
+        self.failed(id, None)
+    }
+
     /// Notes that an order left no certificate, or none that is of any use, and which name was not
     /// validated.
     pub fn failed(&self, id: u64, name: Option<String>) -> Result<(), StoreError> {
-        self.add(|_| Line::Failed { id, name }).map(|_| ())
+        let answered = None;
+        self.add(|_| Line::Failed { id, name, answered })
+            .map(|_| ())
     }
 
     /// Notes an account, on disk before this returns.
@@ -429,23 +483,38 @@ impl Memory {
                 let end = End::Sent;
                 (id, dates, What::Order { names, exempt, end })
             }
-            Line::Placed { id, url } => {
+            Line::Placed { id, url, answered } => {
                 self.urls.insert(id, url);
+                self.was_answered(id, answered);
                 return self.past.end(id, End::Placed);
             }
+            Line::Finalized { id } => return self.past.end(id, End::Finalized),
             Line::Issued { id, dates } => {
                 let (at, is_over) = (dates.at, false);
                 self.issued.insert(id, dates);
                 return self.past.end(id, End::Issued { at, is_over });
             }
-            Line::Failed { id, name } => return self.past.end(id, End::Failed(name)),
+            Line::Failed { id, name, answered } => {
+                self.was_answered(id, answered);
+                return self.past.end(id, End::Failed(name));
+            }
         };
         self.next_id = self.next_id.max(id + 1);
         self.past.add(id, Event { at: dates.at, what });
         self.dates.insert(id, dates);
     }
 
-    /// An event as it stands in the file.
+    /// From when on an order counts.
+    fn was_answered(&mut self, id: u64, answered: Option<Dates>) {
+        if let Some(dates) = answered
+            && self.past.get(id).is_some()
+        {
+            self.past.redate(id, dates.at, None);
+            self.dates.insert(id, dates);
+        }
+    }
+
+    /// An event as it stands in the file; its date is the one from which on it counts.
     fn lines_of(&self, id: u64) -> Vec<Line> {
         let (Some(event), Some(dates)) = (self.past.get(id), self.dates.get(&id)) else {
             return Vec::new();
@@ -463,7 +532,9 @@ impl Memory {
         let placed = self.urls.get(&id).map(|url| Line::Placed {
             id,
             url: url.clone(),
+            answered: None,
         });
+        let finalized = matches!(end, End::Finalized).then_some(Line::Finalized { id });
         let issued = self.issued.get(&id);
         let issued = issued.map(|dates| Line::Issued {
             id,
@@ -472,10 +543,14 @@ impl Memory {
         let name = match end {
             End::Issued { is_over: true, .. } => Some(None),
             End::Failed(name) => Some(name.clone()),
-            End::Sent | End::Placed | End::Issued { .. } => None,
+            End::Sent | End::Placed | End::Finalized | End::Issued { .. } => None,
         };
-        let failed = name.map(|name| Line::Failed { id, name });
-        let all = [Some(order), placed, issued, failed];
+        let failed = name.map(|name| Line::Failed {
+            id,
+            name,
+            answered: None,
+        });
+        let all = [Some(order), placed, finalized, issued, failed];
         all.into_iter().flatten().collect()
     }
 

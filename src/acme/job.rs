@@ -12,14 +12,14 @@ use super::account::revocation::Revocation;
 use super::account::{Authority, SILENCE, Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
-use super::error::{AcmeError, LastError};
+use super::error::{AcmeError, Held, LastError};
 use super::history::Reservation;
-use super::ledger::{Kind, Ledger, Outcome, StoredRenewalInfo};
+use super::ledger::{AttemptId, Kind, Ledger, Outcome, StoredRenewalInfo};
 use super::order::{self, Unfinished};
 use super::preflight::{self, Check, Preflight, Verdict};
 use super::public_cas;
 use super::renewal::OrderReason;
-use super::renewal_info;
+use super::renewal_info::{self, certificate_id};
 use super::subject::Subject;
 use super::surroundings::MayRenew;
 use super::worker::{RenewError, RevocationReply};
@@ -44,6 +44,14 @@ pub(super) enum Done {
         /// Whether an order was made and failed; otherwise it did not come to one.
         ordered: bool,
         /// What that has left on disk for the next one.
+        unfinished: Option<Unfinished>,
+    },
+    /// Nothing has failed: one more order would break a limit of the CA.
+    Held {
+        error: LastError,
+        ca: String,
+        until: OffsetDateTime,
+        /// As of one that failed.
         unfinished: Option<Unfinished>,
     },
     /// Somebody says that it is not to be renewed: nothing was asked of a CA.
@@ -193,30 +201,32 @@ impl OrderJob {
             Err(error) => return failed(error.to_string().into(), Some(ca), false),
         };
         let result = self.order().await;
-        let error = result.as_ref().err();
-        self.authority.learn(error).await;
-        let outcome = error.map_or(Outcome::Ok, Outcome::from);
-        let answered = match &result {
-            Ok((_, answered)) => answered.clone(),
-            Err(error) => error.challenge.into_iter().collect(),
-        };
-        let ledger = Arc::clone(&self.ledger);
-        let recorded =
-            blocking(move || ledger.finish(attempt, outcome, &answered, clock::now())).await;
-        if let Err(error) = recorded {
-            tracing::error!(name = %self.subject.name, %error, "cannot record how an order ended");
-        }
+        self.authority.learn(result.as_ref().err()).await;
+        self.record(attempt, &result).await;
         match result {
             Ok((stored, _)) => Done::Issued {
                 stored: Box::new(stored),
                 ca: Some(ca),
                 took: started.elapsed(),
             },
-            Err(error) => Done::Failed {
-                error: LastError::from(&error),
+            Err(error) => self.not_issued(&error, ca).await,
+        }
+    }
+
+    async fn not_issued(&self, error: &AcmeError, ca: String) -> Done {
+        let unfinished = self.unfinished().await;
+        match error.retry_after.filter(|_| error.held.is_some()) {
+            Some(until) => Done::Held {
+                error: LastError::from(error),
+                ca,
+                until,
+                unfinished,
+            },
+            None => Done::Failed {
+                error: LastError::from(error),
                 ca: Some(ca),
                 ordered: true,
-                unfinished: self.unfinished().await,
+                unfinished,
             },
         }
     }
@@ -236,6 +246,29 @@ impl OrderJob {
         });
         if let Err(error) = noted.await {
             tracing::error!(name = %self.subject.name, %error, "cannot record that an order is put off");
+        }
+    }
+
+    /// How the order ended, and what the CA has said of the certificate that it was to replace.
+    async fn record(&self, attempt: AttemptId, result: &Result<Ordered, AcmeError>) {
+        let error = result.as_ref().err();
+        let outcome = error.map_or(Outcome::Ok, Outcome::from);
+        let answered = match result {
+            Ok((_, answered)) => answered.clone(),
+            Err(error) => error.challenge.into_iter().collect(),
+        };
+        let held = error.and_then(|error| error.held);
+        let refused = held.filter(|held| *held == Held::RefusedPredecessor);
+        let refused = refused.and_then(|_| certificate_id(self.replaces.as_deref()?));
+        let ledger = Arc::clone(&self.ledger);
+        let recorded = blocking(move || {
+            if let Some(id) = refused {
+                ledger.set_refused_predecessor(id.to_string())?;
+            }
+            ledger.finish(attempt, outcome, &answered, clock::now())
+        });
+        if let Err(error) = recorded.await {
+            tracing::error!(name = %self.subject.name, %error, "cannot record how an order ended");
         }
     }
 

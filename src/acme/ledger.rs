@@ -4,7 +4,7 @@
 //!
 //! It records and counts; [`renewal`](super::renewal) decides what the counts mean.
 
-use std::collections::HashSet;
+use std::collections::{HashSet, VecDeque};
 use std::fmt;
 use std::fs;
 use std::io;
@@ -55,6 +55,9 @@ pub enum Outcome {
         /// The CA will not do it, or not soon: another may.
         #[serde(default)]
         elsewhere: bool,
+        /// It waits for a limit, and has not failed: see [`AcmeError::held`].
+        #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+        held: bool,
         /// What was wrong, taken apart.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         report: Option<Box<ErrorReport>>,
@@ -70,6 +73,7 @@ impl From<&AcmeError> for Outcome {
             message: error.to_string(),
             retry_after: error.retry_after,
             elsewhere: error.is_for_another_ca(),
+            held: error.held.is_some(),
             report: Some(Box::new(error.report())),
         }
     }
@@ -230,11 +234,14 @@ impl fmt::Display for StoredRevocation {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Content {
     #[serde(default)]
-    records: Vec<Record>,
+    records: VecDeque<Record>,
     #[serde(default)]
     renewal_info: Option<StoredRenewalInfo>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     revocation: Option<StoredRevocation>,
+    /// The certificate, by its id, that the CA does not take for what an order `replaces`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    refused_predecessor: Option<String>,
 }
 
 /// A running attempt.
@@ -366,8 +373,8 @@ impl Ledger {
         let mut id = 0;
         self.change(|memory| {
             let records = &mut memory.content.records;
-            id = records.last().map_or(0, |record| record.id + 1);
-            records.push(Record {
+            id = records.back().map_or(0, |record| record.id + 1);
+            records.push_back(Record {
                 id,
                 kind,
                 ca: ca.to_owned(),
@@ -377,8 +384,9 @@ impl Ledger {
                 reason: reason.map(str::to_owned),
                 challenge: None,
             });
-            let excess = records.len().saturating_sub(MAX_RECORDS);
-            records.drain(..excess);
+            while records.len() > MAX_RECORDS {
+                records.pop_front();
+            }
             memory.running.insert(id);
         })
         .inspect_err(|_| {
@@ -437,10 +445,19 @@ impl Ledger {
 
     /// What was last received about this certificate.
     pub fn renewal_info(&self, certificate_id: &str) -> Option<StoredRenewalInfo> {
+        self.read_renewal_info(certificate_id, StoredRenewalInfo::clone)
+    }
+
+    /// The same for whoever needs a part of it; nothing else is copied.
+    pub fn read_renewal_info<T>(
+        &self,
+        certificate_id: &str,
+        part: impl FnOnce(&StoredRenewalInfo) -> T,
+    ) -> Option<T> {
         let memory = self.read();
         let info = memory.content.renewal_info.as_ref();
         info.filter(|info| info.certificate_id == certificate_id)
-            .cloned()
+            .map(part)
     }
 
     /// Notes that a certificate is revoked, so that a restart replaces it as well.
@@ -453,6 +470,17 @@ impl Ledger {
         let memory = self.read();
         let revocation = memory.content.revocation.as_ref();
         revocation.filter(|it| it.serial == serial).cloned()
+    }
+
+    /// Notes that the CA counts an order that renews this certificate like any other, whatever it
+    /// is told.
+    pub fn set_refused_predecessor(&self, certificate_id: String) -> Result<(), StoreError> {
+        self.change(|memory| memory.content.refused_predecessor = Some(certificate_id))
+    }
+
+    pub fn is_refused_predecessor(&self, certificate_id: &str) -> bool {
+        let memory = self.read();
+        memory.content.refused_predecessor.as_deref() == Some(certificate_id)
     }
 
     /// The failures of `kind` since its last success, at `ca` or at any.
@@ -471,11 +499,16 @@ impl Ledger {
 
     /// The newest finished or crashed record of a kind.
     pub fn last(&self, kind: Kind) -> Option<Record> {
+        self.read_last(kind, Record::clone)
+    }
+
+    /// The same for whoever needs a part of it; nothing else is copied.
+    pub fn read_last<T>(&self, kind: Kind, part: impl FnOnce(&Record) -> T) -> Option<T> {
         let memory = self.read();
         let mut records = memory.content.records.iter().rev();
         records
             .find(|record| record.kind == kind && !memory.running.contains(&record.id))
-            .cloned()
+            .map(part)
     }
 
     /// The challenges of earlier orders, newest first, and whether each went well.
@@ -545,7 +578,7 @@ fn replace_corrupt(
     );
     fs::copy(path, &aside).map_err(|error| StoreError::io("move aside", path, error))?;
     let content = Content {
-        records: vec![Record {
+        records: VecDeque::from([Record {
             id: 0,
             kind,
             ca: String::new(),
@@ -556,13 +589,15 @@ fn replace_corrupt(
                 message: format!("the ledger was unreadable: {error}"),
                 retry_after: None,
                 elsewhere: false,
+                held: false,
                 report: None,
             }),
             reason: None,
             challenge: None,
-        }],
+        }]),
         renewal_info: None,
         revocation: None,
+        refused_predecessor: None,
     };
     let bytes =
         serde_json::to_vec_pretty(&content).map_err(|error| StoreError::broken(path, error))?;
@@ -584,7 +619,8 @@ fn count<'a>(newest_first: impl Iterator<Item = &'a Record>, ca: Option<&str>) -
                 cancelled += 1;
                 cancelled > FREE_CANCELLATIONS
             }
-            Some(Outcome::Failed { .. }) | None => true,
+            Some(Outcome::Failed { held, .. }) => !held,
+            None => true,
         };
         if !failed {
             continue;
@@ -634,6 +670,7 @@ mod tests {
             message: "no".to_owned(),
             retry_after: Some(NOW + Duration::HOUR),
             elsewhere: false,
+            held: false,
             report: None,
         }
     }
@@ -758,7 +795,7 @@ mod tests {
         let content: Content =
             serde_json::from_slice(&fs::read(ledger.path.as_ref().unwrap()).unwrap()).unwrap();
         assert_eq!(content.records.len(), MAX_RECORDS);
-        assert_eq!(content.records.last().unwrap().id, 119);
+        assert_eq!(content.records.back().unwrap().id, 119);
         assert_eq!(
             open(&state).attempts(Kind::Order, None).failures,
             MAX_RECORDS as u32
@@ -821,5 +858,29 @@ mod tests {
             ..info
         };
         assert_eq!(backwards.facts().window, None);
+    }
+
+    #[test]
+    fn what_waits_for_a_limit_has_not_failed() {
+        let (_directory, state) = state();
+        let ledger = open(&state);
+        let held = Outcome::Failed {
+            class: Class::RateLimited,
+            message: "one more would break the limit".to_owned(),
+            retry_after: None,
+            elsewhere: true,
+            held: true,
+            report: None,
+        };
+        run(&ledger, CA, NOW, held);
+        let attempts = |ledger: &Ledger| ledger.attempts(Kind::Order, Some(CA));
+        assert_eq!(attempts(&ledger), Attempts::default());
+        ledger.set_refused_predecessor("ca.1".to_owned()).unwrap();
+        let again = open(&state);
+        assert_eq!(attempts(&again), Attempts::default());
+        assert!(again.is_refused_predecessor("ca.1"));
+        assert!(!again.is_refused_predecessor("ca.2"));
+        run(&ledger, CA, NOW, failure());
+        assert_eq!(attempts(&ledger).failures, 1);
     }
 }

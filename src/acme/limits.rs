@@ -2,7 +2,10 @@
 //! decision over what was ordered before; it knows no CA and no clock.
 //!
 //! A limit is taken as a sliding window, which is at least as strict as the refilling buckets that
-//! CAs use, so that an order that passes here passes there.
+//! CAs use, so that an order that passes here passes there. It has no margin: an order has the date
+//! of the CA's answer to it, which is no earlier than the CA's own, and a certificate the date when
+//! it was seen to be there. Only where a crash lost the answer an order is dated when it was noted,
+//! before it left, and the CA may count it for longer by what it was under way.
 
 use std::collections::{BTreeMap, BTreeSet, HashMap};
 
@@ -18,6 +21,23 @@ use crate::config::{Limit, Limits};
 pub struct Event {
     pub at: OffsetDateTime,
     pub what: What,
+}
+
+impl Event {
+    /// Whether it was then, and its certificate there since.
+    fn is_of(&self, at: OffsetDateTime, issued: Option<OffsetDateTime>) -> bool {
+        let known = match &self.what {
+            What::Order {
+                end: End::Issued { at, .. },
+                ..
+            } => Some(*at),
+            _ => None,
+        };
+        self.at == at
+            && known
+                .zip(issued)
+                .is_none_or(|(known, issued)| known == issued)
+    }
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,8 +58,10 @@ pub enum End {
     Sent,
     /// The CA has it, and may have issued meanwhile.
     Placed,
-    /// There is a certificate since then. `is_over`: nobody goes on with the order, as what the CA
-    /// sent is of no use.
+    /// The CA is told to issue: from here on only its own word says that it did not.
+    Finalized,
+    /// There is a certificate since then, or was by then for all that is known. `is_over`: nobody
+    /// goes on with the order, as what the CA sent is of no use, or nothing ever came.
     Issued { at: OffsetDateTime, is_over: bool },
     /// There is none. The name that was not validated, where it was that.
     Failed(Option<String>),
@@ -53,7 +75,8 @@ impl End {
             // Given up for lost by somebody who read the file while it was being sent, or before
             // what a crash had left on disk was found.
             (End::Sent | End::Failed(None), End::Placed) => End::Placed,
-            (end, End::Sent | End::Placed) => end,
+            (End::Placed, End::Finalized) => End::Finalized,
+            (end, End::Sent | End::Placed | End::Finalized) => end,
             (_, word) => word,
         }
     }
@@ -61,7 +84,7 @@ impl End {
     /// For how long somebody may go on with the order; `None`: there is nothing to go on with.
     fn lifetime(&self) -> Option<Duration> {
         match self {
-            End::Placed => Some(PENDING_LIFETIME),
+            End::Placed | End::Finalized => Some(PENDING_LIFETIME),
             End::Issued { is_over: false, .. } => Some(FETCHED_LIFETIME),
             End::Sent | End::Issued { .. } | End::Failed(_) => None,
         }
@@ -142,6 +165,10 @@ impl Past {
 
     /// It turns out that the event with this number was then, and its certificate there since.
     pub fn redate(&mut self, id: u64, at: OffsetDateTime, issued: Option<OffsetDateTime>) {
+        // To index an event anew is most of the work, and most stay where they are.
+        if self.get(id).is_some_and(|event| event.is_of(at, issued)) {
+            return;
+        }
         self.change(id, |event| {
             event.at = at;
             if let What::Order { end, .. } = &mut event.what
@@ -172,6 +199,18 @@ impl Past {
         let what = self.get(id).map(|event| &event.what);
         let wanted: BTreeSet<&String> = names.iter().collect();
         matches!(what, Some(What::Order { names, .. }) if names.iter().eq(wanted))
+    }
+
+    /// Whether the CA may have issued for the order with this number, which nobody knows.
+    pub fn may_be_issued(&self, id: u64) -> bool {
+        let what = self.get(id).map(|event| &event.what);
+        matches!(
+            what,
+            Some(What::Order {
+                end: End::Finalized,
+                ..
+            })
+        )
     }
 
     /// Whether the order with this number is one for these names to go on with: the CA has it, and
@@ -230,7 +269,7 @@ impl Past {
         }
         let issued = match end {
             End::Issued { at, .. } => *at,
-            End::Sent | End::Placed => at,
+            End::Sent | End::Placed | End::Finalized => at,
             End::Failed(Some(name)) => {
                 return put_under(&mut self.failures, bare(name).to_owned(), at);
             }

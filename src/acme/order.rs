@@ -6,6 +6,7 @@
 mod chains;
 mod choice;
 mod delivery;
+mod notes;
 mod pending;
 mod poll;
 #[cfg(test)]
@@ -23,7 +24,7 @@ use time::{Duration, OffsetDateTime};
 use super::account::{Session, blocking};
 use super::challenges::Challenges;
 use super::dns::DnsChallenges;
-use super::error::{AcmeError, Class};
+use super::error::{AcmeError, Class, Held};
 use super::history::{History, Reservation};
 use super::http::{JobHttp, of_problem, with_nonce};
 use super::renewal_info::certificate_id;
@@ -37,7 +38,8 @@ use crate::store::{key_type_name, private_key};
 pub use choice::{challenge_from_name, challenge_name, learned};
 use delivery::{KeepError, keep};
 pub use pending::{
-    FETCHED_LIFETIME, PENDING_LIFETIME, Unfinished, complete_pending, discard_key, unfinished,
+    FETCHED_LIFETIME, Histories, PENDING_LIFETIME, Unfinished, complete_pending, discard_key,
+    make_known, unfinished,
 };
 use pending::{Fetched, ORDER_FILE, Pending, PendingDir};
 use poll::Poll;
@@ -100,8 +102,11 @@ pub async fn issue(job: Job) -> Result<Issued, AcmeError> {
         let pending = run.pending.clone();
         blocking(move || pending.discard()).await;
         let name = error.identifier.clone();
-        let name = name.filter(|_| error.challenge.is_some());
-        run.note_end(run.number.get().copied(), name).await;
+        let number = run.number.get().copied();
+        match name.filter(|_| error.challenge.is_some()) {
+            Some(name) => run.note_failure(number, Some(name)).await,
+            None => run.note_dropped(number).await,
+        }
     }
     result
 }
@@ -140,7 +145,7 @@ impl Run {
             let csr = csr(&self.job.names, &key).map_err(|error| {
                 self.error(Class::Operator, format!("cannot make the CSR: {error}"))
             })?;
-            with_nonce!(order.finalize_csr(&csr)).map_err(|error| self.explain(error))?;
+            self.finalize(&mut order, &csr).await?;
             crash::point("order-finalized");
         }
         let chain = self.fetch_certificate(&mut order).await?;
@@ -151,6 +156,22 @@ impl Run {
         })
     }
 
+    /// Has the CA issue, which it may do from here on whatever becomes of its answer.
+    async fn finalize(&self, order: &mut Order, csr: &[u8]) -> Result<(), AcmeError> {
+        self.note_finalization().await?;
+        let result = with_nonce!(order.finalize_csr(csr));
+        let error = match result {
+            Ok(()) => return Ok(()),
+            Err(error) => self.explain(error),
+        };
+        // One that is not ready may be processed already.
+        if error.problem.is_some() && error.ends_the_order() && !error.is("orderNotReady") {
+            // The CA says that it will not.
+            self.note_failure(self.number.get().copied(), None).await;
+        }
+        Err(error)
+    }
+
     /// A key that is not kept is not kept by an interrupted order either: it may have ended since.
     async fn drop_kept_key(&self) {
         if self.job.reuse_key {
@@ -158,7 +179,7 @@ impl Run {
         }
         let (dir, pending) = (self.job.dir.clone(), self.pending.clone());
         if let Some(dropped) = blocking(move || pending.discard_key(&dir, |_| true)).await {
-            self.note_end(self.number_of(&dropped), None).await;
+            self.note_dropped(self.number_of(&dropped)).await;
         }
     }
 
@@ -193,7 +214,7 @@ impl Run {
                 tracing::debug!(%error, "dropping an interrupted order");
                 let dir = self.pending.clone();
                 blocking(move || dir.discard()).await;
-                self.note_end(self.number_of(&pending), None).await;
+                self.note_dropped(self.number_of(&pending)).await;
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -210,12 +231,15 @@ impl Run {
         let same = pending.ca == self.job.config.directory
             && pending.is_for(&self.job.names, self.job.key_type, clock::now());
         if !same {
-            self.note_end(number, None).await;
+            self.note_dropped(number).await;
             return Ok(None);
         }
         let found = match with_nonce!(self.account.order(pending.order_url.clone())) {
             Ok(mut order) => {
                 let alive = order.state().status != OrderStatus::Invalid;
+                if !alive {
+                    self.note_failure(number, None).await;
+                }
                 alive.then_some(order)
             }
             Err(error) => match self.explain(error) {
@@ -229,11 +253,11 @@ impl Run {
         tracing::debug!(order = url, alive, "found an interrupted order");
         match found {
             Some(order) => {
-                self.note_place(number, url).await?;
+                self.note_place(number, url, None).await?;
                 Ok(Some((order, pending, Arc::new(key))))
             }
             None => {
-                self.note_end(number, None).await;
+                self.note_dropped(number).await;
                 Ok(None)
             }
         }
@@ -274,7 +298,8 @@ impl Run {
             .await
             .map_err(|error| AcmeError::store(&self.what, &error))?;
         crash::point("order-url");
-        self.note_place(Some(number), order.url()).await?;
+        self.note_place(Some(number), order.url(), Some(pending.created_at))
+            .await?;
         Ok((order, pending, Arc::new(key)))
     }
 
@@ -315,8 +340,10 @@ impl Run {
         {
             let order = new_order().replaces(predecessor);
             match self.place(&order, true).await {
-                Err((error, status)) if refuses_predecessor(&error, status) => {
-                    tracing::debug!(%error, "ordering again without `replaces`");
+                Err((refusal, status)) if refuses_predecessor(&refusal, status) => {
+                    tracing::debug!(error = %refusal, "ordering again without `replaces`");
+                    let placed = self.place(&new_order(), false).await;
+                    return placed.map_err(|(error, _)| without_predecessor(error, refusal));
                 }
                 placed => return placed.map_err(|(error, _)| error),
             }
@@ -330,8 +357,11 @@ impl Run {
     fn reserve(&self) -> Result<Reservation, AcmeError> {
         let (history, limits) = (&self.job.history, &self.job.config.limits);
         let reserved = history.reserve(limits, &self.job.names, clock::now());
-        // Its date is looked up again before the next attempt, by the clock of then.
-        reserved.map_err(|broken| self.error(Class::RateLimited, broken.to_string()))
+        reserved.map_err(|broken| AcmeError {
+            retry_after: Some(broken.until),
+            held: Some(Held::Anew),
+            ..self.error(Class::RateLimited, broken.to_string())
+        })
     }
 
     /// One newOrder, in the history before it leaves. `exempt`: the CA is told which certificate it
@@ -356,7 +386,9 @@ impl Run {
             Ok(order) => Ok((order, number)),
             Err(error) => {
                 let status = self.http.last().status;
-                self.note_end(Some(number), None).await;
+                let now = clock::now();
+                self.note_end(Some(number), move |it, number| it.refused(number, now))
+                    .await;
                 Err((self.explain(error), status))
             }
         }
@@ -367,39 +399,6 @@ impl Run {
         let reservation = self.job.reservation.lock();
         // It is replaced whole, so a panic cannot have left half of it.
         reservation.unwrap_or_else(PoisonError::into_inner).take()
-    }
-
-    /// Where the CA keeps the order that goes on from here.
-    async fn note_place(&self, number: Option<u64>, url: &str) -> Result<(), AcmeError> {
-        let Some(number) = number else {
-            return Ok(());
-        };
-        self.number.get_or_init(|| number);
-        let (history, url) = (Arc::clone(&self.job.history), url.to_owned());
-        let noted = blocking(move || history.placed(number, &url)).await;
-        noted.map_err(|error| AcmeError::store(&self.what, &error))
-    }
-
-    /// The CA has issued, and counts that, whatever we make of it.
-    async fn note_certificate(&self) -> Result<(), AcmeError> {
-        let Some(number) = self.number.get().copied() else {
-            return Ok(());
-        };
-        let history = Arc::clone(&self.job.history);
-        let noted = blocking(move || history.issued(number, clock::now())).await;
-        noted.map_err(|error| AcmeError::store(&self.what, &error))
-    }
-
-    /// The order leaves no certificate, or none that is of use. `name`: the one that the CA did not
-    /// validate, which it may count.
-    async fn note_end(&self, number: Option<u64>, name: Option<String>) {
-        let Some(number) = number else {
-            return;
-        };
-        let history = Arc::clone(&self.job.history);
-        if let Err(error) = blocking(move || history.failed(number, name)).await {
-            tracing::warn!(%error, "cannot record how an order ended");
-        }
     }
 
     async fn fetch_certificate(&self, order: &mut Order) -> Result<String, AcmeError> {
@@ -415,7 +414,10 @@ impl Run {
                     let chain = chain.ok_or_else(|| self.error(Class::Retryable, none))?;
                     return Ok(self.preferred_chain(chain, &links).await);
                 }
-                OrderStatus::Invalid => return Err(self.invalid(order)),
+                OrderStatus::Invalid => {
+                    self.note_failure(self.number.get().copied(), None).await;
+                    return Err(self.invalid(order));
+                }
                 _ => {}
             }
             if !poll.wait(self.http.last().retry_after).await {
@@ -521,6 +523,19 @@ fn refuses_predecessor(error: &AcmeError, status: Option<u16>) -> bool {
     ];
     let mismatch = error.problem.is_none() && error.detail.contains("replaces field mismatch");
     refused.iter().any(|problem| error.is(problem)) || matches!(status, Some(404 | 409)) || mismatch
+}
+
+/// An order that is sent once more, as the CA has refused what it replaces, and so counts. Where
+/// that is held, a CA that has merely stumbled may take the first one yet: then that has failed.
+fn without_predecessor(error: AcmeError, refusal: AcmeError) -> AcmeError {
+    match error.held {
+        Some(_) if refusal.unreachable => refusal,
+        Some(_) => AcmeError {
+            held: Some(Held::RefusedPredecessor),
+            ..error
+        },
+        None => error,
+    }
 }
 
 /// The signing request: the names alone, as CAs take the subject from nowhere else.

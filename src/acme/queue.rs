@@ -281,6 +281,12 @@ impl Queue {
         }
     }
 
+    /// What waits in a lane and is counted by the CA, the most urgent first.
+    pub fn counted(&self, lane: &Lane) -> Vec<u64> {
+        let waiting = self.lanes.get(lane).map(|state| &state.waiting[1]);
+        waiting.into_iter().flatten().map(|it| it.id).collect()
+    }
+
     /// Ends every hold, and lets the buckets fill from now on: the clock that they were made by was
     /// wrong.
     pub fn release(&mut self, now: OffsetDateTime) {

@@ -324,9 +324,12 @@ pub fn plan(now: OffsetDateTime, facts: &Facts) -> Action {
         return Action::CoveredByFiles { until };
     }
     match need(now, facts) {
-        Need::Now(OrderReason::Due) if fetch_at(now, facts).is_some_and(|at| at <= now) => {
-            // The answer may put the renewal off; a failed question moves `next_fetch`, so that
-            // it holds the order up once at most.
+        Need::Now(OrderReason::Due | OrderReason::KeyTypeChanged)
+            if fetch_at(now, facts).is_some_and(|at| at <= now) =>
+        {
+            // The answer may put the renewal off, and says whether the CA wants to know what is
+            // replaced; a failed question moves `next_fetch`, so that it holds the order up once
+            // at most.
             fetch(now, facts, now)
         }
         Need::Now(reason) => match blocked(now, facts) {

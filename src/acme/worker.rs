@@ -37,6 +37,7 @@ use super::challenges::Challenges;
 use super::dns::{self, DnsChallenges};
 use super::job::Done;
 use super::ledger::Ledger;
+use super::order::Histories;
 use super::queue::Lane;
 use super::renewal::IssuerKind;
 use super::revocation::check::Checked;
@@ -232,6 +233,7 @@ impl Worker {
                     tracing::info!("this process orders certificates now");
                     self.forget_records().await;
                 }
+                self.put_in_place().await;
                 let ids: Vec<u64> = self.desk.entries().map(|(id, _)| id).collect();
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
@@ -331,6 +333,7 @@ impl Worker {
             }
         }
         self.give_up(old).await;
+        self.put_in_place().await;
         self.load(&new).await;
     }
 
@@ -407,9 +410,15 @@ impl Worker {
         }
     }
 
+    fn histories(&self) -> Arc<Histories> {
+        let authorities = self.desk.authorities.iter();
+        let each = authorities.map(|it| (it.url().to_owned(), Arc::clone(&it.history)));
+        Arc::new(each.collect())
+    }
+
     /// Reads what is on disk for these entries; with the lock, finishes what a crash interrupted.
     async fn load(&mut self, ids: &[u64]) {
-        let writer = self.lock.is_some();
+        let histories = self.lock.is_some().then(|| self.histories());
         let requests: Vec<(u64, Load)> = ids
             .iter()
             .filter_map(|id| {
@@ -418,7 +427,7 @@ impl Worker {
                     subject: entry.subject.clone(),
                     dir: entry.dir.clone(),
                     ledger: entry.ledger.clone(),
-                    may_complete: writer && !entry.running,
+                    histories: histories.clone().filter(|_| !entry.running),
                 };
                 Some((*id, load))
             })

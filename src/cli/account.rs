@@ -1,13 +1,17 @@
-//! `perennial account`.
+//! `perennial account`: asks the running perennial, and does it itself where none runs.
 
+mod stopped;
+
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 use serde::Deserialize;
 
-use super::EXIT_USAGE;
 use super::admin_client::{AdminArgs, AdminClientError};
 use super::certs::exit;
+use super::{ConfigArgs, EXIT_USAGE};
 use crate::acme::account::slug;
+use stopped::StoppedError;
 
 #[derive(Debug, clap::Args)]
 pub(super) struct AccountArgs {
@@ -30,6 +34,11 @@ struct CaArgs {
     ca: Option<String>,
     #[command(flatten)]
     admin: AdminArgs,
+    /// State directory, where no perennial runs [default: the one of the configuration]
+    #[arg(long, value_name = "DIR")]
+    state_dir: Option<PathBuf>,
+    #[command(flatten)]
+    config: ConfigArgs,
 }
 
 #[derive(Debug, clap::Args)]
@@ -41,7 +50,21 @@ struct DeactivateArgs {
     yes: bool,
 }
 
-/// The answer of the admin API.
+#[derive(Clone, Copy, Debug)]
+enum Change {
+    Rollover,
+    Deactivate,
+}
+
+#[derive(Debug, thiserror::Error)]
+enum AccountError {
+    #[error(transparent)]
+    Admin(#[from] AdminClientError),
+    #[error(transparent)]
+    Stopped(#[from] StoppedError),
+}
+
+/// As the admin API answers.
 #[derive(Deserialize)]
 struct Changed {
     ca: String,
@@ -50,7 +73,7 @@ struct Changed {
 
 pub(super) fn main(args: AccountArgs) -> ExitCode {
     match args.command {
-        AccountCommand::Rollover(args) => exit(change(&args, "rollover").map(|changed| {
+        AccountCommand::Rollover(args) => exit(change(args, Change::Rollover).map(|changed| {
             println!("new key for {} at {}", changed.account, changed.ca);
         })),
         AccountCommand::Deactivate(args) if !args.yes => {
@@ -60,14 +83,25 @@ pub(super) fn main(args: AccountArgs) -> ExitCode {
             );
             ExitCode::from(EXIT_USAGE)
         }
-        AccountCommand::Deactivate(args) => exit(change(&args.ca, "deactivate").map(|changed| {
-            println!("deactivated {} at {}", changed.account, changed.ca);
-        })),
+        AccountCommand::Deactivate(args) => {
+            exit(change(args.ca, Change::Deactivate).map(|changed| {
+                println!("deactivated {} at {}", changed.account, changed.ca);
+            }))
+        }
     }
 }
 
-fn change(args: &CaArgs, what: &str) -> Result<Changed, AdminClientError> {
+fn change(args: CaArgs, change: Change) -> Result<Changed, AccountError> {
     let ca = args.ca.as_deref().map(slug);
     let query = ca.map(|ca| format!("?ca={ca}")).unwrap_or_default();
-    args.admin.post(&format!("/account/{what}{query}"))
+    let path = match change {
+        Change::Rollover => "/account/rollover",
+        Change::Deactivate => "/account/deactivate",
+    };
+    match args.admin.post(&format!("{path}{query}")) {
+        Err(unanswered @ AdminClientError::Connect { .. }) => {
+            Ok(stopped::change(args, change, unanswered)?)
+        }
+        answered => Ok(answered?),
+    }
 }

@@ -92,7 +92,7 @@ pub(super) fn main(args: CertsArgs) -> ExitCode {
 }
 
 /// The exit code of a command that talked to the admin API; an error is printed.
-pub(super) fn exit(result: Result<(), AdminClientError>) -> ExitCode {
+pub(super) fn exit(result: Result<(), impl std::fmt::Display>) -> ExitCode {
     match result {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {

@@ -89,9 +89,16 @@ fn target(
     let config = config.transpose()?;
     let configured = config.iter().flat_map(|config| &config.acme.authorities);
     known.extend(configured.map(|authority| authority.directory.clone()));
+    let first = config.iter().find_map(|it| it.acme.authorities.first());
+    let directories = Directories {
+        configured: known,
+        key_type: first
+            .map(|authority| authority.key_type)
+            .unwrap_or_default(),
+    };
     let configured = config.map(|config| config.server.state_dir);
     let root = state_dir.or(configured).unwrap_or_default();
-    Ok((root, Directories { configured: known }))
+    Ok((root, directories))
 }
 
 fn import(
@@ -120,7 +127,7 @@ fn import(
 
 /// Other clients' files may be root's alone to read, and what is written has to be the service's
 /// own: root reads, and from here on this thread is the owner of the state directory.
-fn become_owner(root: &Path) -> Result<(), String> {
+pub(super) fn become_owner(root: &Path) -> Result<(), String> {
     use rustix::thread::{set_thread_gid, set_thread_groups, set_thread_uid};
     let Ok(owner) = std::fs::metadata(root) else {
         return Ok(());

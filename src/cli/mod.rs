@@ -50,7 +50,7 @@ enum Command {
     Status(status::StatusArgs),
     /// Show, renew and revoke certificates of a running perennial, or take over another client's
     Certs(certs::CertsArgs),
-    /// Change the ACME account of a running perennial
+    /// Change the ACME account, of a running perennial or of one that is stopped
     Account(account::AccountArgs),
     /// Have a new process of the program take over from the running one, without a refused connection
     Upgrade(upgrade::UpgradeArgs),

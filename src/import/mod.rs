@@ -17,6 +17,7 @@ use boring::pkey::{PKey, Private};
 use serde::Serialize;
 
 use crate::acme::public_cas;
+use crate::config::KeyType;
 pub use writing::write;
 
 /// A client whose files are understood.
@@ -124,11 +125,13 @@ impl fmt::Display for CaHint {
     }
 }
 
-/// The directory URLs that are known.
+/// What is known of the configuration: the URLs of directories, and what is ordered there.
 #[derive(Clone, Debug, Default)]
 pub struct Directories {
     /// Of the configuration, and those that somebody named.
     pub configured: Vec<String>,
+    /// Of the certificates that will be ordered.
+    pub key_type: KeyType,
 }
 
 impl Directories {
@@ -260,6 +263,7 @@ mod tests {
     fn hints_lead_to_directories() {
         let directories = Directories {
             configured: vec!["https://127.0.0.1:14000/dir".to_owned()],
+            key_type: KeyType::default(),
         };
         let lets_encrypt = "https://acme-v02.api.letsencrypt.org/directory";
         for (hint, url) in [

@@ -14,7 +14,7 @@ use crate::clock;
 use crate::config::KeyType;
 use crate::store::generation::{self, Generation, Meta, Source};
 use crate::store::leaf::{Leaf, chain_pem};
-use crate::store::{StateDir, StoreError};
+use crate::store::{StateDir, StoreError, key_type_name};
 
 /// Writes, or with `dry_run` only says what would be written. Blocks on the disk.
 pub fn write(
@@ -29,7 +29,19 @@ pub fn write(
     items.extend(write_accounts(found.accounts, state, &directories, dry_run));
     for certificate in &found.certificates {
         let ca = directories.resolve(&certificate.ca);
-        items.extend(write_certificate(certificate, ca, state, dry_run, now));
+        let ready = ca
+            .map_err(|cause| (Outcome::Skipped, cause))
+            .and_then(|ca| Ready::of(certificate, ca, now));
+        match ready {
+            Ok(ready) => {
+                let each = write_certificate(certificate, &ready, state, dry_run);
+                items.extend(each.map(|item| ready.warn(item, directories.key_type)));
+            }
+            Err((outcome, cause)) => {
+                let what = format!("certificate {}", certificate.path.display());
+                items.push(Item::new(outcome, what, &certificate.path).because(cause));
+            }
+        }
     }
     items
 }
@@ -99,24 +111,11 @@ fn write_account(
 /// Under each of its names: a site may want its own, and finds it there.
 fn write_certificate(
     found: &FoundCertificate,
-    ca: Result<String, String>,
+    ready: &Ready,
     state: &StateDir,
     dry_run: bool,
-    now: OffsetDateTime,
-) -> Vec<Item> {
-    let file = found.path.display().to_string();
-    let ready = ca
-        .map_err(|cause| (Outcome::Skipped, cause))
-        .and_then(|ca| Ready::of(found, ca, now));
-    let ready = match ready {
-        Ok(ready) => ready,
-        Err((outcome, cause)) => {
-            let item = Item::new(outcome, format!("certificate {file}"), &found.path);
-            return vec![item.because(cause)];
-        }
-    };
-    let names = ready.leaf.names.iter();
-    let each = names.map(|name| {
+) -> impl Iterator<Item = Item> {
+    ready.leaf.names.iter().map(move |name| {
         let dir = state.certificate_dir(name, ready.key_type);
         let what = format!("certificate for {name} with serial {}", ready.leaf.serial);
         let item = |outcome| Item::new(outcome, what.clone(), &found.path).to(dir.clone());
@@ -125,8 +124,7 @@ fn write_certificate(
             Ok((outcome, Some(cause))) => item(outcome).because(cause),
             Err(error) => item(Outcome::Failed).because(error),
         }
-    });
-    each.collect()
+    })
 }
 
 /// A certificate that can be taken over.
@@ -178,6 +176,19 @@ impl Ready {
             key_type,
             meta,
         })
+    }
+
+    /// What is not as it would be ordered is replaced as soon as somebody looks after it.
+    fn warn(&self, item: Item, wanted: KeyType) -> Item {
+        let is_new = matches!(item.outcome, Outcome::Imported | Outcome::WouldImport);
+        if !is_new || self.key_type == wanted {
+            return item;
+        }
+        let (own, wanted) = (key_type_name(self.key_type), key_type_name(wanted));
+        item.because(format!(
+            "its key is {own} and `key_type` is {wanted}: it is replaced at the next start; set \
+             key_type = \"{own}\" in [acme] to keep it until it is due"
+        ))
     }
 
     fn put(&self, dir: &Path, dry_run: bool) -> Result<(Outcome, Option<String>), StoreError> {

@@ -289,7 +289,7 @@ fn choose(
     let live = table.load();
     let own = live.select_own(name, local);
     if let (Some(name), Some(on_demand)) = (name, on_demand)
-        && own.is_none_or(|own| is_over(own))
+        && own.is_none_or(|own| !own.best.key.is_valid_at(clock::now()))
         && state(ssl).is_some_and(|state| !state.makes_do.load(Ordering::Relaxed))
         && let Some(subject) = on_demand.wanted(name)
     {
@@ -325,12 +325,6 @@ fn choose(
     state.demand = demand;
     state.selection = Selection::Certificate(choice);
     Ok(true)
-}
-
-/// Whether nothing better is there than what was had on demand once and has expired: for that, too,
-/// it is worth to wait. Whatever else has expired is replaced by its owner, or by the worker.
-fn is_over(choice: &Choice) -> bool {
-    choice.best.source == SourceKind::OnDemand && !choice.best.key.is_valid_at(clock::now())
 }
 
 /// Who accepted the connection: whoever says nothing of it is not our accept loop.

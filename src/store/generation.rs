@@ -166,6 +166,16 @@ pub fn read_current(dir: &Path) -> Result<Option<StoredCertificate>, StoreError>
     Ok(Some(StoredCertificate { path, leaf, meta }))
 }
 
+/// What stands beside `dir`, for the same name under another type of key; the one that is valid for
+/// longest. What cannot be read is not there.
+pub fn read_beside(dir: &Path) -> Option<StoredCertificate> {
+    let parent = dir.parent()?;
+    let all = KeyType::ALL.map(|key_type| parent.join(key_type_name(key_type)));
+    let others = all.iter().filter(|other| *other != dir);
+    let stored = others.filter_map(|other| read_current(other).ok().flatten());
+    stored.max_by_key(|stored| stored.leaf.not_after)
+}
+
 /// Where `current` points; `None` where there is no such link.
 fn current_id(dir: &Path) -> Result<Option<String>, StoreError> {
     let link = dir.join(CURRENT);

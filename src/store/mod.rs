@@ -7,6 +7,7 @@ pub(crate) mod crash;
 pub mod generation;
 pub mod leaf;
 mod lock;
+pub mod places;
 pub mod private_key;
 pub mod sweep;
 

@@ -134,13 +134,19 @@ pub fn archive(state: &StateDir, dir: &Path, now: OffsetDateTime) -> Result<Path
     let parent = state.archive_dir().join(place);
     make_directory(&parent)?;
     let target = parent.join(generation::next_id(&parent, now)?);
-    fs::rename(dir, &target).map_err(|error| StoreError::io("move", dir, error))?;
-    sync_directory(&parent)?;
-    let name = dir.parent().unwrap_or(&root);
-    sync_directory(name)?;
-    // It stays where it has another key type.
-    let _ = fs::remove_dir(name);
+    move_directory(dir, &target)?;
     Ok(target)
+}
+
+/// In one rename, and on disk when this returns.
+pub(super) fn move_directory(from: &Path, to: &Path) -> Result<(), StoreError> {
+    fs::rename(from, to).map_err(|error| StoreError::io("move", from, error))?;
+    for parent in [to, from].into_iter().filter_map(Path::parent) {
+        sync_directory(parent)?;
+    }
+    // It stays where it has another key type.
+    let _ = from.parent().map(fs::remove_dir);
+    Ok(())
 }
 
 /// The directories that hold certificates called after `name`.
@@ -200,14 +206,14 @@ fn is_ours(dir: &Path) -> bool {
     })
 }
 
-fn directories(path: &Path) -> Vec<PathBuf> {
+pub(super) fn directories(path: &Path) -> Vec<PathBuf> {
     let entries = fs::read_dir(path).into_iter().flatten().flatten();
     let entries = entries.filter(|entry| entry.file_type().is_ok_and(|kind| kind.is_dir()));
     entries.map(|entry| entry.path()).collect()
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use super::*;
     use crate::config::KeyType;
     use crate::store::generation::{Generation, Meta, Source};
@@ -224,7 +230,7 @@ mod tests {
         )
     }
 
-    fn put_into(dir: PathBuf, name: &str, not_after: OffsetDateTime) -> PathBuf {
+    pub fn put_into(dir: PathBuf, name: &str, not_after: OffsetDateTime) -> PathBuf {
         let key = rcgen::KeyPair::generate().unwrap();
         let mut params = rcgen::CertificateParams::new(vec![name.to_owned()]).unwrap();
         params.not_before = not_after - Duration::days(90);

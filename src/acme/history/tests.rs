@@ -128,12 +128,32 @@ impl Host {
         }
         history
     }
+
+    /// Used up by a clock that is ahead, and looked at two hours later by one that is right.
+    fn set_back(&self) -> (History, OffsetDateTime) {
+        self.at(1, Duration::HOUR);
+        let history = self.used_up(NOW + Duration::days(400));
+        self.at(1, Duration::hours(3));
+        let later = NOW + Duration::hours(2);
+        broken_until(&history, later);
+        (history, later)
+    }
 }
 
+/// Until when a certificate for a name that is new would be one too many.
 fn broken_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
-    history.forget(now, WEEK);
+    one_more_until(history, "x.test", now)
+}
+
+/// Until when one more certificate for these names would be one too many.
+fn duplicate_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    one_more_until(history, "a.test", now)
+}
+
+fn one_more_until(history: &History, name: &str, now: OffsetDateTime) -> Option<OffsetDateTime> {
+    history.forget(now, WEEK + Duration::DAY);
     let limits = crate::config::Limits::lets_encrypt();
-    let names = ["x.test".parse().unwrap()];
+    let names = [name.parse().unwrap()];
     let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
     broken.map(|broken| broken.until)
 }
@@ -167,11 +187,7 @@ fn a_clock_that_is_set_neither_holds_up_an_order_nor_breaks_a_limit() {
 #[test]
 fn what_a_running_process_finds_out_about_dates_is_on_disk_with_the_next_order() {
     let host = Host::new();
-    host.at(1, Duration::HOUR);
-    let history = host.used_up(NOW + Duration::days(400));
-    host.at(1, Duration::hours(3));
-    let later = NOW + Duration::hours(2);
-    broken_until(&history, later);
+    let (history, later) = host.set_back();
     history
         .order(&["x.test".parse().unwrap()], true, later)
         .unwrap();
@@ -196,15 +212,6 @@ fn of_another_start_of_the_host_a_date_in_the_future_counts_once_as_just_now() {
         assert_eq!(broken_until(&host.open(later), later), Some(until));
     }
     assert_eq!(broken_until(&host.open(until), until), None);
-}
-
-/// Until when one more certificate for these names would be one too many.
-fn duplicate_until(history: &History, now: OffsetDateTime) -> Option<OffsetDateTime> {
-    history.forget(now, WEEK + Duration::DAY);
-    let limits = crate::config::Limits::lets_encrypt();
-    let names = ["a.test".parse().unwrap()];
-    let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
-    broken.map(|broken| broken.until)
 }
 
 #[test]
@@ -267,9 +274,11 @@ fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
     let path = host.state.ledger_dir().join("authorities/ca.history.jsonl");
     let line =
         r#"{"order":{"id":3,"at":"2026-11-25T11:00:00Z","names":["a.test"],"exempt":false}}"#;
-    append(&path, format!("{line}\n").as_bytes()).unwrap();
+    let placed = r#"{"placed":{"id":3,"url":"https://ca.test/order/1"}}"#;
+    append(&path, format!("{line}\n{placed}\n").as_bytes()).unwrap();
     let past = past_of(&host.open(NOW));
     assert_eq!(past[0].at, NOW - Duration::HOUR);
+    assert!(matches!(&past[0].what, What::Order { end, .. } if *end == End::Placed));
 }
 
 #[test]
@@ -346,11 +355,7 @@ fn only_the_process_that_orders_writes_the_history_anew() {
 #[test]
 fn that_the_clock_was_set_is_on_disk_whoever_finds_it_out_first() {
     let host = Host::new();
-    host.at(1, Duration::HOUR);
-    let history = host.used_up(NOW + Duration::days(400));
-    host.at(1, Duration::hours(3));
-    let later = NOW + Duration::hours(2);
-    broken_until(&history, later);
+    let (history, later) = host.set_back();
     let folder = host.state.ledger_dir().join("authorities");
     let aside = folder.with_extension("aside");
     fs::rename(&folder, &aside).unwrap();
@@ -365,4 +370,115 @@ fn that_the_clock_was_set_is_on_disk_whoever_finds_it_out_first() {
     host.at(2, Duration::MINUTE);
     let later = NOW + Duration::hours(3);
     assert_eq!(broken_until(&host.open(later), later), None);
+}
+
+/// The end of the one order in the history, in memory and on disk alike.
+fn end_of_the_order(host: &Host, history: &History, now: OffsetDateTime) -> End {
+    let ends = [past_of(history), past_of(&host.open(now))].map(|past| match &past[0].what {
+        What::Order { end, .. } => end.clone(),
+        What::Account => panic!("an account"),
+    });
+    let [in_memory, on_disk] = ends;
+    assert_eq!(in_memory, on_disk);
+    on_disk
+}
+
+/// A CA that was told to issue may have done so, whoever has lost patience with it meanwhile.
+#[test]
+fn an_order_that_is_dropped_may_be_a_certificate_once_the_ca_was_told_to_issue() {
+    let later = NOW + Duration::hours(30);
+    let dropped = |note: &dyn Fn(&History, u64)| {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let history = host.open(NOW);
+        let names = ["a.test".parse().unwrap()];
+        let id = history.order(&names, false, NOW).unwrap();
+        history.placed(id, "https://ca.test/order/1").unwrap();
+        note(&history, id);
+        host.at(1, Duration::hours(31));
+        history.dropped(id, later).unwrap();
+        let end = end_of_the_order(&host, &history, later);
+        let wanted = ["a.test".to_owned()];
+        assert!(!history.judge(|past| past.is_open(id, &wanted, later)));
+        end
+    };
+    let finalize = |history: &History, id| {
+        for _ in 0..2 {
+            history.finalized(id).unwrap();
+        }
+    };
+    let (at, is_over) = (later, true);
+    assert_eq!(dropped(&finalize), End::Issued { at, is_over });
+    assert_eq!(dropped(&|_, _| {}), End::Failed(None));
+    // The CA's own word that there is none.
+    let refused = |history: &History, id| {
+        finalize(history, id);
+        history.failed(id, None).unwrap();
+    };
+    assert_eq!(dropped(&refused), End::Failed(None));
+    // A certificate that is known is as old as it is.
+    let issued = |history: &History, id| {
+        finalize(history, id);
+        history.issued(id, NOW).unwrap();
+    };
+    let at = NOW;
+    assert_eq!(dropped(&issued), End::Issued { at, is_over });
+}
+
+#[test]
+fn an_order_that_the_ca_was_told_to_issue_for_is_still_one_to_go_on_with_after_a_restart() {
+    let host = Host::new();
+    host.at(1, Duration::HOUR);
+    let history = host.open(NOW);
+    let names = ["a.test".parse().unwrap()];
+    let id = history.order(&names, false, NOW).unwrap();
+    history.placed(id, "https://ca.test/order/1").unwrap();
+    history.finalized(id).unwrap();
+    // Found again by the next start.
+    history.placed(id, "https://ca.test/order/1").unwrap();
+    assert_eq!(end_of_the_order(&host, &history, NOW), End::Finalized);
+    let wanted = ["a.test".to_owned()];
+    let is_open = |now| host.open(NOW).judge(|past| past.is_open(id, &wanted, now));
+    assert!(is_open(NOW) && !is_open(NOW + Duration::DAY));
+}
+
+/// It is noted before it leaves, and may be under way for a while: by the CA's date it is younger.
+#[test]
+fn an_order_counts_from_the_cas_answer_on() {
+    let limits = crate::config::Limits {
+        new_orders: Some(crate::config::Limit {
+            count: 1,
+            per: std::time::Duration::from_secs(3600),
+        }),
+        ..Default::default()
+    };
+    let until = |history: &History, now| {
+        history.forget(now, WEEK);
+        let names = ["b.test".parse().unwrap()];
+        let broken = history.judge(|past| limits::order(now, &limits, past, &names, false));
+        broken.map(|broken| broken.until)
+    };
+    let answered = NOW + Duration::seconds(20);
+    for is_refused in [false, true] {
+        let host = Host::new();
+        host.at(1, Duration::HOUR);
+        let history = host.open(NOW);
+        let id = history.order(&["a.test".parse().unwrap()], false, NOW);
+        let id = id.unwrap();
+        host.at(1, Duration::HOUR + Duration::seconds(20));
+        match is_refused {
+            false => history.accepted(id, "https://ca.test/order/1", answered),
+            true => history.refused(id, answered),
+        }
+        .unwrap();
+        host.at(1, Duration::hours(2) + Duration::seconds(10));
+        let almost = NOW + Duration::HOUR + Duration::seconds(10);
+        let anew = [host.open(almost), host.open(almost)];
+        for history in [&history, &anew[0], &anew[1]] {
+            assert_eq!(until(history, almost), Some(answered + Duration::HOUR));
+        }
+        host.at(2, Duration::MINUTE);
+        let again = host.open(almost);
+        assert_eq!(until(&again, almost), Some(answered + Duration::HOUR));
+    }
 }

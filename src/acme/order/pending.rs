@@ -1,8 +1,10 @@
 //! An order that the CA has and that has no certificate yet, on disk: what a crash would lose, so
 //! that the next start resumes it. It sends nothing.
 
+use std::collections::HashMap;
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 
 use rcgen::{KeyPair, PublicKeyData};
 use serde::{Deserialize, Serialize};
@@ -11,6 +13,7 @@ use time::{Duration, OffsetDateTime};
 use super::Issued;
 use super::delivery::{KeepError, keep, verified};
 use super::texts;
+use crate::acme::history::History;
 use crate::acme::limits::Past;
 use crate::certificate::name::Name;
 use crate::clock;
@@ -25,6 +28,9 @@ pub const PENDING_LIFETIME: Duration = Duration::days(1);
 pub const FETCHED_LIFETIME: Duration = Duration::days(7);
 
 pub(super) const ORDER_FILE: &str = "order.json";
+
+/// What was asked of each CA, by its directory URL.
+pub type Histories = HashMap<String, Arc<History>>;
 
 /// `pending/order.json`: an order that the CA has and that has no certificate yet.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -51,6 +57,23 @@ impl Pending {
     pub(super) fn number_in(&self, ca: &str, past: &Past) -> Option<u64> {
         let number = self.number.filter(|_| self.ca == ca);
         number.filter(|number| past.is_for(*number, &self.names))
+    }
+
+    /// Where it is noted that it was sent, and under which number.
+    fn noted<'a>(&self, histories: &'a Histories) -> Option<(&'a History, u64)> {
+        let history = histories.get(&self.ca)?;
+        let number = history.judge(|past| self.number_in(&self.ca, past))?;
+        Some((history, number))
+    }
+
+    /// Nobody goes on with it.
+    fn note_dropped(&self, histories: &Histories, now: OffsetDateTime) {
+        let Some((history, number)) = self.noted(histories) else {
+            return;
+        };
+        if let Err(error) = history.dropped(number, now) {
+            tracing::warn!(%error, "cannot record how an interrupted order ended");
+        }
     }
 
     fn is_like(&self, names: &[Name], key_type: KeyType) -> bool {
@@ -126,10 +149,31 @@ pub fn unfinished(dir: &Path, names: &[Name], key_type: KeyType) -> Option<Unfin
     })
 }
 
+/// Has the history know the order in this directory: a crash that came between its URL on disk and
+/// the note of it makes it look like one that the CA never answered. Blocks on the disk.
+pub fn make_known(dir: &Path, histories: &Histories) {
+    let Some((pending, _)) = PendingDir::of(dir).read() else {
+        return;
+    };
+    let Some((history, number)) = pending.noted(histories) else {
+        return;
+    };
+    if let Err(error) = history.placed(number, &pending.order_url) {
+        tracing::warn!(%error, "cannot record where an interrupted order is");
+    }
+}
+
 /// Drops the order with the key of the current certificate, if that key is not to be used again.
 /// Blocks on the disk.
-pub fn discard_key(dir: &Path, is_ended: impl FnOnce(&str) -> bool) {
-    PendingDir::of(dir).discard_key(dir, is_ended);
+pub fn discard_key(
+    dir: &Path,
+    histories: &Histories,
+    now: OffsetDateTime,
+    is_ended: impl FnOnce(&str) -> bool,
+) {
+    if let Some(dropped) = PendingDir::of(dir).discard_key(dir, is_ended) {
+        dropped.note_dropped(histories, now);
+    }
 }
 
 /// An order whose certificate is on disk, and no generation yet: a crash came between, or this
@@ -178,6 +222,7 @@ pub fn complete_pending(
     dir: &Path,
     names: &[Name],
     key_type: KeyType,
+    histories: &Histories,
     now: OffsetDateTime,
 ) -> Option<Issued> {
     let pending_dir = PendingDir::of(dir);
@@ -190,6 +235,7 @@ pub fn complete_pending(
             tracing::warn!(%error, "cannot finish an interrupted order");
             if matches!(error, KeepError::Unusable(_)) {
                 pending_dir.discard();
+                fetched.pending.note_dropped(histories, now);
             }
             None
         }

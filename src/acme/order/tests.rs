@@ -4,6 +4,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::delivery::verified;
 use super::*;
+use crate::acme::limits::Past;
 
 fn names(texts: &[&str]) -> Vec<Name> {
     texts.iter().map(|text| text.parse().unwrap()).collect()
@@ -133,14 +134,32 @@ fn a_fetched_certificate_survives_a_crash_without_a_request() {
     let dir = directory.path();
     let now = clock::now();
     let wanted = names(&["a.test"]);
-    assert!(complete_pending(dir, &wanted, KeyType::P256, now).is_none());
+    assert!(complete_pending(dir, &wanted, KeyType::P256, &Histories::new(), now).is_none());
     let made = made(&["a.test"], now + Duration::DAY);
     let pending = put_pending(dir, &made, now);
     // Not for other names, and not after a day.
-    assert!(complete_pending(dir, &names(&["b.test"]), KeyType::P256, now).is_none());
-    assert!(complete_pending(dir, &wanted, KeyType::P384, now).is_none());
-    assert!(complete_pending(dir, &wanted, KeyType::P256, now + Duration::days(2)).is_none());
-    let issued = complete_pending(dir, &wanted, KeyType::P256, now).unwrap();
+    assert!(
+        complete_pending(
+            dir,
+            &names(&["b.test"]),
+            KeyType::P256,
+            &Histories::new(),
+            now
+        )
+        .is_none()
+    );
+    assert!(complete_pending(dir, &wanted, KeyType::P384, &Histories::new(), now).is_none());
+    assert!(
+        complete_pending(
+            dir,
+            &wanted,
+            KeyType::P256,
+            &Histories::new(),
+            now + Duration::days(2)
+        )
+        .is_none()
+    );
+    let issued = complete_pending(dir, &wanted, KeyType::P256, &Histories::new(), now).unwrap();
     let stored = generation::read_current(dir).unwrap().unwrap();
     assert_eq!(stored.leaf.serial, issued.leaf.serial);
     assert_eq!(stored.meta.ca.as_deref(), Some("https://ca.test/dir"));
@@ -159,7 +178,16 @@ fn an_interrupted_order_with_a_useless_chain_is_dropped() {
     made.key = KeyPair::generate().unwrap();
     let pending = put_pending(directory.path(), &made, now);
     let wanted = names(&["a.test"]);
-    assert!(complete_pending(directory.path(), &wanted, KeyType::P256, now).is_none());
+    assert!(
+        complete_pending(
+            directory.path(),
+            &wanted,
+            KeyType::P256,
+            &Histories::new(),
+            now
+        )
+        .is_none()
+    );
     assert!(!pending.0.exists());
 }
 
@@ -170,16 +198,18 @@ fn a_key_that_has_ended_is_not_that_of_an_interrupted_order_either() {
     let (now, wanted) = (clock::now(), names(&["a.test"]));
     let mut made = made(&["a.test"], now + Duration::DAY);
     put_pending(dir, &made, now);
-    let issued = complete_pending(dir, &wanted, KeyType::P256, now).unwrap();
+    let issued = complete_pending(dir, &wanted, KeyType::P256, &Histories::new(), now).unwrap();
     // The next one keeps its key.
     let pending = put_pending(dir, &made, now);
-    discard_key(dir, |_| false);
+    discard_key(dir, &Histories::new(), now, |_| false);
     assert!(pending.0.exists());
-    discard_key(dir, |serial| serial == issued.leaf.serial);
+    discard_key(dir, &Histories::new(), now, |serial| {
+        serial == issued.leaf.serial
+    });
     assert!(!pending.0.exists());
     made.key = KeyPair::generate().unwrap();
     let pending = put_pending(dir, &made, now);
-    discard_key(dir, |_| true);
+    discard_key(dir, &Histories::new(), now, |_| true);
     assert!(pending.0.exists(), "it has a key of its own");
 }
 
@@ -232,4 +262,68 @@ fn an_old_order_on_disk_ends_no_other_that_has_its_number_now() {
     assert_eq!(number("a.test", ca), Some(0));
     assert_eq!(number("b.test", ca), None);
     assert_eq!(number("a.test", "https://other.test/dir"), None);
+}
+
+/// Its history, with an order that the CA was told to issue for, and that order on disk with a
+/// certificate for these names.
+fn finalized(dir: &Path, names: &[&str]) -> (Histories, PendingDir, Made) {
+    let now = clock::now();
+    let made = made(names, now + Duration::DAY);
+    let pending_dir = put_pending(dir, &made, now);
+    let mut order = pending_dir.read().unwrap().0;
+    let history = History::in_memory();
+    let wanted: Vec<Name> = order.names.iter().map(|it| it.parse().unwrap()).collect();
+    let number = history.order(&wanted, false, now).unwrap();
+    history.placed(number, &order.order_url).unwrap();
+    history.finalized(number).unwrap();
+    order.number = Some(number);
+    let bytes = serde_json::to_vec(&order).unwrap();
+    pending_dir.write(ORDER_FILE, &bytes).unwrap();
+    let histories = [(order.ca, Arc::new(history))].into();
+    (histories, pending_dir, made)
+}
+
+fn is_open(histories: &Histories) -> bool {
+    let wanted = ["a.test".to_owned()];
+    let each = histories.values();
+    let mut open = each.map(|it| it.judge(|past| past.is_open(0, &wanted, clock::now())));
+    open.all(|open| open)
+}
+
+#[test]
+fn the_history_hears_of_an_interrupted_order_that_is_dropped() {
+    let directory = tempfile::tempdir().unwrap();
+    let (dir, now, wanted) = (directory.path(), clock::now(), names(&["a.test"]));
+    let (histories, pending, _) = finalized(dir, &["b.test"]);
+    assert!(is_open(&histories));
+    assert!(complete_pending(dir, &wanted, KeyType::P256, &histories, now).is_none());
+    assert!(!pending.0.exists() && !is_open(&histories));
+    // One with a key that has ended.
+    let (histories, _, made) = finalized(dir, &["a.test"]);
+    assert!(complete_pending(dir, &wanted, KeyType::P256, &histories, now).is_some());
+    let (histories, pending, _) = finalized(dir, &["a.test"]);
+    let key = made.key.serialize_pem();
+    pending
+        .write(generation::PRIVATE_KEY, key.as_bytes())
+        .unwrap();
+    discard_key(dir, &histories, now, |_| true);
+    assert!(!pending.0.exists() && !is_open(&histories));
+}
+
+#[test]
+fn the_history_hears_of_an_order_whose_url_a_crash_kept_from_it() {
+    let directory = tempfile::tempdir().unwrap();
+    let dir = directory.path();
+    let (_, pending, _) = finalized(dir, &["a.test"]);
+    let history = Arc::new(History::in_memory());
+    let order = pending.read().unwrap().0;
+    let known: Histories = [(order.ca, Arc::clone(&history))].into();
+    make_known(dir, &known);
+    assert!(history.judge(Past::is_empty), "it knows nothing of it");
+    let wanted = names(&["a.test"]);
+    history.order(&wanted, false, clock::now()).unwrap();
+    history.reopen(clock::now(), Duration::WEEK);
+    assert!(!is_open(&known), "it was given up for lost");
+    make_known(dir, &known);
+    assert!(is_open(&known));
 }

@@ -11,6 +11,7 @@ use super::handle::RenewError;
 use crate::acme::account::blocking;
 use crate::certificate::name::Name;
 use crate::clock;
+use crate::store::places::put_in_place;
 use crate::store::sweep::{archive, directories_of, sweep};
 use crate::store::{StateDir, StoreError};
 
@@ -34,7 +35,8 @@ impl Worker {
             return;
         }
         self.sweep_at = now + SWEEP_INTERVAL;
-        let used: HashSet<PathBuf> = self.desk.entries().map(|(_, it)| it.dir.clone()).collect();
+        let used = self.desk.entries();
+        let used: HashSet<PathBuf> = used.flat_map(|(_, entry)| entry.directories()).collect();
         let state = self.state.clone();
         match blocking(move || sweep(&state, &used, now)).await {
             Ok(swept) if swept.is_nothing() => {}
@@ -47,6 +49,28 @@ impl Worker {
                 );
             }
             Err(error) => tracing::warn!(%error, "cannot clean up the state directory"),
+        }
+    }
+
+    /// Puts certificates where the configuration looks for them now.
+    pub(super) async fn put_in_place(&self) {
+        if self.lock.is_none() {
+            return;
+        }
+        let subjects = self.assignment.subjects.iter();
+        let dirs = subjects.map(|subject| self.directory(subject, false));
+        let of_sites = dirs
+            .filter_map(|dir| Some(dir.parent()?.to_owned()))
+            .collect();
+        let (state, on_demand) = (self.state.clone(), self.assignment.on_demand.clone());
+        let is_on_demand = move |name: &Name| on_demand.subject(name).is_some();
+        match blocking(move || put_in_place(&state, &of_sites, is_on_demand)).await {
+            Ok(0) => {}
+            Ok(moved) => tracing::info!(
+                moved,
+                "certificates of sites and those that clients ask for were put in their places"
+            ),
+            Err(error) => tracing::warn!(%error, "a certificate cannot be put in its place"),
         }
     }
 
@@ -83,7 +107,7 @@ impl Worker {
             );
         }
         let dir = entry.dir.clone();
-        let archived = put_away(&self.state, vec![dir.clone()], name).await?;
+        let archived = put_away(&self.state, entry.directories(), name).await?;
         if let Some(entry) = self.desk.entry_mut(id) {
             entry.set_stored(None);
             entry.last_error = None;

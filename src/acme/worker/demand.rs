@@ -10,8 +10,10 @@ use super::desk::Desk;
 use super::entry::Entry;
 use super::handle::Unserved;
 use super::{MAX_SLEEP, Worker};
+use crate::acme::account::blocking;
 use crate::acme::error::LastError;
 use crate::acme::subject::Subject;
+use crate::certificate::name::Name;
 
 /// A certificate that is due is renewed if somebody asked for it within this part of its lifetime.
 /// It is due at two thirds of that: what is asked for after that is renewed behind the answer, so
@@ -51,6 +53,24 @@ impl Worker {
             ..Entry::new(subject, dir, None)
         });
         self.load(&[id]).await;
+    }
+
+    /// Looks after what clients were given on demand once more, because people speak of it: nobody
+    /// may have asked for it since the start.
+    pub(super) async fn recall(&mut self, name: &Name) {
+        let subject = self.assignment.on_demand.subject(name);
+        let Some(subject) = subject.filter(|_| self.desk.by_name(name).is_none()) else {
+            return;
+        };
+        let dir = self.directory(&subject, true);
+        let place = dir.parent().unwrap_or(&dir).to_owned();
+        if blocking(move || place.is_dir()).await {
+            let id = self.desk.add(Entry {
+                on_demand: true,
+                ..Entry::new(subject, dir, None)
+            });
+            self.load(&[id]).await;
+        }
     }
 
     /// The subjects of the names that are looked after and may still be, as the assignment has
@@ -95,6 +115,7 @@ impl Desk {
         self.entry(id).is_some_and(|entry| {
             !entry.on_demand
                 || entry.running
+                || entry.is_asked_for_by_people()
                 || entry.is_waited_for()
                 || (self.surroundings.asked)(&entry.subject.name).is_some()
         })
@@ -184,6 +205,10 @@ impl Entry {
         let lifetime = stored.map(|it| it.leaf.not_after - it.leaf.not_before);
         let wait = lifetime.map_or(MAX_SLEEP, |lifetime| lifetime / LOOK_DIVISOR);
         now + wait.clamp(Duration::SECOND, MAX_SLEEP)
+    }
+
+    fn is_asked_for_by_people(&self) -> bool {
+        self.forced || self.ask_now || self.ask_again || self.reply.is_some()
     }
 
     pub(super) fn is_waited_for(&self) -> bool {

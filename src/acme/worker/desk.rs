@@ -29,7 +29,7 @@ use crate::config::Limit;
 /// How long a date of ours is trusted where it depends on files, whose changes may come without a
 /// word, and where it does not.
 const RECHECK_FILES: Duration = Duration::minutes(10);
-const RECHECK: Duration = Duration::hours(12);
+const RECHECK: Duration = Duration::WEEK;
 /// How often the first load of the certificates from files is looked for.
 const LOADING_POLL: Duration = Duration::milliseconds(100);
 /// Decisions in one turn, so that the end of a job and what people ask for never wait long behind
@@ -78,6 +78,8 @@ pub(super) struct Desk {
     pub(super) takes_over: bool,
     /// The first load of files is not done: nothing is decided yet.
     is_loading: bool,
+    /// What was decided in this turn for those that wait, and when it may be more urgent.
+    fresh: HashMap<u64, (Work, OffsetDateTime)>,
     /// The latest time that was ever seen.
     latest: OffsetDateTime,
 }
@@ -108,9 +110,9 @@ impl Work {
     fn lane(&self, on_demand: bool) -> Lane {
         match self {
             Work::Internal => Lane::Internal,
-            Work::Order { authority, .. } if on_demand => Lane::OnDemand(authority.url().into()),
-            Work::Order { authority, .. } => Lane::Orders(authority.url().into()),
-            Work::Ask { authority } => Lane::Questions(authority.url().into()),
+            Work::Order { authority, .. } if on_demand => Lane::OnDemand(authority.shared_url()),
+            Work::Order { authority, .. } => Lane::Orders(authority.shared_url()),
+            Work::Ask { authority } => Lane::Questions(authority.shared_url()),
         }
     }
 }
@@ -151,6 +153,7 @@ impl Desk {
             trouble: Trouble::default(),
             takes_over: false,
             is_loading: false,
+            fresh: HashMap::new(),
             latest: OffsetDateTime::UNIX_EPOCH,
         }
     }
@@ -198,7 +201,7 @@ impl Desk {
     /// Other authorities, or others' settings: the pace of each is set.
     pub(super) fn set_authorities(&mut self, authorities: Vec<Arc<Authority>>) {
         for authority in &authorities {
-            let url: Arc<str> = authority.url().into();
+            let url = authority.shared_url();
             let orders = Pace {
                 parallel: usize::try_from(authority.config.parallel_orders).unwrap_or(1),
                 rate: authority.config.order_rate,
@@ -343,6 +346,7 @@ impl Desk {
                 self.settle(ticket.id, now);
             }
         }
+        self.fresh.clear();
         *lock(&self.lanes) = self.queue.report(now);
         starts
     }
@@ -418,35 +422,27 @@ impl Desk {
                 if let Some(entry) = self.entries.get_mut(&id) {
                     entry.waiting_since.get_or_insert(now);
                 }
-                let lane = work.lane(self.entry(id).is_some_and(|it| it.on_demand));
+                let lane = self.lane_of(id, &work);
                 let queued = Some((lane.clone(), ticket.priority));
                 self.queue.push(lane, ticket);
                 self.check_at(id, again);
                 self.publish(id, Some(SubjectStatus { queued, ..status }));
+                self.fresh.insert(id, (work, again));
             }
         }
     }
 
-    /// Its turn has come: what was decided when it began to wait is decided again.
+    fn lane_of(&self, id: u64, work: &Work) -> Lane {
+        work.lane(self.entry(id).is_some_and(|it| it.on_demand))
+    }
+
+    /// Its turn has come.
     fn begin(&mut self, lane: Lane, ticket: Ticket, now: OffsetDateTime) -> Option<Start> {
         let id = ticket.id;
-        let on_demand = self.entry(id).is_some_and(|it| it.on_demand);
-        let (mut work, ticket, again, status) = match self.verdict(id, now) {
-            Some(Verdict::Work {
-                work,
-                ticket,
-                again,
-                status,
-            }) if work.lane(on_demand) == lane => (work, ticket, again, status),
-            other => {
-                self.queue.give_back(&lane);
-                self.follow(id, other, now);
-                return None;
-            }
-        };
+        let (mut work, ticket, again) = self.decided(&lane, ticket, now)?;
         if let Err(broken) = self.reserve(id, &mut work, now) {
             self.queue.give_back(&lane);
-            self.hold(lane, ticket, again, broken, status);
+            self.hold(lane, ticket, again, broken);
             return None;
         }
         let entry = self.entries.get_mut(&id)?;
@@ -454,9 +450,40 @@ impl Desk {
         entry.ask_now = false;
         entry.waiting_since = None;
         self.stop_timer(id);
-        let running = true;
-        self.publish(id, Some(SubjectStatus { running, ..status }));
+        self.amend(id, |status| {
+            status.running = true;
+            status.queued = None;
+        });
         Some(Start { id, lane, work })
+    }
+
+    /// What was decided when it began to wait is decided again, unless it began in this turn.
+    fn decided(
+        &mut self,
+        lane: &Lane,
+        ticket: Ticket,
+        now: OffsetDateTime,
+    ) -> Option<(Work, Ticket, OffsetDateTime)> {
+        let id = ticket.id;
+        if let Some((work, again)) = self.fresh.remove(&id) {
+            return Some((work, ticket, again));
+        }
+        match self.verdict(id, now) {
+            Some(Verdict::Work {
+                work,
+                ticket,
+                again,
+                status,
+            }) if self.lane_of(id, &work) == *lane => {
+                self.publish(id, Some(status));
+                Some((work, ticket, again))
+            }
+            other => {
+                self.queue.give_back(lane);
+                self.follow(id, other, now);
+                None
+            }
+        }
     }
 
     /// Takes a place within the limits of the CA, so that orders which begin together do not
@@ -482,14 +509,7 @@ impl Desk {
     }
 
     /// Nothing is sent that would break a limit of the CA: `/status` says when it will be.
-    fn hold(
-        &mut self,
-        lane: Lane,
-        ticket: Ticket,
-        again: OffsetDateTime,
-        broken: Broken,
-        status: SubjectStatus,
-    ) {
+    fn hold(&mut self, lane: Lane, ticket: Ticket, again: OffsetDateTime, broken: Broken) {
         let id = ticket.id;
         let until = broken.until;
         // A client that waits is told now.
@@ -498,26 +518,36 @@ impl Desk {
             tracing::warn!("orders at {}: {broken}", lane.ca());
             self.queue.hold(&lane, until, broken.to_string());
             let queued = Some((lane.clone(), ticket.priority));
-            self.queue.push(lane, ticket);
+            self.queue.push(lane.clone(), ticket);
             self.check_at(id, again);
-            return self.publish(id, Some(SubjectStatus { queued, ..status }));
+            self.amend(id, |status| status.queued = queued);
+            return self.look_for_others(&lane);
         }
-        let text = format!("order for {}: {broken}", status.name);
-        if let Some(entry) = self.entries.get_mut(&id) {
-            entry.forced = false;
-            entry.waiting_since = None;
-            if entry.last_error.as_ref().is_none_or(|it| it.text != text) {
-                tracing::warn!("{text}");
-            }
-            entry.last_error = Some(LastError::from(text.clone()));
-        }
-        self.check_at(id, until);
-        let held = SubjectStatus {
-            next_attempt: Some(until),
-            last_error: Some(text),
-            ..status
+        let Some(entry) = self.entries.get_mut(&id) else {
+            return;
         };
-        self.publish(id, Some(held));
+        let text = format!("order for {}: {broken}", entry.subject.name);
+        entry.forced = false;
+        entry.waiting_since = None;
+        if entry.last_error.as_ref().is_none_or(|it| it.text != text) {
+            tracing::warn!("{text}");
+        }
+        entry.last_error = Some(LastError::from(text.clone()));
+        self.check_at(id, until);
+        self.amend(id, |status| {
+            status.next_attempt = Some(until);
+            status.last_error = Some(text);
+            status.queued = None;
+        });
+    }
+
+    /// Those that a limit of their CA holds up may have their turn at another.
+    fn look_for_others(&mut self, held: &Lane) {
+        if self.authorities.len() > 1 {
+            for id in self.queue.counted(held) {
+                self.check_at(id, OffsetDateTime::UNIX_EPOCH);
+            }
+        }
     }
 
     /// The end of what ran in a lane: there is room for another.
@@ -542,9 +572,7 @@ impl Desk {
         if let Some(entry) = self.entries.get_mut(&id) {
             entry.running = true;
         }
-        if let Some(status) = lock(&self.statuses).get_mut(&id) {
-            status.running = true;
-        }
+        self.amend(id, |status| status.running = true);
     }
 
     /// Nothing runs for it any more: it is looked at in the next turn.
@@ -563,6 +591,13 @@ impl Desk {
     pub(super) fn publish(&self, id: u64, status: Option<SubjectStatus>) {
         if let Some(status) = status {
             lock(&self.statuses).insert(id, status);
+        }
+    }
+
+    /// Changes what is shown of it.
+    fn amend(&self, id: u64, change: impl FnOnce(&mut SubjectStatus)) {
+        if let Some(status) = lock(&self.statuses).get_mut(&id) {
+            change(status);
         }
     }
 

@@ -12,7 +12,7 @@ use super::revoke::PendingRevocation;
 use crate::acme::error::LastError;
 use crate::acme::job::SharedLook;
 use crate::acme::ledger::{Kind, Ledger, Outcome, StoredRevocation};
-use crate::acme::order::{self, Unfinished};
+use crate::acme::order::{self, Histories, Unfinished};
 use crate::acme::renewal::{Action, Attempts, Facts, IssuerKind, OrderReason, fraction};
 use crate::acme::renewal_info::certificate_id;
 use crate::acme::revocation::Named;
@@ -150,11 +150,41 @@ impl Entry {
             .map(|stored| stored.leaf.serial.as_str())
     }
 
-    /// Whether the CA that issued the certificate has said anything about its renewal: then it
-    /// takes `replaces`, too.
-    pub(super) fn has_renewal_info(&self) -> bool {
+    /// Whether the CA that issued the certificate takes it for what an order `replaces`: whoever
+    /// says anything about its renewal does, unless it has refused that before.
+    pub(super) fn can_be_replaced(&self) -> bool {
         let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
-        known.is_some_and(|(ledger, id)| ledger.renewal_info(id).is_some_and(|it| it.supported))
+        known.is_some_and(|(ledger, id)| {
+            let is_told = ledger.read_renewal_info(id, |it| it.supported);
+            is_told == Some(true) && !ledger.is_refused_predecessor(id)
+        })
+    }
+
+    /// Whether the CA has refused to take the certificate for what an order replaces.
+    pub(super) fn is_refused_predecessor(&self) -> bool {
+        let known = self.ledger.as_ref().zip(self.certificate_id.as_ref());
+        known.is_some_and(|(ledger, id)| ledger.is_refused_predecessor(id))
+    }
+
+    /// Where its certificates are: its own directory, and that of a predecessor with another type
+    /// of key.
+    pub(super) fn directories(&self) -> Vec<PathBuf> {
+        let stored = self.stored.as_ref();
+        let elsewhere = stored.and_then(|stored| stored.path.parent());
+        let elsewhere = elsewhere.filter(|dir| *dir != self.dir);
+        [Some(self.dir.as_path()), elsewhere]
+            .into_iter()
+            .flatten()
+            .map(Path::to_owned)
+            .collect()
+    }
+
+    /// The CA's explanation of the renewal that it suggests.
+    pub(super) fn explanation_url(&self) -> Option<String> {
+        let (ledger, id) = self.ledger.as_ref().zip(self.certificate_id.as_ref())?;
+        ledger
+            .read_renewal_info(id, |info| info.explanation_url.clone())
+            .flatten()
     }
 
     /// That what is stored is revoked, as far as we know.
@@ -191,8 +221,8 @@ pub(super) struct Load {
     pub(super) subject: Subject,
     pub(super) dir: PathBuf,
     pub(super) ledger: Option<Arc<Ledger>>,
-    /// Whether what a crash interrupted may be finished.
-    pub(super) may_complete: bool,
+    /// Where what a crash interrupted is noted; `None`: it may not be finished here.
+    pub(super) histories: Option<Arc<Histories>>,
 }
 
 impl Load {
@@ -213,14 +243,17 @@ impl Load {
                 Err(error) => loaded.error = Some(error),
             }
         }
-        if is_acme && self.may_complete {
-            loaded.completed = complete(subject, &self.dir, loaded.ledger.as_deref(), now);
+        if let Some(histories) = self.histories.as_deref().filter(|_| is_acme) {
+            order::make_known(&self.dir, histories);
+            let ledger = loaded.ledger.as_deref();
+            loaded.completed = complete(subject, &self.dir, ledger, histories, now);
         }
         if is_acme {
             loaded.unfinished = order::unfinished(&self.dir, &subject.names, subject.key_type);
         }
         match generation::read_current(&self.dir) {
-            Ok(stored) => loaded.stored = stored,
+            Ok(Some(stored)) => loaded.stored = Some(stored),
+            Ok(None) => loaded.stored = is_acme.then(|| predecessor(&self.dir, now)).flatten(),
             Err(error @ StoreError::Broken { .. }) => {
                 tracing::error!(name = %subject.name, "{error}; a new one is made");
             }
@@ -234,13 +267,27 @@ impl Load {
     }
 }
 
+/// With another type of key, from a CA, and still valid: it is what the first one of this type
+/// replaces.
+fn predecessor(dir: &Path, now: OffsetDateTime) -> Option<StoredCertificate> {
+    generation::read_beside(dir)
+        .filter(|stored| stored.meta.source == Source::Acme && now < stored.leaf.not_after)
+}
+
 /// Finishes an order that a crash interrupted after the certificate was fetched.
-fn complete(subject: &Subject, dir: &Path, ledger: Option<&Ledger>, now: OffsetDateTime) -> bool {
-    order::discard_key(dir, |serial| {
+fn complete(
+    subject: &Subject,
+    dir: &Path,
+    ledger: Option<&Ledger>,
+    histories: &Histories,
+    now: OffsetDateTime,
+) -> bool {
+    order::discard_key(dir, histories, now, |serial| {
         let revocation = ledger.and_then(|ledger| ledger.revocation(serial));
         revocation.is_some_and(|it| it.ends_key())
     });
-    let issued = order::complete_pending(dir, &subject.names, subject.key_type, now);
+    let (names, key_type) = (&subject.names, subject.key_type);
+    let issued = order::complete_pending(dir, names, key_type, histories, now);
     let (Some(issued), Some(ledger)) = (issued, ledger) else {
         return false;
     };

@@ -12,7 +12,7 @@ use super::turn::{Covered, covered, whose_turn};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
 use crate::acme::job::lock_look;
-use crate::acme::ledger::{Kind, Outcome, Record, StoredRevocation};
+use crate::acme::ledger::{Kind, Outcome, Record, StoredRenewalInfo, StoredRevocation};
 use crate::acme::limits::Broken;
 use crate::acme::renewal::{
     self, Attempts, Facts, IssuerKind, Jitter, OrderReason, RenewalInfo, Stored, Wanted, fraction,
@@ -77,15 +77,14 @@ impl Desk {
                 .iter()
                 .any(|authority| authority.url() == ca)
         };
-        let last = entry
-            .ledger
-            .as_ref()
-            .and_then(|ledger| ledger.last(Kind::Order));
         let early = [OrderReason::RenewalInfo, OrderReason::Revoked].map(OrderReason::as_str);
-        let ordered_early = last.is_some_and(|record| {
+        let is_early = |record: &Record| {
             let reason = record.reason.as_deref();
             record.outcome == Some(Outcome::Ok) && reason.is_some_and(|it| early.contains(&it))
-        });
+        };
+        let ledger = entry.ledger.as_ref();
+        let ordered_early = ledger.and_then(|ledger| ledger.read_last(Kind::Order, is_early));
+        let ordered_early = ordered_early.unwrap_or(false);
         let revocation = entry.known_revocation();
         Stored {
             not_before: stored.leaf.not_before,
@@ -114,7 +113,8 @@ impl Desk {
             supported: true,
             ..RenewalInfo::default()
         };
-        let info = ledger.renewal_info(id).map_or(unknown, |it| it.facts());
+        let info = ledger.read_renewal_info(id, StoredRenewalInfo::facts);
+        let info = info.unwrap_or(unknown);
         match authority.silent_until(now) {
             None => info,
             // What it has said holds; it is only not asked.
@@ -155,7 +155,7 @@ impl Desk {
         let same_ca = stored.is_some_and(|it| it.meta.ca.as_deref() == Some(authority.url()));
         let renews = replaces && same_ca && entry.certificate_id.is_some();
         // Without renewal information in its directory it is not told.
-        let is_told = entry.has_renewal_info() && authority.silent_until(now).is_none();
+        let is_told = entry.can_be_replaced() && authority.silent_until(now).is_none();
         renews && is_told || goes_on(entry, authority, now)
     }
 
@@ -215,6 +215,7 @@ impl Desk {
 
     pub(super) fn status(
         &self,
+        id: u64,
         entry: &Entry,
         facts: &Facts,
         authority: Option<&Authority>,
@@ -237,7 +238,6 @@ impl Desk {
             Some(LastError { text, report }) => (Some(text), report),
             None => (None, None),
         };
-        let info = entry.ledger.as_ref().zip(entry.certificate_id.as_ref());
         SubjectStatus {
             name: entry.subject.name.clone(),
             names: entry.subject.names.clone(),
@@ -248,12 +248,12 @@ impl Desk {
             next_attempt: None,
             last_error,
             attempts: facts.attempts.failures.max(facts.session.failures),
-            explanation_url: info.and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url),
+            explanation_url: entry.explanation_url(),
             covered_by_files_until,
             running: entry.running,
             queued: None,
             revoked: entry.known_revocation().map(|it| it.to_string()),
-            revocation_error: self.revocation_error(entry),
+            revocation_error: self.revocation_error(id),
             error,
             preflight: lock_look(&entry.look).checks.clone(),
             on_demand: entry.on_demand,

@@ -24,6 +24,8 @@ use crate::store::generation::StoredCertificate;
 
 /// After an error of our own disk: no request was sent, so none is owed a longer wait.
 const DISK_ERROR_WAIT: Duration = Duration::minutes(1);
+/// Between an order that turned out to be held and the next look at it.
+const HELD_WAIT: Duration = Duration::minutes(1);
 
 impl Worker {
     /// Starts what the desk counts as running from now on.
@@ -70,6 +72,7 @@ impl Worker {
         let entry = self.desk.entry(id)?;
         let subject = entry.subject.clone();
         tracing::debug!(name = %subject.name, reason = reason.as_str(), "a certificate is due");
+        let replaces = replaces && !entry.is_refused_predecessor();
         let same_ca = |stored: &&StoredCertificate| {
             replaces && stored.meta.ca.as_deref() == Some(authority.url())
         };
@@ -215,6 +218,17 @@ impl Worker {
                 }
                 self.desk.failed(id, now, error, ca, ordered);
             }
+            Done::Held {
+                error,
+                ca,
+                until,
+                unfinished,
+            } => {
+                if let Some(entry) = self.desk.entry_mut(id) {
+                    entry.unfinished = unfinished;
+                }
+                self.desk.held(id, now, error, &ca, until);
+            }
             Done::Withdrawn { cause } => self.desk.withdrawn(id, now, &cause),
             Done::Asked { error } => self.desk.asked(id, now, error),
             Done::Revoked { result, reply } => self.revoked(id, *result, reply),
@@ -293,6 +307,33 @@ impl Desk {
         self.republish(id, now, Some(next));
     }
 
+    /// One more order would break a limit of the CA, which has come out only while it was made. That
+    /// is no failure: another CA has its turn, or the desk holds the order from here on.
+    pub(super) fn held(
+        &mut self,
+        id: u64,
+        now: OffsetDateTime,
+        error: LastError,
+        ca: &str,
+        until: OffsetDateTime,
+    ) {
+        let Some(entry) = self.entry_mut(id) else {
+            return;
+        };
+        tracing::warn!(name = %entry.subject.name, "{}", error.text);
+        entry.forced = false;
+        entry.ask_again = false;
+        entry.last_error = Some(error);
+        let (turn, _) = self.next_attempt(id, now);
+        let next = match turn.is_some_and(|turn| turn != ca) {
+            true => now,
+            false => until,
+        };
+        // Not at once, should whatever it is come out again.
+        self.check_at(id, next.min(now + HELD_WAIT));
+        self.republish(id, now, Some(next));
+    }
+
     fn republish(&self, id: u64, now: OffsetDateTime, next_attempt: Option<OffsetDateTime>) {
         let Some(entry) = self.entry(id) else {
             return;
@@ -301,7 +342,7 @@ impl Desk {
         let (facts, authority) = self.facts(entry, now, covered);
         let status = SubjectStatus {
             next_attempt,
-            ..self.status(entry, &facts, authority.as_deref(), covered)
+            ..self.status(id, entry, &facts, authority.as_deref(), covered)
         };
         self.publish(id, Some(status));
     }

@@ -28,6 +28,7 @@ impl Worker {
             }
             Command::Demand { subject, reply } => self.demand(*subject, reply).await,
             Command::Renew { name, mode, reply } => {
+                self.recall(&name).await;
                 self.desk.renew(&name, mode, reply, clock::now());
             }
             Command::Account { ca, change, reply } => self.change_account(ca, change, reply),
@@ -219,11 +220,7 @@ impl Desk {
         let (mut facts, _) = self.facts(entry, now, covered);
         // It was asked just now, or cannot be: the decision stands without another question.
         facts.renewal_info.next_fetch = Some(now + Duration::HOUR);
-        let explanation_url = entry
-            .ledger
-            .as_ref()
-            .zip(entry.certificate_id.as_ref())
-            .and_then(|(ledger, id)| ledger.renewal_info(id)?.explanation_url);
+        let explanation_url = entry.explanation_url();
         Ok(match plan(now, &facts) {
             Action::CoveredByFiles { until } => Decision::CoveredByFiles { until },
             Action::Order { reason, .. } => Decision::Ordering {

@@ -80,6 +80,7 @@ impl Worker {
         reason: RevocationReason,
         reply: RevocationReply,
     ) {
+        self.recall(&name).await;
         match self.desk.by_name(&name) {
             _ if self.lock.is_none() => {
                 // Whoever asked may have gone.

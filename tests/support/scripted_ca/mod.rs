@@ -194,6 +194,17 @@ impl ScriptedCa {
         }
     }
 
+    /// Orders that are processing are invalid from now on.
+    pub fn fail_processing(&self) {
+        let mut book = self.shared.book.lock().unwrap();
+        for order in &mut book.orders {
+            if let OrderState::Processing(_) = &order.state {
+                order.state = OrderState::Open;
+                order.authorizations[0].status = "invalid";
+            }
+        }
+    }
+
     /// Knows no account any more, as a CA that was set up anew.
     pub fn forget_accounts(&self) {
         let mut book = self.shared.book.lock().unwrap();

@@ -29,8 +29,7 @@ impl Desk {
     }
 
     /// Why it is not known whether a certificate is revoked.
-    pub(in crate::acme::worker) fn revocation_error(&self, entry: &Entry) -> Option<String> {
-        let id = self.by_dir(&entry.dir)?;
+    pub(in crate::acme::worker) fn revocation_error(&self, id: u64) -> Option<String> {
         self.checks.error_of(id).map(str::to_owned)
     }
 

@@ -104,6 +104,7 @@ impl Place {
             message: "no".to_owned(),
             retry_after: None,
             elsewhere: false,
+            held: false,
             report: None,
         };
         ledger.finish(attempt.unwrap(), outcome, &[], now).unwrap();

@@ -45,7 +45,7 @@ impl Desk {
             };
         let Some(Covered { until, file_known }) = self.coverage(&entry.subject) else {
             let (facts, authority) = self.facts(entry, now, None);
-            let status = self.status(entry, &facts, authority.as_deref(), None);
+            let status = self.status(id, entry, &facts, authority.as_deref(), None);
             self.is_loading = true;
             return Some(wait(recheck_at, status));
         };
@@ -59,7 +59,7 @@ impl Desk {
         let entry = self.entries.get(&id)?;
         let covered = until;
         let (facts, authority) = self.facts(entry, now, covered);
-        let status = self.status(entry, &facts, authority.as_deref(), covered);
+        let status = self.status(id, entry, &facts, authority.as_deref(), covered);
         if !self.is_writer {
             return Some(wait(recheck_at, status));
         }

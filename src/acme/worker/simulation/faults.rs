@@ -128,7 +128,7 @@ impl Plan<'_> {
         // A supervisor that starts again and again what dies after seconds.
         for _ in 0..3 {
             let mut at = self.any_time();
-            for _ in 0..150 {
+            for _ in 0..30 {
                 at += self.between(Duration::seconds(1), Duration::seconds(20));
                 let back_in = Duration::SECOND;
                 self.at(at, Event::Crash { back_in });
