@@ -140,8 +140,8 @@ impl Directories {
         if let CaHint::Url(url) = hint {
             return Ok(url.clone());
         }
-        let configured = self.configured.iter().map(String::as_str);
-        let own = configured.filter(|url| hint.fits(url)).next();
+        let mut configured = self.configured.iter().map(String::as_str);
+        let own = configured.find(|url| hint.fits(url));
         let known: Vec<&str> = public_cas::directories()
             .filter(|url| hint.fits(url))
             .collect();
