@@ -99,7 +99,8 @@ pub fn run(
     log.access_log.configure(&config);
     let config = Arc::new(config);
     let sockets = Sockets::bind(&config, passed)?;
-    let state = StateDir::open(&config.server.state_dir)?;
+    // What is there is served all the same: the worker says why nothing is ordered.
+    let state = StateDir::open_as_it_is(&config.server.state_dir)?;
     // For everything but connections of clients.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(BACKGROUND_THREADS)

@@ -7,6 +7,7 @@ use std::time::Duration;
 use axum::extract::Request;
 use axum::response::{IntoResponse, Redirect};
 use rustix::process::Signal;
+use serde_json::json;
 
 use crate::support::bind::Bind;
 use crate::support::client::{serial, served, served_with};
@@ -376,6 +377,42 @@ async fn dns_persist_01_tells_its_record_and_uses_it_from_then_on() {
     let updates = bind.log();
     let updates = updates.iter().filter(|line| line.contains("adding an RR"));
     assert_eq!(updates.count(), 1, "the operator's own alone");
+}
+
+/// The CA checks against what its challenge says, whatever its directory does.
+#[tokio::test(flavor = "multi_thread")]
+async fn dns_persist_01_goes_by_what_the_challenge_says() {
+    let place = Place::new();
+    let bind = Bind::of_place(&place).await;
+    let Some(pebble) = Pebble::asking(&place, bind.addr).await else {
+        return;
+    };
+    let mut directory = pebble.directory_document().await;
+    directory["meta"]["caaIdentities"] = json!(["wrong.test"]);
+    let addr = place.free();
+    let router = axum::Router::new().fallback(move || async move { axum::Json(directory) });
+    let _server = Server::tcp(addr, router).await;
+    let text = format!(
+        "[acme]\ndirectory = \"http://{addr}/directory\"\nca_certificate = \"{}\"\n\
+         challenges = [\"dns-persist-01\"]\n[acme.dns]\nresolvers = [\"{}\"]\n{}",
+        pebble.ca_certificate.display(),
+        bind.addr,
+        site(NAME, "acme", &["respond:hello"])
+    );
+    let perennial = Perennial::run(place, &text).await;
+    let error = perennial.last_error(NAME).await;
+    let record = error.split_once("for all: ").expect("the record").1;
+    assert!(
+        record.contains("\"pebble.letsencrypt.org; accounturi=https:"),
+        "{record}"
+    );
+    let file = perennial.place.path("perennial.toml").display().to_string();
+    let told = cli(&["doctor", "--config", &file]).await;
+    assert!(told.stdout.contains(&format!("add {record}")), "{told:#?}");
+    let change = record.replacen(" IN TXT ", " 60 TXT ", 1);
+    bind.update(&format!("update add {change}")).await;
+    perennial.renew(NAME).await;
+    issued_by_pebble(&perennial, NAME).await;
 }
 
 /// Where the operator's record is missing, a challenge that can be answered is answered.

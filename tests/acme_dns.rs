@@ -9,7 +9,8 @@ use std::time::Duration;
 use rustix::process::Signal;
 
 use crate::support::bind::{Bind, ZONE, Zone};
-use crate::support::pebble::{Pebble, issued_by_pebble};
+use crate::support::command::find;
+use crate::support::pebble::{Killed, Pebble, issued_by_pebble, start_dns};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
 use crate::support::server::Server;
@@ -229,6 +230,44 @@ async fn a_program_writes_and_removes_the_record() {
     };
     let value = present.strip_prefix(&format!("present {CHALLENGE} "));
     assert_eq!(cleanup, format!("cleanup {CHALLENGE} {}", value.unwrap()));
+}
+
+/// Servers that are configured are asked for the record; who answers for the zone is then nobody's
+/// business: this DNS server has neither SOA nor NS records.
+#[tokio::test(flavor = "multi_thread")]
+async fn with_servers_of_its_own_a_program_needs_no_zone() {
+    let place = Place::new();
+    let (dns, management) = (place.free(), place.free());
+    let Some(program) = find("pebble-challtestsrv") else {
+        eprintln!("NO PEBBLE-CHALLTESTSRV: nothing is proven");
+        return;
+    };
+    let _server = Killed(start_dns(&program, &place, dns, management));
+    let Some(pebble) = Pebble::asking(&place, dns).await else {
+        return;
+    };
+    let script = format!(
+        "#!/bin/sh\nset -eu\ncase $1 in\n\
+         present) curl -sS --fail -d '{{\"host\":\"'$2'.\",\"value\":\"'$3'\"}}' http://{management}/set-txt ;;\n\
+         cleanup) curl -sS --fail -d '{{\"host\":\"'$2'.\"}}' http://{management}/clear-txt; echo $2 >> {calls} ;;\n\
+         esac\n",
+        calls = place.path("cleaned").display(),
+    );
+    let program = place.write("hook.sh", script);
+    std::fs::set_permissions(&program, std::fs::Permissions::from_mode(0o755)).expect("executable");
+    let table = format!(
+        "[acme.dns]\nprovider = \"exec\"\nprogram = \"{}\"\nresolvers = [\"{dns}\"]\nnameservers = [\"{dns}\"]\n",
+        program.display(),
+    );
+    let text = config(&pebble, &table, &["*.example.test"]);
+    let perennial = Perennial::run(place, &text).await;
+    issued_by_pebble(&perennial, "x.example.test").await;
+    let cleaned = perennial.place.path("cleaned");
+    wait_until(SOON, "the record removed", async || {
+        let names = std::fs::read_to_string(&cleaned).ok()?;
+        (names.trim() == CHALLENGE).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -53,11 +53,11 @@ async fn complaint(path: &Path) -> Option<String> {
     }
 }
 
-/// Configurations that are wrong in themselves, that name files which are not there, and that name
-/// files which are no pair.
+/// Configurations that are wrong in themselves, that name files which are not there, that name files
+/// which are no pair, and that a CA is known to refuse.
 #[tokio::test(flavor = "multi_thread")]
 async fn every_broken_configuration_is_named_with_its_place() {
-    let folders = ["broken", "missing", "unservable"];
+    let folders = ["broken", "missing", "unservable", "unissuable"];
     let found = folders.map(|folder| configurations(&repository("tests/configs").join(folder)));
     assert!(found.iter().all(|files| !files.is_empty()), "{found:?}");
     let all = found.concat();

@@ -3,12 +3,14 @@
 
 use std::net::{SocketAddr, TcpListener};
 
-use serde_json::Value;
+use serde_json::{Value, json};
 
 use crate::support::bind::{Bind, Zone};
+use crate::support::client::serial;
 use crate::support::pebble::{Options, Pebble, issued_by_pebble};
 use crate::support::perennial::{Perennial, cli};
 use crate::support::place::Place;
+use crate::support::scripted_ca::ScriptedCa;
 use crate::support::sites::site;
 use crate::support::wait::{SOON, wait_until};
 
@@ -108,8 +110,8 @@ const EXPECTED: [Expected; 14] = [
     (
         "nowhere",
         "address",
-        "fails",
-        &["neither an A nor an AAAA", "add nowhere"],
+        "warning",
+        &["neither an A nor an AAAA", "add nowhere", "not public"],
     ),
     ("here", "reachable", "warning", &["no running perennial"]),
     ("here", "caa", "ok", &["no CAA record"]),
@@ -220,12 +222,12 @@ async fn the_running_process_is_asked_whether_it_reaches_itself() {
     let reached = finding(&findings, here, "reachable");
     match public {
         true => assert_says(reached, "ok", &["by tls-alpn-01"]),
-        false => assert_says(reached, "fails", &["port 80", "port 443"]),
+        false => assert_says(reached, "warning", &["port 80", "port 443"]),
     }
     assert_says(
         finding(&findings, elsewhere, "reachable"),
-        "fails",
-        &["127.0.0.9"],
+        "warning",
+        &["127.0.0.9", "not public"],
     );
     // What was seen before the first order stands beside what came of it.
     let seen = wait_until(SOON, "the preflight in /status", async || {
@@ -238,6 +240,28 @@ async fn the_running_process_is_asked_whether_it_reaches_itself() {
     for topic in ["address", "reachable", "caa", "clock", "state-directory"] {
         assert!(topics.contains(&topic), "{topic}: {topics:?}");
     }
+}
+
+/// What CAA forbids one authority the next one is asked for at once.
+#[tokio::test(flavor = "multi_thread")]
+async fn an_order_without_hope_goes_to_the_fallback() {
+    let Some((place, bind, pebble)) = scene(RECORDS).await else {
+        return;
+    };
+    let fallback = ScriptedCa::start(&place).await;
+    let second = fallback.acme_table().replace("[acme]", "[[acme.fallback]]");
+    let name = "forbidden.example.test";
+    let rest = format!("{}{second}", rest(&bind, &pebble, &[name]));
+    let perennial = Perennial::with_config(place, &rest);
+    let mut perennial = perennial.env("PERENNIAL_TEST_PUBLIC_CA", &pebble.directory);
+    perennial.start_and_wait().await;
+    wait_until(SOON, "a certificate of the fallback", async || {
+        let served = serial(perennial.place.https, name).await.ok()?;
+        fallback.serials().contains(&served).then_some(())
+    })
+    .await;
+    assert_eq!(pebble.orders(), 0);
+    assert_eq!(perennial.log_lines_with("put off by a preflight").len(), 1);
 }
 
 /// At a public authority an order that CAA forbids is not sent at once; what is only doubtful is.
@@ -258,6 +282,17 @@ async fn an_order_without_hope_is_put_off() {
     let next = perennial.status_field(forbidden, "next_attempt").await;
     assert!(next.is_some(), "it is tried again");
     assert_eq!(pebble.orders(), 1, "that of the other name");
+    let typed = perennial.status_field(forbidden, "error").await;
+    let typed = typed.expect("taken apart");
+    assert_eq!(
+        (&typed["class"], &typed["problem"]),
+        (&json!("operator"), &json!("caa"))
+    );
+    let remedy = typed["remedy"].as_str().expect("a remedy");
+    assert!(
+        remedy.contains("IN CAA 0 issue \"pebble.letsencrypt.org\""),
+        "{remedy}"
+    );
     // Twice, and then the authority has the last word: Pebble does not look at CAA.
     for _ in 0..2 {
         perennial.renew(forbidden).await;

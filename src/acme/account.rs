@@ -4,6 +4,7 @@
 
 mod directory;
 mod imported;
+mod inquiry;
 mod keys;
 mod profile;
 pub mod revocation;
@@ -26,6 +27,7 @@ use rustls_pki_types::PrivatePkcs8KeyDer;
 use serde::{Deserialize, Serialize};
 use time::{Duration, OffsetDateTime};
 
+use super::dns::standing::Terms;
 use super::error::{AcmeError, Class};
 use super::history::{History, Reservation};
 use super::http::{JobHttp, Transport};
@@ -39,6 +41,7 @@ use crate::store::sha2_hex::short_hash;
 use crate::store::{self, SECRET_FILE, StateDir, StoreError, atomic};
 
 pub use imported::{Imported, ImportedAccount};
+pub use inquiry::{AccountState, DirectoryError, Inquiry};
 
 /// How long a directory is believed. Its URLs change with years, but new features come and go.
 const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
@@ -46,6 +49,8 @@ const DIRECTORY_LIFETIME: Duration = Duration::hours(12);
 const ACCOUNT_LIMIT_SIGNS: u32 = 3;
 /// A CA that offers no renewal information may do so tomorrow.
 pub(super) const SILENCE: Duration = Duration::days(1);
+/// What the CA's challenges last said of the record of dns-persist-01.
+const TERMS_FILE: &str = "dns-persist.json";
 /// Longest readable part of a CA's directory name.
 const MAX_SLUG: usize = 80;
 
@@ -60,6 +65,9 @@ pub struct Directory {
     /// RFC 9773.
     pub renewal_info: Option<String>,
     terms_of_service: Option<String>,
+    /// Whether an account is made for somebody with an account elsewhere alone (RFC 8555 section
+    /// 7.3.4).
+    pub external_account_required: bool,
     /// The issuer names that this CA looks for in DNS (RFC 8555 section 7.1.1).
     pub caa_identities: Vec<String>,
     /// The CA's profiles, each with what it says about it (draft-ietf-acme-profiles).
@@ -85,13 +93,15 @@ struct DirectoryDocument {
 struct DirectoryMeta {
     terms_of_service: Option<String>,
     #[serde(default)]
+    external_account_required: bool,
+    #[serde(default)]
     caa_identities: Vec<String>,
     #[serde(default)]
     profiles: BTreeMap<String, serde_json::Value>,
 }
 
 impl Directory {
-    fn parse(raw: Bytes) -> Result<Directory, serde_json::Error> {
+    pub(super) fn parse(raw: Bytes) -> Result<Directory, serde_json::Error> {
         let document: DirectoryDocument = serde_json::from_slice(&raw)?;
         Ok(Directory {
             raw,
@@ -101,9 +111,15 @@ impl Directory {
             revoke_cert: document.revoke_cert,
             renewal_info: document.renewal_info,
             terms_of_service: document.meta.terms_of_service,
+            external_account_required: document.meta.external_account_required,
             caa_identities: document.meta.caa_identities,
             profiles: document.meta.profiles,
         })
+    }
+
+    /// Where the CA's terms of service are.
+    pub fn terms_of_service(&self) -> Option<&str> {
+        self.terms_of_service.as_deref()
     }
 
     /// Whatever else a directory says may come and go.
@@ -185,6 +201,8 @@ pub struct Session {
     pub directory: Directory,
     url: String,
     account: AccountFile,
+    /// Where what we know of the CA is.
+    dir: PathBuf,
 }
 
 impl Session {
@@ -203,6 +221,26 @@ impl Session {
     /// By how much the CA's clock is ahead of ours.
     pub fn clock_offset(&self) -> Option<Duration> {
         self.transport.clock_offset()
+    }
+
+    /// Keeps what a dns-persist-01 challenge says of its record, for whoever asks before the next
+    /// order. What cannot be kept is said by that again.
+    pub(super) async fn keep_terms(&self, terms: &Terms) {
+        let path = self.dir.join(TERMS_FILE);
+        let bytes = serde_json::to_vec_pretty(&KeptTerms {
+            told: self.account.id.clone(),
+            terms: terms.clone(),
+        });
+        let kept = blocking(move || {
+            let bytes = bytes.map_err(|error| StoreError::broken(&path, error))?;
+            match fs::read(&path).is_ok_and(|before| before == bytes) {
+                true => Ok(()),
+                false => atomic::write_file(&path, &bytes, SECRET_FILE),
+            }
+        });
+        if let Err(error) = kept.await {
+            tracing::warn!(ca = self.url, %error, "cannot keep what the CA says of dns-persist-01");
+        }
     }
 
     /// Of the account's key (RFC 7638).
@@ -341,6 +379,7 @@ impl Authority {
                 directory: directory.clone(),
                 url: self.config.directory.clone(),
                 account: account.clone(),
+                dir: self.dir.clone(),
             }),
             _ => Err(self.error(Class::Retryable, "the session is incomplete")),
         }
@@ -709,6 +748,21 @@ fn read_directory(path: &std::path::Path) -> Option<(Directory, OffsetDateTime)>
     Some((Directory::parse(raw).ok()?, cached.fetched_at))
 }
 
+/// `dns-persist.json`.
+#[derive(Serialize, Deserialize)]
+struct KeptTerms {
+    /// The account that was told so.
+    told: Option<String>,
+    #[serde(flatten)]
+    terms: Terms,
+}
+
+/// What a challenge has told this account; another one is told something else.
+fn read_terms(path: &std::path::Path, account: Option<&str>) -> Option<Terms> {
+    let kept: KeptTerms = serde_json::from_slice(&fs::read(path).ok()?).ok()?;
+    (kept.told.as_deref() == account).then_some(kept.terms)
+}
+
 /// What the state directory knows about a CA.
 #[derive(Default)]
 pub struct OnRecord {
@@ -716,6 +770,8 @@ pub struct OnRecord {
     pub account: Option<String>,
     /// The issuer names that the CA looks for in DNS.
     pub caa_identities: Vec<String>,
+    /// What its challenges last said of the record of dns-persist-01.
+    pub terms: Terms,
 }
 
 /// Reads it, and neither makes nor locks anything: for commands beside a running server.
@@ -723,24 +779,13 @@ pub fn on_record(state_dir: &std::path::Path, directory: &str) -> Result<OnRecor
     let dir = state_dir.join("accounts").join(slug(directory));
     let account = read_account(&dir.join("account.json"))?;
     let directory = read_directory(&dir.join("directory.json"));
+    let account = account.and_then(|account| account.id);
+    let terms = read_terms(&dir.join(TERMS_FILE), account.as_deref());
     Ok(OnRecord {
-        account: account.and_then(|account| account.id),
+        terms: terms.unwrap_or_default(),
+        account,
         caa_identities: directory.map_or_else(Vec::new, |(it, _)| it.caa_identities),
     })
-}
-
-/// The directory and, from its `Date`, by how much the CA's clock is ahead of ours: one plain
-/// request of a command that a person has typed.
-pub async fn ask_directory(
-    config: &CertificateAuthority,
-) -> Result<(Directory, Option<Duration>), String> {
-    let roots = config.ca_certificate.clone();
-    let transport = blocking(move || Transport::new(roots.as_deref())).await?;
-    let http = JobHttp::new(transport.clone());
-    let answered = http.get_whole(&config.directory).await;
-    let answer = answered.map_err(|error| error.to_string())?;
-    let directory = unfit::directory(&answer).map_err(|unfit| unfit.text)?;
-    Ok((directory, transport.clock_offset()))
 }
 
 /// The account, by its file, else by the copy of its key.

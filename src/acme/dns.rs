@@ -162,6 +162,26 @@ impl Place {
         }))
     }
 
+    /// The zone of a name, for a provider that wants to know, and to find its servers. Where those are
+    /// configured nobody else need be asked: programs and acme-dns servers know the zone themselves,
+    /// and the servers tell it.
+    async fn zone_of(&self, name: &str) -> Result<String, DnsError> {
+        let nameservers = &self.config.nameservers;
+        if nameservers.is_empty() {
+            return self.lookup.zone_of(name).await;
+        }
+        match &self.writer {
+            Writer::Provider { .. } => match self.lookup.zone_of(name).await {
+                Ok(zone) => Ok(zone),
+                Err(error) => {
+                    let own = Lookup::new(nameservers.clone(), Vec::new());
+                    own.zone_of(name).await.map_err(|_| error)
+                }
+            },
+            Writer::Exec { .. } | Writer::AcmeDns(_) => Ok(String::new()),
+        }
+    }
+
     async fn wait_until_seen(&self, records: &[TxtRecord]) -> Result<(), DnsError> {
         propagation::wait(&self.lookup, records, self.config.propagation_timeout).await?;
         tokio::time::sleep(self.config.propagation_delay).await;
@@ -205,7 +225,7 @@ impl DnsChallenges {
         let name = self.lookup.behind_aliases(&asked).await?;
         writer.check_target(domain, &asked, &name).await?;
         let record = TxtRecord {
-            zone: self.lookup.zone_of(&name).await?,
+            zone: place.zone_of(&name).await?,
             name,
             value: value.to_owned(),
         };

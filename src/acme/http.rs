@@ -1,7 +1,8 @@
 //! HTTPS towards a CA: bounded in time and size, without redirects, trusting the system's roots
 //! and those the configuration adds. It remembers what `instant-acme` drops: status, `Retry-After`
-//! and `Link` of the last response. It decides nothing.
+//! and `Link` of the last response, and the terms of `dns-persist-01`. It decides nothing.
 
+use std::collections::HashMap;
 use std::future::Future;
 use std::path::Path;
 use std::pin::Pin;
@@ -15,6 +16,7 @@ use http_body_util::{BodyExt, Full};
 use instant_acme::{BodyWrapper, BytesResponse, HttpClient};
 use time::{Duration, OffsetDateTime};
 
+use super::dns::standing::Terms;
 use super::error::{AcmeError, Class, Subproblem, classify, gravest};
 use super::jws::AccountKey;
 use super::patience;
@@ -186,6 +188,8 @@ pub struct JobHttp {
     /// Signs again what `instant-acme` has signed.
     signer: Option<Arc<AccountKey>>,
     last: Arc<Mutex<Note>>,
+    /// What challenges say of the record that they want, by their URLs.
+    terms: Arc<Mutex<HashMap<String, Terms>>>,
 }
 
 impl JobHttp {
@@ -196,6 +200,7 @@ impl JobHttp {
             new_nonce: None,
             signer: None,
             last: Arc::default(),
+            terms: Arc::default(),
         }
     }
 
@@ -217,6 +222,11 @@ impl JobHttp {
     /// The last response, or nothing where the last request got none.
     pub fn last(&self) -> Note {
         lock(&self.last).clone()
+    }
+
+    /// What the dns-persist-01 challenge with this URL has said of its record.
+    pub(super) fn terms_of(&self, challenge: &str) -> Option<Terms> {
+        lock(&self.terms).get(challenge).cloned()
     }
 
     /// A plain GET.
@@ -395,6 +405,7 @@ impl JobHttp {
             .send(parts.method, &url, parts.headers, body)
             .await
             .map_err(|error| instant_acme::Error::Other(Box::new(error)))?;
+        lock(&self.terms).extend(Terms::in_authorization(response.body()));
         if is_head && response.status() == StatusCode::NO_CONTENT {
             // Some CAs answer newNonce so for HEAD too, and instant-acme wants 200.
             *response.status_mut() = StatusCode::OK;

@@ -113,7 +113,7 @@ pub(super) fn lock_look(look: &SharedLook) -> MutexGuard<'_, Look> {
 impl FirstLook {
     /// Looks, and says why the order is better put off. A CA that is not public may see the
     /// network with other eyes: then nobody waits for what is seen.
-    async fn put_off(&self, job: &OrderJob, session: &Session) -> Option<String> {
+    async fn put_off(&self, job: &OrderJob, session: &Session) -> Option<Check> {
         let public = public_cas::is_public(job.authority.url());
         let look = look(
             self.preflights(job, session),
@@ -126,7 +126,7 @@ impl FirstLook {
         }
         look.await;
         let mut seen = lock_look(&self.seen);
-        let why = preflight::put_off(&seen.checks, public, seen.put_off);
+        let why = preflight::put_off(&seen.checks, public, seen.put_off).cloned();
         seen.put_off += u32::from(why.is_some());
         why
     }
@@ -193,8 +193,9 @@ impl OrderJob {
         if let (Some(first), Some(session)) = (&self.preflight, &session)
             && let Some(why) = first.put_off(&self, session).await
         {
-            let error = format!("order for {}: put off by a {why}", self.subject.name);
-            return failed(error.into(), Some(ca), false);
+            let error = preflight::unsent(format!("order for {}", self.subject.name), &why);
+            self.note_unsent(&error).await;
+            return failed(LastError::from(&error), Some(ca), false);
         }
         let (ledger, url, reason) = (Arc::clone(&self.ledger), ca.clone(), self.reason.as_str());
         let begun =
@@ -231,6 +232,24 @@ impl OrderJob {
                 ordered: true,
                 unfinished,
             },
+        }
+    }
+
+    /// What this CA is not asked for, another may be at once: its turn is told by the ledger. What
+    /// our own disk forbids is not written there.
+    async fn note_unsent(&self, error: &AcmeError) {
+        if !error.is_for_another_ca() {
+            return;
+        }
+        let (ledger, ca) = (Arc::clone(&self.ledger), self.authority.url().to_owned());
+        let (reason, outcome) = (self.reason.as_str(), Outcome::from(error));
+        let noted = blocking(move || {
+            let now = clock::now();
+            let attempt = ledger.begin(Kind::Order, &ca, Some(reason), now)?;
+            ledger.finish(attempt, outcome, &[], now)
+        });
+        if let Err(error) = noted.await {
+            tracing::error!(name = %self.subject.name, %error, "cannot record that an order is put off");
         }
     }
 

@@ -297,13 +297,14 @@ impl Ledger {
         key_type: KeyType,
         now: OffsetDateTime,
     ) -> Result<Ledger, StoreError> {
-        let file = format!(
-            "{}.{}.json",
-            store::component(name),
-            store::key_type_name(key_type)
-        );
-        let path = state.ledger_dir().join("subjects").join(file);
+        let path = Ledger::path_of_subject(state, name, key_type);
         Ledger::open(path, Kind::Order, now)
+    }
+
+    fn path_of_subject(state: &StateDir, name: &Name, key_type: KeyType) -> PathBuf {
+        let (name, key_type) = (store::component(name), store::key_type_name(key_type));
+        let file = format!("{name}.{key_type}.json");
+        state.ledger_dir().join("subjects").join(file)
     }
 
     /// The ledger of a CA; `slug` as [`account::slug`](super::account::slug) makes it.
@@ -317,6 +318,31 @@ impl Ledger {
             .join("authorities")
             .join(format!("{slug}.json"));
         Ledger::open(path, Kind::Session, now)
+    }
+
+    /// The ledger of a subject as it is on disk, for commands beside a running server: nothing is
+    /// changed. `None` where it cannot be read.
+    pub fn peek(state: &StateDir, name: &Name, key_type: KeyType) -> Option<Ledger> {
+        let path = Ledger::path_of_subject(state, name, key_type);
+        Ledger::read_only(path)
+    }
+
+    /// As [`peek`](Self::peek), of a CA.
+    pub fn peek_authority(state: &StateDir, slug: &str) -> Option<Ledger> {
+        let file = format!("{slug}.json");
+        Ledger::read_only(state.ledger_dir().join("authorities").join(file))
+    }
+
+    fn read_only(path: PathBuf) -> Option<Ledger> {
+        let content = serde_json::from_slice(&fs::read(&path).ok()?).ok()?;
+        Some(Ledger {
+            path: Some(path),
+            memory: Mutex::new(Memory {
+                content,
+                running: HashSet::new(),
+            }),
+            writing: Mutex::new(()),
+        })
     }
 
     /// Opens a file or starts a new one. One that cannot be understood is kept beside it, and

@@ -53,11 +53,11 @@ use crate::store::{StateDir, StoreError, WriterLock};
 pub use cleanup::Deleted;
 use desk::Desk;
 use entry::{Entry, Load, Loaded};
-use handle::Command;
 pub use handle::{
     AccountChange, AccountChanged, Decision, RenewError, RenewMode, SubjectStatus, Unserved,
     WorkerHandle,
 };
+use handle::{Command, lock};
 pub use revoke::RevocationAnswer;
 pub(super) use revoke::RevocationReply;
 
@@ -124,12 +124,14 @@ impl Worker {
     ) -> (Worker, WorkerHandle) {
         let (handle, commands) = WorkerHandle::new();
         let (statuses, lanes) = (handle.statuses.clone(), handle.lanes.clone());
+        let mut desk = Desk::new(surroundings, statuses, lanes);
+        desk.trouble = handle.trouble.clone();
         let worker = Worker {
             local_ca: LocalCa::new(&state),
             assignment,
             state,
             challenges,
-            desk: Desk::new(surroundings, statuses, lanes),
+            desk,
             commands,
             lock: None,
             try_lock_at: OffsetDateTime::UNIX_EPOCH,
@@ -224,6 +226,7 @@ impl Worker {
         let state = self.state.clone();
         match blocking(move || state.try_lock_writer()).await {
             Ok(Some(lock)) => {
+                self.tell_of_trouble(None);
                 self.lock = Some(lock);
                 self.desk.is_writer = true;
                 self.desk.takes_over = false;
@@ -236,8 +239,23 @@ impl Worker {
                 self.load(&ids).await;
                 self.remove_left_over_records().await;
             }
-            Ok(None) => self.tell_of_writer(),
-            Err(error) => tracing::error!(%error, "no certificate can be ordered"),
+            Ok(None) => {
+                self.tell_of_trouble(None);
+                self.tell_of_writer();
+            }
+            Err(error) => self.tell_of_trouble(Some(error.to_string())),
+        }
+    }
+
+    /// Says once why nothing can be written, and when that is another reason than before.
+    fn tell_of_trouble(&self, trouble: Option<String>) {
+        let before = std::mem::replace(&mut *lock(&self.desk.trouble), trouble.clone());
+        match trouble {
+            Some(error) if before.as_ref() != Some(&error) => {
+                tracing::error!(error, "no certificate can be ordered or renewed");
+            }
+            None if before.is_some() => tracing::info!("the state directory can be written to"),
+            _ => {}
         }
     }
 

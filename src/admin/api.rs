@@ -153,7 +153,7 @@ impl Api {
             &json!({
                 "ready": reasons.is_empty(),
                 "reasons": reasons,
-                "warnings": self.attention.load().warnings(),
+                "warnings": self.warnings(),
             }),
         )
     }
@@ -174,9 +174,15 @@ impl Api {
             certificates: self.certificates(&report),
             queue: status::queue(&self.worker.queue()),
             tls_files: status::tls_files(&self.tls_files.report(), now),
-            warnings: self.attention.load().warnings(),
+            warnings: self.warnings(),
             on_demand: self.on_demand_status(&config, &report),
         }
+    }
+
+    fn warnings(&self) -> Vec<String> {
+        let mut warnings = self.worker.warnings();
+        warnings.extend(self.attention.load().warnings());
+        warnings
     }
 
     fn on_demand_status(&self, config: &Config, report: &Report) -> Option<OnDemandStatus> {
@@ -392,7 +398,9 @@ impl RevocationStatus {
 fn status_of(error: &RenewError) -> StatusCode {
     match error {
         RenewError::UnknownName(_) | RenewError::UnknownCa => StatusCode::NOT_FOUND,
-        RenewError::Refused(_) | RenewError::NotWriter => StatusCode::CONFLICT,
+        RenewError::Refused(_) | RenewError::NotWriter | RenewError::Unwritable(_) => {
+            StatusCode::CONFLICT
+        }
         RenewError::Loading | RenewError::Stopped => StatusCode::SERVICE_UNAVAILABLE,
     }
 }

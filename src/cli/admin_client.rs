@@ -63,6 +63,10 @@ impl AdminArgs {
         Some(AdminArgs { admin })
     }
 
+    pub(super) fn at(admin: String) -> AdminArgs {
+        AdminArgs { admin }
+    }
+
     pub(super) fn address(&self) -> &str {
         &self.admin
     }

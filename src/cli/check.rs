@@ -5,6 +5,8 @@ use std::process::ExitCode;
 use std::sync::Arc;
 
 use super::{ConfigArgs, EXIT_USAGE};
+use crate::acme::account::on_record;
+use crate::acme::public_cas;
 use crate::acme::subject::{takeover_hosts, tls_hosts};
 use crate::app::tls_files;
 use crate::certificate::attention::Attention;
@@ -62,6 +64,10 @@ fn check(args: ConfigArgs) -> Result<(String, Vec<String>), String> {
     if !strangers.is_empty() {
         return Err(strangers.join("\n"));
     }
+    let refused = public_cas::objections(&config, |directory| may_have_account(&config, directory));
+    if !refused.is_empty() {
+        return Err(refused.to_string());
+    }
     let mut inventory = Inventory::new(None);
     let mut wrong = load_pairs(&config, &mut inventory);
     wrong.extend(wrong_tls_files(&config));
@@ -72,6 +78,12 @@ fn check(args: ConfigArgs) -> Result<(String, Vec<String>), String> {
     let summary = format!("{}: valid ({hosts} host(s))", file.display());
     load_folders(&config, &mut inventory);
     Ok((summary, warnings(&config, &inventory)))
+}
+
+/// Where that cannot be read, by a user who is not the server's, there may be one.
+fn may_have_account(config: &Config, directory: &str) -> bool {
+    let known = on_record(&config.server.state_dir, directory);
+    known.map_or(true, |known| known.account.is_some())
 }
 
 fn count_hosts(site: &Site) -> usize {

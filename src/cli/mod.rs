@@ -71,7 +71,7 @@ enum Command {
 }
 
 /// Which configuration file; shared by `run` and `check`.
-#[derive(Debug, clap::Args)]
+#[derive(Clone, Debug, clap::Args)]
 struct ConfigArgs {
     /// Configuration file [default: ./config/perennial.toml, else /etc/perennial/perennial.toml]
     #[arg(long, short, value_name = "FILE")]

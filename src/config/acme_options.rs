@@ -195,20 +195,22 @@ fn check_directories_differ(draft: &Draft, report: &Report<'_>) {
     }
 }
 
+/// The addresses of a site that an ACME CA is to issue for.
+pub(super) fn orders_addresses(site: &SiteDraft) -> impl Iterator<Item = &Located<Name>> {
+    let orders = match site.tls.as_ref().map(|tls| tls.value) {
+        Some(TlsMode::Acme) => |_: &Name| true,
+        Some(TlsMode::Auto) => |host: &Name| !host.is_private(),
+        _ => |_: &Name| false,
+    };
+    let hosts = site.hosts.iter();
+    hosts.filter(move |host| matches!(host.value, Name::Ip(_)) && orders(&host.value))
+}
+
 /// DNS cannot show control over an address (RFC 8738).
 pub(super) fn check_addresses(site: &SiteDraft, draft: &Draft, report: &Report<'_>) {
     let mut written = written_challenges(draft).peekable();
     let possible = written.peek().is_none() || written.any(|one| one.value.proves_addresses());
-    let orders = match site.tls.as_ref().map(|tls| tls.value) {
-        Some(TlsMode::Acme) => |_: &Name| true,
-        Some(TlsMode::Auto) => |host: &Name| !host.is_private(),
-        _ => return,
-    };
-    let addresses = site
-        .hosts
-        .iter()
-        .filter(|host| matches!(host.value, Name::Ip(_)) && orders(&host.value));
-    for host in addresses.filter(|_| !possible) {
+    for host in orders_addresses(site).filter(|_| !possible) {
         let problem = Problem::new(format!(
             "a certificate for the address {} needs tls-alpn-01 or http-01, and `challenges` has neither",
             host.value

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use super::access::AccessDraft;
 use super::access_log::{AccessLogDraft, access_log};
+use super::ca_references::CaReferences;
 use super::diagnostic::{Located, Problem, Report};
 use super::draft::{
     ActionDraft, CertificateFilesDraft, CertificatesDraft, Draft, Listen, RouteDraft, ServerDraft,
@@ -56,6 +57,7 @@ pub(super) fn assemble(
     tls_options::check(&draft, report);
     check_takeover(&draft.certificates, report);
     let file_references = file_references(&draft, report);
+    let ca_references = CaReferences::of(&draft, report);
     let takeover = default_takeover(&draft.certificates);
     Config {
         path: draft.path,
@@ -77,6 +79,7 @@ pub(super) fn assemble(
             .map(|draft| site(draft, takeover))
             .collect(),
         file_references,
+        ca_references,
     }
 }
 

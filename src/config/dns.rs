@@ -180,8 +180,14 @@ impl DnsProvider {
     }
 
     fn updater_of(&self, settings: &Settings) -> Result<DnsUpdater, String> {
-        providers::build(self.name, settings)
-            .map_err(|error| self.without_secrets(&error.to_string()))
+        providers::build(self.name, settings).map_err(|error| {
+            let text = match error {
+                // Whose words these are: the settings are what could not be parsed.
+                dns_update::Error::Parse(cause) => cause,
+                other => other.to_string(),
+            };
+            self.without_secrets(&text)
+        })
     }
 
     /// A text of somebody else's, such as an error with a URL in it, without what is secret in the

@@ -10,6 +10,7 @@ mod access;
 mod access_log;
 mod acme_options;
 mod assemble;
+mod ca_references;
 mod command_line;
 mod compress;
 mod diagnostic;
@@ -49,6 +50,7 @@ use http::StatusCode;
 
 pub use access::{Access, BasicAuth, PasswordHash, RateKey, RateLimit};
 pub use access_log::{AccessLog, LogFormat, LogOutput, SECRET_PARAMETERS, SiteLog};
+pub use ca_references::CaReferences;
 pub use command_line::CommandLine;
 pub use compress::Coding;
 pub use diagnostic::{Diagnostic, Diagnostics, Place};
@@ -92,6 +94,8 @@ pub struct Config {
     pub file_references: Vec<FileReference>,
     /// The users and groups, likewise.
     pub account_references: Vec<AccountReference>,
+    /// The CAs, likewise.
+    pub ca_references: CaReferences,
 }
 
 impl Config {

@@ -140,12 +140,22 @@ impl Directories {
         if let CaHint::Url(url) = hint {
             return Ok(url.clone());
         }
-        let configured = self.configured.iter().map(String::as_str);
-        let mut known = configured.chain(public_cas::DIRECTORIES);
-        let found = known.find(|url| hint.fits(url));
-        found.map(str::to_owned).ok_or_else(|| {
-            format!("which CA {hint} is cannot be told; name its directory with --ca URL")
-        })
+        let mut configured = self.configured.iter().map(String::as_str);
+        let own = configured.find(|url| hint.fits(url));
+        let known: Vec<&str> = public_cas::directories()
+            .filter(|url| hint.fits(url))
+            .collect();
+        match (own, &known[..]) {
+            (Some(url), _) => Ok(url.to_owned()),
+            (None, [url]) => Ok((*url).to_owned()),
+            (None, []) => Err(format!(
+                "which CA {hint} is cannot be told; name its directory with --ca URL"
+            )),
+            (None, several) => Err(format!(
+                "which directory of {hint} it is cannot be told: name it with --ca, as in --ca {}",
+                several.join(" or --ca ")
+            )),
+        }
     }
 
     /// URLs that other files of the same client name in full.
@@ -284,6 +294,18 @@ mod tests {
         ] {
             assert_eq!(directories.resolve(&hint).as_deref(), Ok(url), "{hint}");
         }
+        // Of several directories there the right one is a guess.
+        let several = directories.resolve(&CaHint::Host("acme.sectigo.com".into()));
+        let several = several.unwrap_err();
+        for url in [
+            "https://acme.sectigo.com/v2/DV",
+            "https://acme.sectigo.com/v2/OV",
+        ] {
+            assert!(several.contains(&format!("--ca {url}")), "{several}");
+        }
+        let path = CaHint::HostAndPath("acme.sectigo.com/v2/OV".into());
+        let sectigo = "https://acme.sectigo.com/v2/OV";
+        assert_eq!(directories.resolve(&path).as_deref(), Ok(sectigo));
         let unknown = directories.resolve(&CaHint::Host("ca.test".into()));
         assert!(unknown.unwrap_err().contains("--ca"));
     }

@@ -54,6 +54,19 @@ impl StoreError {
         }
     }
 
+    /// Whether it is somebody's will, or want of space, that nothing is written there: what is there
+    /// already can be good all the same.
+    pub fn is_refusal(&self) -> bool {
+        use io::ErrorKind::{PermissionDenied, QuotaExceeded, ReadOnlyFilesystem, StorageFull};
+        let StoreError::Io { source, .. } = self else {
+            return false;
+        };
+        matches!(
+            source.kind(),
+            PermissionDenied | ReadOnlyFilesystem | StorageFull | QuotaExceeded
+        )
+    }
+
     pub(crate) fn broken(path: &Path, cause: impl ToString) -> StoreError {
         StoreError::Broken {
             path: path.to_owned(),
@@ -94,15 +107,29 @@ impl StateDir {
         let state = StateDir { root: root.into() };
         make_directory(&state.root)?;
         tighten(&state.root);
-        for directory in [
-            state.accounts_dir(),
-            state.certificates_dir(),
-            state.local_ca_dir(),
-            state.ledger_dir(),
-        ] {
-            make_directory(&directory)?;
-        }
+        state.make()?;
         Ok(state)
+    }
+
+    /// What is missing of it.
+    fn make(&self) -> Result<(), StoreError> {
+        let directories = [
+            self.root.clone(),
+            self.accounts_dir(),
+            self.certificates_dir(),
+            self.local_ca_dir(),
+            self.ledger_dir(),
+        ];
+        directories.iter().try_for_each(|it| make_directory(it))
+    }
+
+    /// As [`open`](Self::open); where nothing may be written, what is there is looked into.
+    pub fn open_as_it_is(root: impl Into<PathBuf>) -> Result<StateDir, StoreError> {
+        let root = root.into();
+        match StateDir::open(&root) {
+            Err(error) if error.is_refusal() => Ok(StateDir::at(root)),
+            other => other,
+        }
     }
 
     /// A directory to look into, which is neither made nor changed.
@@ -165,8 +192,11 @@ impl StateDir {
     }
 
     /// Takes the lock that guards writing, without waiting. `None`: another process holds it, and
-    /// this one may serve what is there, but neither order nor write.
+    /// this one may serve what is there, but neither order nor write. An error: nobody can write
+    /// here as things stand.
     pub fn try_lock_writer(&self) -> Result<Option<WriterLock>, StoreError> {
+        // What could not be made at the start.
+        self.make()?;
         lock::try_lock(&self.root.join("perennial.lock"))
     }
 }

@@ -158,6 +158,11 @@ impl Pebble {
         .await;
     }
 
+    pub async fn directory_document(&self) -> serde_json::Value {
+        let answer = self.client().get(&self.directory).send().await;
+        answer.expect("an answer").json().await.expect("JSON")
+    }
+
     /// The `[acme]` table that orders here.
     pub fn acme_table(&self) -> String {
         format!(

@@ -6,10 +6,24 @@ use serde::Deserialize;
 use super::{AccountFile, Authority, Opened, job_http};
 use crate::acme::error::{AcmeError, Class};
 use crate::acme::http::JobHttp;
-use crate::acme::jws::{self, Signer};
+use crate::acme::jws::{self, AccountKey, Signer};
 use crate::acme::ledger::{Kind, Outcome};
 
 const UNAUTHORIZED: &str = "unauthorized";
+
+pub(super) const VALID: &str = "valid";
+
+/// What the CA calls the account with this URL. One that does not say is dealt with all the same.
+pub(super) async fn account_status(
+    http: &JobHttp,
+    what: &str,
+    key: &AccountKey,
+    url: &str,
+) -> Result<String, AcmeError> {
+    let answer = jws::post(http, what, key, Signer::Account(url), url, None).await?;
+    let account = serde_json::from_slice::<AccountObject>(answer.body());
+    Ok(account.map_or_else(|_| VALID.to_owned(), |account| account.status))
+}
 
 /// What counts of an account object (RFC 8555 section 7.1.2).
 #[derive(Deserialize)]
@@ -44,12 +58,8 @@ impl Authority {
     /// Why the CA takes the account no more, if it says so.
     pub(super) async fn refused(&self, account: &AccountFile, http: &JobHttp) -> Option<AcmeError> {
         let (id, key) = (account.id.as_deref()?, account.signing_key().ok()?);
-        let signer = Signer::Account(id);
-        let words = match jws::post(http, &self.what(), &key, signer, id, None).await {
-            Ok(answer) => {
-                let account: AccountObject = serde_json::from_slice(answer.body()).ok()?;
-                (account.status != "valid").then(|| format!("it is {}", account.status))?
-            }
+        let words = match account_status(http, &self.what(), &key, id).await {
+            Ok(status) => (status != VALID).then(|| format!("it is {status}"))?,
             // Whoever may not even see his own account has none that is valid.
             Err(error) if error.is(UNAUTHORIZED) => error.detail,
             Err(_) => return None,

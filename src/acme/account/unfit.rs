@@ -15,7 +15,7 @@ const MAX_READ: usize = 4096;
 
 /// Why an answer is no directory.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Unfit {
+pub struct Unfit {
     pub(super) text: String,
     /// Whether it is for the CA to mend, or for time.
     pub(super) is_passing: bool,

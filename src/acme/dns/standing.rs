@@ -4,12 +4,64 @@
 
 use std::fmt;
 
+use serde::{Deserialize, Serialize};
 use time::OffsetDateTime;
 
 use super::DnsError;
 use super::lookup::Lookup;
 use crate::clock;
 use crate::config::Dns;
+
+/// What a CA says of the record: in the challenge, and where that says nothing, in its directory.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Terms {
+    /// Issuer names of which the record has to have one.
+    #[serde(rename = "issuer-domain-names", default)]
+    pub issuers: Vec<String>,
+    /// Our account, as the record has to name it.
+    #[serde(
+        rename = "accounturi",
+        default,
+        skip_serializing_if = "Option::is_none"
+    )]
+    pub account: Option<String>,
+}
+
+impl Terms {
+    /// Those of the challenges in the document of an authorization (RFC 8555 section 7.1.4), with the
+    /// challenges' URLs; none of any other document.
+    pub fn in_authorization(document: &[u8]) -> Vec<(String, Terms)> {
+        #[derive(Deserialize)]
+        struct Authorization {
+            challenges: Vec<serde_json::Value>,
+        }
+        let challenges = serde_json::from_slice::<Authorization>(document)
+            .map(|authorization| authorization.challenges)
+            .unwrap_or_default();
+        let standing = challenges.into_iter().filter(|it| it["type"] == TYPE);
+        let each = standing.filter_map(|challenge| {
+            let url = challenge["url"].as_str()?.to_owned();
+            Some((url, serde_json::from_value(challenge).ok()?))
+        });
+        each.collect()
+    }
+
+    /// With what the directory and the account's URL say, where the challenge is silent.
+    pub fn or(self, identities: &[String], account: &str) -> Terms {
+        let issuers = match self.issuers.is_empty() {
+            true => identities.to_vec(),
+            false => self.issuers,
+        };
+        let account = self.account.unwrap_or_else(|| account.to_owned());
+        Terms {
+            issuers,
+            account: Some(account),
+        }
+    }
+}
+
+/// As RFC 8555 names challenges.
+const TYPE: &str = "dns-persist-01";
 
 /// A record that shows control over one name.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -22,16 +74,16 @@ pub struct StandingRecord {
 }
 
 impl StandingRecord {
-    /// For an identifier of an order. `issuers`: as the CA's directory has them. The error says
-    /// why the CA cannot be named.
-    pub fn new(
-        issuers: &[String],
-        account: &str,
-        identifier: &str,
-    ) -> Result<StandingRecord, String> {
+    /// For an identifier of an order. The error says why the CA or the account cannot be named.
+    pub fn new(terms: &Terms, identifier: &str) -> Result<StandingRecord, String> {
+        let (issuers, Some(account)) = (&terms.issuers, &terms.account) else {
+            return Err("dns-persist-01 cannot be used: there is no account to name".into());
+        };
         if issuers.is_empty() {
             return Err(
-                "dns-persist-01 cannot be used: the CA's directory names no caaIdentities".into(),
+                "dns-persist-01 cannot be used: neither the challenge (issuer-domain-names) nor \
+                 the CA's directory (caaIdentities) says what to call the CA"
+                    .into(),
             );
         }
         let parent = identifier.strip_prefix("*.");
@@ -113,7 +165,36 @@ mod tests {
 
     fn record(identifier: &str) -> StandingRecord {
         let issuers = ["ca.test".to_owned(), "old.ca.test".to_owned()];
-        StandingRecord::new(&issuers, ACCOUNT, identifier).unwrap()
+        let terms = Terms::default().or(&issuers, ACCOUNT);
+        StandingRecord::new(&terms, identifier).unwrap()
+    }
+
+    #[test]
+    fn the_challenge_says_more_than_the_directory() {
+        let document = r#"{"status": "pending", "challenges": [
+            {"type": "http-01", "url": "https://ca.test/1", "token": "x"},
+            {"type": "dns-persist-01", "url": "https://ca.test/2",
+             "issuer-domain-names": ["issuer.test"], "accounturi": "https://ca.test/a/1"},
+            {"type": "dns-persist-01", "url": "https://ca.test/3"}]}"#;
+        let found = Terms::in_authorization(document.as_bytes());
+        let directory = ["directory.test".to_owned()];
+        let record = |number: usize| {
+            let (url, terms) = found[number].clone();
+            let terms = terms.or(&directory, ACCOUNT);
+            (url, StandingRecord::new(&terms, "a.test").unwrap().value())
+        };
+        assert_eq!(
+            record(0),
+            (
+                "https://ca.test/2".to_owned(),
+                "issuer.test; accounturi=https://ca.test/a/1".to_owned()
+            )
+        );
+        let silent = format!("directory.test; accounturi={ACCOUNT}");
+        assert_eq!(record(1), ("https://ca.test/3".to_owned(), silent));
+        for other in ["", "[]", r#"{"challenges": 1}"#, r#"{"status": "pending"}"#] {
+            assert_eq!(Terms::in_authorization(other.as_bytes()), []);
+        }
     }
 
     #[test]
@@ -128,7 +209,8 @@ mod tests {
             "_validation-persist.www.example.com. IN TXT \
              \"ca.test; accounturi=https://ca.test/acct/1\""
         );
-        assert!(StandingRecord::new(&[], ACCOUNT, "a.test").is_err());
+        assert!(StandingRecord::new(&Terms::default().or(&[], ACCOUNT), "a.test").is_err());
+        assert!(StandingRecord::new(&Terms::default(), "a.test").is_err());
     }
 
     #[test]

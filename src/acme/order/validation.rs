@@ -12,7 +12,7 @@ use super::choice::{acme_type, usable};
 use super::poll::Poll;
 use crate::acme::challenges::ChallengeGuard;
 use crate::acme::dns::RecordGuard;
-use crate::acme::dns::standing::StandingRecord;
+use crate::acme::dns::standing::{StandingRecord, Terms};
 use crate::acme::error::{AcmeError, Class};
 use crate::acme::http::{of_problem, with_nonce};
 use crate::acme::jws::KeyAuthorization;
@@ -101,7 +101,12 @@ impl Run {
         let usable = usable(&self.job.preferred, offered)
             .map_err(|detail| self.about(&identifier, self.error(Class::Operator, detail)))?;
         let usable = self.writable(usable, &identifier);
-        let (kind, standing) = self.first_possible(&usable, &identifier).await?;
+        let persist = acme_type(ChallengeType::DnsPersist01);
+        let mut challenges = authorization.challenges.iter();
+        let persist = challenges.find(|challenge| challenge.r#type == persist);
+        let terms = persist.and_then(|challenge| self.http.terms_of(&challenge.url));
+        let terms = terms.unwrap_or_default();
+        let (kind, standing) = self.first_possible(&usable, &identifier, terms).await?;
         let Some(challenge) = authorization.challenge(acme_type(kind)) else {
             return Ok(None);
         };
@@ -138,13 +143,14 @@ impl Run {
         &self,
         usable: &[ChallengeType],
         identifier: &str,
+        terms: Terms,
     ) -> Result<(ChallengeType, bool), AcmeError> {
         let mut missing = None;
         for kind in usable {
             if *kind != ChallengeType::DnsPersist01 {
                 return Ok((*kind, false));
             }
-            match self.find_standing_record(identifier).await {
+            match self.find_standing_record(identifier, terms.clone()).await {
                 Ok(()) => return Ok((*kind, true)),
                 Err(error) => missing = Some(error),
             }
@@ -153,9 +159,12 @@ impl Run {
         Err(self.about(identifier, missing.unwrap_or_else(none)))
     }
 
-    async fn find_standing_record(&self, identifier: &str) -> Result<(), AcmeError> {
-        let issuers = &self.job.session.directory.caa_identities;
-        let record = StandingRecord::new(issuers, self.account.id(), identifier);
+    /// `terms`: as the challenge has them.
+    async fn find_standing_record(&self, identifier: &str, terms: Terms) -> Result<(), AcmeError> {
+        let session = &self.job.session;
+        session.keep_terms(&terms).await;
+        let terms = terms.or(&session.directory.caa_identities, self.account.id());
+        let record = StandingRecord::new(&terms, identifier);
         let record = record.map_err(|cause| self.error(Class::Operator, cause))?;
         let dns = self.job.dns.as_ref();
         let dns = dns.ok_or_else(|| self.error(Class::Operator, "[acme.dns] cannot be used"))?;
@@ -170,6 +179,7 @@ impl Run {
         tracing::warn!(%record, "dns-persist-01 needs this record once and for all");
         Err(AcmeError {
             resumable: true,
+            challenge: Some(ChallengeType::DnsPersist01),
             ..self.error(
                 Class::Operator,
                 format!("dns-persist-01 needs this TXT record, once and for all: {record}"),

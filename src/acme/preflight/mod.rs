@@ -2,6 +2,7 @@
 //! whether it may issue. A look from inside may be wrong about what is seen from outside, so that
 //! nothing here stops an order for good; it says cause and remedy before the CA says no.
 
+pub mod authority;
 mod caa;
 mod disk;
 mod reach;
@@ -15,6 +16,7 @@ use time::Duration;
 
 use super::challenges::Challenges;
 use super::dns::Lookup;
+use super::error::{AcmeError, Class};
 use crate::certificate::name::Name;
 use crate::config::{self, ChallengeType};
 use caa::Policy;
@@ -42,6 +44,9 @@ pub enum Verdict {
 pub enum Topic {
     /// Of the CA.
     Directory,
+    /// Ours at the CA.
+    Account,
+    Profile,
     Address,
     Reachable,
     Caa,
@@ -51,12 +56,16 @@ pub enum Topic {
     StandingRecord,
     /// Of the challenge name to an acme-dns server.
     Delegation,
+    /// What came of the last order, and when the next one is.
+    Order,
 }
 
 impl Topic {
     pub fn as_str(self) -> &'static str {
         match self {
             Topic::Directory => "directory",
+            Topic::Account => "account",
+            Topic::Profile => "profile",
             Topic::Address => "address",
             Topic::Reachable => "reachable",
             Topic::Caa => "caa",
@@ -65,6 +74,7 @@ impl Topic {
             Topic::Limits => "limits",
             Topic::StandingRecord => "standing-record",
             Topic::Delegation => "delegation",
+            Topic::Order => "order",
         }
     }
 }
@@ -107,6 +117,23 @@ impl Check {
         Check {
             verdict: Verdict::Fails,
             ..Check::warning(topic, cause, remedy)
+        }
+    }
+
+    /// As seen from a CA that is not public: it may look with other eyes than ours, and may know
+    /// names that we do not.
+    pub fn as_advice(self) -> Check {
+        let of_the_way = matches!(self.topic, Topic::Address | Topic::Reachable);
+        match (of_the_way, self.verdict) {
+            (true, Verdict::Fails) => Check {
+                verdict: Verdict::Warning,
+                cause: format!(
+                    "{} (the CA is not public, and may see it otherwise)",
+                    self.cause
+                ),
+                ..self
+            },
+            _ => self,
         }
     }
 
@@ -258,12 +285,24 @@ const MAX_PUT_OFFS: u32 = 2;
 
 /// Whether to wait with an order, and why: pure. `public`: whether the CA looks from outside, where
 /// what was looked at counts; `before`: how often it was put off already.
-pub fn put_off(checks: &[Check], public: bool, before: u32) -> Option<String> {
+pub fn put_off(checks: &[Check], public: bool, before: u32) -> Option<&Check> {
     let mut hopeless = checks.iter().filter(|check| check.hopeless);
-    let check = hopeless
-        .next()
-        .filter(|_| public && before < MAX_PUT_OFFS)?;
-    Some(format!("preflight: {check}"))
+    hopeless.next().filter(|_| public && before < MAX_PUT_OFFS)
+}
+
+/// An order that was put off, as an error: what CAA forbids this CA another one may do, and what is
+/// wrong with our own disk is as wrong for each.
+pub fn unsent(what: String, check: &Check) -> AcmeError {
+    AcmeError {
+        problem: (check.topic == Topic::Caa).then(|| "caa".to_owned()),
+        advice: check.remedy.clone(),
+        unsent: true,
+        ..AcmeError::new(
+            Class::Operator,
+            what,
+            format!("put off by a preflight: {}", check.cause),
+        )
+    }
 }
 
 #[cfg(test)]
@@ -289,13 +328,23 @@ mod tests {
     fn what_is_hopeless_puts_an_order_off_twice_and_never_for_good() {
         let bad = Check::fails(Topic::Caa, "forbidden", "allow it").hopeless();
         let checks = [Check::ok(Topic::Address, "fine"), bad];
-        assert!(put_off(&checks, true, 0).unwrap().contains("forbidden"));
+        let check = put_off(&checks, true, 0).unwrap();
+        assert_eq!(check.cause, "forbidden");
+        let error = unsent("order for a.test".to_owned(), check);
+        assert!(error.is_for_another_ca());
+        assert_eq!(
+            error.to_string(),
+            "order for a.test: put off by a preflight: forbidden (caa); allow it"
+        );
         assert!(put_off(&checks, true, 1).is_some());
         assert!(put_off(&checks, true, 2).is_none());
         assert!(
             put_off(&checks, false, 0).is_none(),
             "a private CA may look elsewhere"
         );
+        let disk = Check::fails(Topic::StateDirectory, "full", "free some space").hopeless();
+        let error = unsent("order for a.test".to_owned(), &disk);
+        assert!(!error.is_for_another_ca(), "{error}");
         let doubtful = [Check::fails(Topic::Reachable, "closed", "open it")];
         assert!(put_off(&doubtful, true, 0).is_none());
     }

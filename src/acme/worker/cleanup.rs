@@ -84,7 +84,7 @@ impl Worker {
     /// Takes a certificate out of service. Where a site has it, only if `force` says so.
     pub(super) async fn delete(&mut self, name: &Name, force: bool) -> Result<Deleted, RenewError> {
         if self.lock.is_none() {
-            return Err(RenewError::NotWriter);
+            return Err(self.desk.not_writer());
         }
         let id = self.desk.by_name(name);
         let Some((id, entry)) = id.and_then(|id| Some((id, self.desk.entry(id)?))) else {

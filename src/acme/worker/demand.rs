@@ -179,11 +179,12 @@ impl Desk {
 
     fn refuse_waiting(&mut self, id: u64) {
         let (status, is_writer) = (self.published(id), self.is_writer);
+        let not_writer = self.not_writer().to_string();
         let Some(entry) = self.entry_mut(id) else {
             return;
         };
         let cause = match is_writer {
-            false => Some("another process writes to this state directory".to_owned()),
+            false => Some(not_writer),
             true => status.as_ref().and_then(|it| it.last_error.clone()),
         };
         let unserved = Unserved {

@@ -15,7 +15,7 @@ use time::{Duration, OffsetDateTime};
 
 use super::checks::Checks;
 use super::entry::Entry;
-use super::handle::{Lanes, Statuses, SubjectStatus, lock};
+use super::handle::{Lanes, Statuses, SubjectStatus, Trouble, lock};
 use crate::acme::account::Authority;
 use crate::acme::error::LastError;
 use crate::acme::history::Reservation;
@@ -72,6 +72,8 @@ pub(super) struct Desk {
     lanes: Lanes,
     /// Whether this process may order.
     pub(super) is_writer: bool,
+    /// Why nobody can be.
+    pub(super) trouble: Trouble,
     /// The process that may order is about to leave that to this one.
     pub(super) takes_over: bool,
     /// The first load of files is not done: nothing is decided yet.
@@ -148,6 +150,7 @@ impl Desk {
             statuses,
             lanes,
             is_writer: false,
+            trouble: Trouble::default(),
             takes_over: false,
             is_loading: false,
             fresh: HashMap::new(),

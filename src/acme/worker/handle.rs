@@ -16,6 +16,7 @@ use crate::acme::queue::{Lane, LaneReport, Priority};
 use crate::acme::renewal::IssuerKind;
 use crate::acme::subject::{Assignment, Subject};
 use crate::certificate::name::Name;
+use crate::clock;
 
 /// Requests from people that wait for the worker; more than that and they wait themselves.
 const COMMAND_QUEUE: usize = 64;
@@ -54,6 +55,15 @@ pub struct SubjectStatus {
     pub preflight: Vec<Check>,
     /// Whether a client asked for it; no site names it.
     pub on_demand: bool,
+}
+
+impl SubjectStatus {
+    /// Whether there should be another certificate by now.
+    fn is_needed_at(&self, now: OffsetDateTime) -> bool {
+        let due = self.next_renewal.is_some_and(|at| at <= now);
+        let missing = self.not_after.is_none_or(|until| until <= now);
+        self.covered_by_files_until.is_none() && (missing || due)
+    }
 }
 
 /// How a renewal is asked for.
@@ -99,6 +109,8 @@ pub enum RenewError {
     UnknownCa,
     #[error("another process writes to this state directory; ask that one")]
     NotWriter,
+    #[error("nothing can be written to the state directory, so nothing is ordered: {0}")]
+    Unwritable(String),
     #[error("the certificates are still being loaded; ask again in a moment")]
     Loading,
     #[error("the worker has stopped")]
@@ -177,6 +189,8 @@ pub struct AccountChanged {
 
 pub(super) type Statuses = Arc<Mutex<BTreeMap<u64, SubjectStatus>>>;
 pub(super) type Lanes = Arc<Mutex<Vec<LaneReport>>>;
+/// Why nobody can write to the state directory, where that is so.
+pub(super) type Trouble = Arc<Mutex<Option<String>>>;
 
 /// The way to a running worker. Cheap to clone.
 #[derive(Clone)]
@@ -184,6 +198,7 @@ pub struct WorkerHandle {
     commands: mpsc::Sender<Command>,
     pub(super) statuses: Statuses,
     pub(super) lanes: Lanes,
+    pub(super) trouble: Trouble,
 }
 
 impl WorkerHandle {
@@ -194,6 +209,7 @@ impl WorkerHandle {
             commands,
             statuses: Statuses::default(),
             lanes: Lanes::default(),
+            trouble: Trouble::default(),
         };
         (handle, receiver)
     }
@@ -307,7 +323,25 @@ impl WorkerHandle {
             }
             status
         });
+        let trouble = lock(&self.trouble).clone();
+        let Some(trouble) = trouble.map(|cause| RenewError::Unwritable(cause).to_string()) else {
+            return each.collect();
+        };
+        let now = clock::now();
+        let each = each.map(|mut status| {
+            if status.is_needed_at(now) {
+                status.last_error.get_or_insert_with(|| trouble.clone());
+            }
+            status
+        });
         each.collect()
+    }
+
+    /// What somebody should know although everything that is there is served.
+    pub fn warnings(&self) -> Vec<String> {
+        let trouble = lock(&self.trouble).clone();
+        let warning = trouble.map(|cause| RenewError::Unwritable(cause).to_string());
+        warning.into_iter().collect()
     }
 
     /// What waits for its turn and what runs, by CA.

@@ -80,8 +80,10 @@ impl Worker {
         // Whoever waits for it was permitted to just now, and people need no permission.
         let renewal = entry.on_demand && !entry.forced && !entry.is_waited_for();
         let may_renew = renewal.then(|| Arc::clone(&self.desk.surroundings.may_renew));
-        // A client waits for one on demand.
-        let is_first = reason == OrderReason::First && !entry.on_demand;
+        // A client waits for one on demand. One that somebody asks for may still be the first.
+        let is_first = matches!(reason, OrderReason::First | OrderReason::Requested)
+            && entry.stored.is_none()
+            && !entry.on_demand;
         let preflight = is_first.then(|| FirstLook {
             dns: self.assignment.dns.clone(),
             state_dir: self.state.root().to_owned(),

@@ -8,7 +8,9 @@ use tokio::sync::oneshot;
 use super::Worker;
 use super::desk::Desk;
 use super::entry::Entry;
-use super::handle::{AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode};
+use super::handle::{
+    AccountChange, AccountChanged, Command, Decision, RenewError, RenewMode, lock,
+};
 use crate::acme::account::{Authority, slug};
 use crate::acme::job::Done;
 use crate::acme::preflight::{Check, Preflight};
@@ -52,7 +54,7 @@ impl Worker {
     ) {
         let wanted = |it: &&Arc<Authority>| ca.as_ref().is_none_or(|ca| slug(it.url()) == *ca);
         let authority = match self.desk.authorities.iter().find(wanted) {
-            _ if !self.desk.is_writer => Err(RenewError::NotWriter),
+            _ if !self.desk.is_writer => Err(self.desk.not_writer()),
             Some(authority) => Ok(Arc::clone(authority)),
             None => Err(RenewError::UnknownCa),
         };
@@ -93,6 +95,14 @@ impl Worker {
 }
 
 impl Desk {
+    /// Why this process neither orders nor writes.
+    pub(super) fn not_writer(&self) -> RenewError {
+        match lock(&self.trouble).clone() {
+            Some(cause) => RenewError::Unwritable(cause),
+            None => RenewError::NotWriter,
+        }
+    }
+
     pub(super) fn renew(
         &mut self,
         name: &Name,
@@ -103,7 +113,7 @@ impl Desk {
         let found = self.by_name(name);
         let answer = match found.and_then(|id| Some((id, self.entry(id)?))) {
             None => Err(RenewError::UnknownName(name.clone())),
-            Some(_) if !self.is_writer => Err(RenewError::NotWriter),
+            Some(_) if !self.is_writer => Err(self.not_writer()),
             Some((id, entry)) if entry.running => {
                 // The end of an order answers it; behind a question to the CA it comes next.
                 self.note(id, mode);

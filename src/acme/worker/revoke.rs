@@ -84,7 +84,7 @@ impl Worker {
         match self.desk.by_name(&name) {
             _ if self.lock.is_none() => {
                 // Whoever asked may have gone.
-                let _ = reply.send(Err(RenewError::NotWriter));
+                let _ = reply.send(Err(self.desk.not_writer()));
             }
             Some(id) => self.revoke_of_entry(id, reason, reply),
             None => {

@@ -129,6 +129,7 @@ fn config(directory: &str, sites: Vec<Site>) -> Arc<Config> {
         sites,
         file_references: Vec::new(),
         account_references: Vec::new(),
+        ca_references: Default::default(),
     })
 }
 

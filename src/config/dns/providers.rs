@@ -853,7 +853,7 @@ fn oracle(s: &Settings) -> Result<DnsUpdater, Error> {
 fn rfc2136(s: &Settings) -> Result<DnsUpdater, Error> {
     let key = BASE64_STANDARD
         .decode(s.text("key").trim())
-        .map_err(|_| Error::Parse("the TSIG key is not base64".to_owned()))?;
+        .map_err(|_| Error::Parse("`key` is not base64, as tsig-keygen writes it".to_owned()))?;
     let algorithm = tsig_algorithm(s.optional("algorithm").unwrap_or("hmac-sha256"))?;
     let server = s.text(SERVER);
     // What belongs to the name is known when it is used; everything else can be wrong now.

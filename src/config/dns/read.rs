@@ -366,15 +366,29 @@ fn writer(
                 settings,
             };
             // What its client finds wrong is known now, and not at the first order.
-            let built = provider.updater().map_err(|cause| {
+            let built = provider.updater();
+            let at = built
+                .as_ref()
+                .err()
+                .and_then(|cause| key_at(table, other, cause));
+            let built = built.map_err(|cause| {
                 Problem::new(format!(
                     "the DNS provider {other:?} cannot be used: {cause}"
                 ))
             });
-            reader.report.keep(name.at, built)?;
+            reader.report.keep(at.unwrap_or(name.at), built)?;
             Some((DnsWriter::Provider(provider), None))
         }
     }
+}
+
+/// Where the key stands that is wrong, if the cause begins with one.
+fn key_at(table: &Table<'_>, provider: &str, cause: &str) -> Option<usize> {
+    let (name, _) = cause.strip_prefix('`')?.split_once('`')?;
+    let mut keys = keys_of(provider)?.iter();
+    let key = keys.find(|key| key.name == name)?;
+    let value = names_of(key).find_map(|name| table.get(name))?;
+    Some(value.at)
 }
 
 fn exec_timeout(table: &Table<'_>) -> Option<Duration> {

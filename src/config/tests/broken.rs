@@ -337,7 +337,7 @@ fn dns_providers() {
         ),
         (
             format!("[acme.dns]\nprovider = \"rfc2136\"\nserver = \"ns 1\"\n{key}"),
-            "2:12: the DNS provider \"rfc2136\" cannot be used: Parse error: `server` \"ns 1\" is neither a name nor an IP address, as in \"ns1.example.com\", \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\"",
+            "3:10: the DNS provider \"rfc2136\" cannot be used: `server` \"ns 1\" is neither a name nor an IP address, as in \"ns1.example.com\", \"192.0.2.1:53\" or \"tcp://[2001:db8::1]:53\"",
         ),
         (
             format!("{acme_dns}\nserver = \"https://auth.test\"\npassword = \"p\""),

@@ -90,6 +90,7 @@ fn setting(section: &Section, line: &str) -> String {
 fn settled(text: &str) -> Config {
     let mut config = good(text);
     config.file_references.clear();
+    config.ca_references = CaReferences::default();
     config
 }
 
