@@ -132,21 +132,26 @@ fn objection(
     })
 }
 
+/// The profile that is written for addresses; with none the CA's offer decides.
+fn for_addresses(authority: &CertificateAuthority) -> Option<&str> {
+    let own = authority.address_profile.as_ref();
+    own.or(authority.profile.as_ref()).map(String::as_str)
+}
+
 /// Where each CA would refuse an address.
 fn no_address(authorities: &[CertificateAuthority], address: &Name) -> Option<(String, String)> {
     let refuses = |authority: &CertificateAuthority| {
         let is_lets_encrypt = host(&authority.directory).ends_with(".letsencrypt.org");
-        let profile = authority.profile.as_deref();
-        is_lets_encrypt && profile.is_some_and(|it| FOR_NAMES_ALONE.contains(&it))
+        is_lets_encrypt && for_addresses(authority).is_some_and(|it| FOR_NAMES_ALONE.contains(&it))
     };
-    let profile = authorities.first()?.profile.as_deref()?;
+    let profile = for_addresses(authorities.first()?)?;
     authorities.iter().all(refuses).then(|| {
         (
             format!(
                 "Let's Encrypt issues no certificate for the address {address} under the profile \
                  {profile:?}, but under \"shortlived\" alone"
             ),
-            "set `profile` to \"shortlived\", or take it out".to_owned(),
+            "set `address_profile` to \"shortlived\"".to_owned(),
         )
     })
 }
@@ -207,5 +212,7 @@ mod tests {
             assert_eq!(!told.is_empty(), refused, "{profile} {host}: {told}");
         }
         assert_eq!(objections_to("", "8.8.8.8", true), "");
+        let own = "profile = \"classic\"\naddress_profile = \"shortlived\"";
+        assert_eq!(objections_to(own, "8.8.8.8", true), "");
     }
 }

@@ -401,7 +401,11 @@ async fn ask_authority(
     // That the first order makes one is no news where it cannot.
     let demands_account = demands.iter().any(|it| it.topic == Topic::Account);
     if !demands_account {
-        checks.push(preflight::authority::account(&state, &account_dir));
+        checks.push(preflight::authority::account(
+            &state,
+            &authority.directory,
+            &account_dir,
+        ));
     }
     checks.extend(demands);
     checks

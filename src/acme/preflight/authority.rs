@@ -13,9 +13,14 @@ pub fn demands(
     config: &CertificateAuthority,
     has_account: bool,
 ) -> Vec<Check> {
-    let profile = config.profile.as_deref();
-    let profile = profile.map(|wanted| profile_check(directory, wanted));
-    let mut checks: Vec<Check> = profile.into_iter().collect();
+    let profiles = [
+        ("profile", &config.profile),
+        ("address_profile", &config.address_profile),
+    ];
+    let mut checks: Vec<Check> = profiles
+        .into_iter()
+        .filter_map(|(key, wanted)| Some(profile_check(directory, key, wanted.as_deref()?)))
+        .collect();
     if has_account {
         return checks;
     }
@@ -39,7 +44,8 @@ pub fn demands(
     checks
 }
 
-fn profile_check(directory: &Directory, wanted: &str) -> Check {
+/// `key`: what the configuration calls it.
+fn profile_check(directory: &Directory, key: &str, wanted: &str) -> Check {
     let offered: Vec<&str> = directory.profiles.keys().map(String::as_str).collect();
     if offered.contains(&wanted) {
         return Check::ok(Topic::Profile, format!("the CA has the profile {wanted:?}"));
@@ -47,26 +53,27 @@ fn profile_check(directory: &Directory, wanted: &str) -> Check {
     let (cause, remedy) = match offered.is_empty() {
         true => (
             format!("the CA has no profile {wanted:?}, nor any other"),
-            "take `profile` out",
+            format!("take `{key}` out"),
         ),
         false => (
             format!(
                 "the CA has no profile {wanted:?}, but {}",
                 offered.join(", ")
             ),
-            "set `profile` to one of these, or take it out",
+            format!("set `{key}` to one of these, or take it out"),
         ),
     };
     Check::fails(Topic::Profile, cause, remedy)
 }
 
-/// `dir`: where the account is kept.
-pub fn account(state: &AccountState, dir: &Path) -> Check {
+/// `ca`: the URL of the directory; `dir`: where the account is kept.
+pub fn account(state: &AccountState, ca: &str, dir: &Path) -> Check {
     let anew = || {
-        let dir = dir.display();
+        let file = dir.join("account.json");
         format!(
-            "if it is not to come back, stop perennial, move {dir}/account.json and \
-             {dir}/account.key away, and start it: the next order makes a new account"
+            "`perennial account deactivate --yes --ca {ca}` puts {} away, and the next order makes a \
+             new account",
+            file.display()
         )
     };
     let fails = |cause: String| Check::fails(Topic::Account, cause, anew());
