@@ -136,19 +136,25 @@ fn objection(
 fn no_address(authorities: &[CertificateAuthority], address: &Name) -> Option<(String, String)> {
     let refuses = |authority: &CertificateAuthority| {
         let is_lets_encrypt = host(&authority.directory).ends_with(".letsencrypt.org");
-        let profile = authority.profile.as_deref();
+        let profile = profile_for_addresses(authority);
         is_lets_encrypt && profile.is_some_and(|it| FOR_NAMES_ALONE.contains(&it))
     };
-    let profile = authorities.first()?.profile.as_deref()?;
+    let profile = profile_for_addresses(authorities.first()?)?;
     authorities.iter().all(refuses).then(|| {
         (
             format!(
                 "Let's Encrypt issues no certificate for the address {address} under the profile \
                  {profile:?}, but under \"shortlived\" alone"
             ),
-            "set `profile` to \"shortlived\", or take it out".to_owned(),
+            "set `address_profile` to \"shortlived\"".to_owned(),
         )
     })
+}
+
+/// What is configured for certificates with an address.
+fn profile_for_addresses(authority: &CertificateAuthority) -> Option<&str> {
+    let own = authority.address_profile.as_deref();
+    own.or(authority.profile.as_deref())
 }
 
 #[cfg(test)]
@@ -207,5 +213,11 @@ mod tests {
             assert_eq!(!told.is_empty(), refused, "{profile} {host}: {told}");
         }
         assert_eq!(objections_to("", "8.8.8.8", true), "");
+        let both = |address: &str| {
+            let profiles = format!("profile = \"classic\"\naddress_profile = \"{address}\"");
+            objections_to(&profiles, "8.8.8.8", true)
+        };
+        assert_eq!(both("shortlived"), "");
+        assert!(both("tlsserver").contains("the profile \"tlsserver\""));
     }
 }

@@ -13,9 +13,15 @@ pub fn demands(
     config: &CertificateAuthority,
     has_account: bool,
 ) -> Vec<Check> {
-    let profile = config.profile.as_deref();
-    let profile = profile.map(|wanted| profile_check(directory, wanted));
-    let mut checks: Vec<Check> = profile.into_iter().collect();
+    let profiles = [
+        ("profile", &config.profile),
+        ("address_profile", &config.address_profile),
+    ];
+    let wanted = profiles.into_iter();
+    let wanted = wanted.filter_map(|(key, wanted)| Some((key, wanted.as_deref()?)));
+    let mut checks: Vec<Check> = wanted
+        .map(|(key, wanted)| profile_check(directory, key, wanted))
+        .collect();
     if has_account {
         return checks;
     }
@@ -39,7 +45,7 @@ pub fn demands(
     checks
 }
 
-fn profile_check(directory: &Directory, wanted: &str) -> Check {
+fn profile_check(directory: &Directory, key: &str, wanted: &str) -> Check {
     let offered: Vec<&str> = directory.profiles.keys().map(String::as_str).collect();
     if offered.contains(&wanted) {
         return Check::ok(Topic::Profile, format!("the CA has the profile {wanted:?}"));
@@ -47,14 +53,14 @@ fn profile_check(directory: &Directory, wanted: &str) -> Check {
     let (cause, remedy) = match offered.is_empty() {
         true => (
             format!("the CA has no profile {wanted:?}, nor any other"),
-            "take `profile` out",
+            format!("take `{key}` out"),
         ),
         false => (
             format!(
                 "the CA has no profile {wanted:?}, but {}",
                 offered.join(", ")
             ),
-            "set `profile` to one of these, or take it out",
+            format!("set `{key}` to one of these, or take it out"),
         ),
     };
     Check::fails(Topic::Profile, cause, remedy)
@@ -138,5 +144,10 @@ mod tests {
         let unknown = with("classical", meta);
         assert!(unknown.contains("but classic, shortlived"), "{unknown}");
         assert!(with("classic", "{}").contains("nor any other"));
+        let of_addresses = |config: &mut CertificateAuthority| {
+            config.address_profile = Some("days".to_owned());
+        };
+        let unknown = told(meta, of_addresses, true);
+        assert!(unknown.contains("set `address_profile`"), "{unknown}");
     }
 }
