@@ -24,6 +24,21 @@ pub struct Event {
 }
 
 impl Event {
+    fn place(&self) -> Place {
+        let is_placed = matches!(
+            self.what,
+            What::Order {
+                end: End::Placed,
+                ..
+            }
+        );
+        Place {
+            at: self.at,
+            is_placed,
+            counts: self.counts(),
+        }
+    }
+
     fn counts(&self) -> Counts {
         match &self.what {
             What::Account => Counts::Account,
@@ -36,6 +51,15 @@ impl Event {
             },
         }
     }
+}
+
+/// Where the limits look for an event.
+#[derive(Debug, PartialEq, Eq)]
+struct Place {
+    at: OffsetDateTime,
+    /// The CA waits for somebody to go on with it.
+    is_placed: bool,
+    counts: Counts,
 }
 
 /// What an event counts as, beside the order that it is, if the CA counts that.
@@ -65,7 +89,7 @@ pub enum What {
 pub enum End {
     /// It is being sent: its certificate will count, should there be one.
     Sent,
-    /// The CA has it, and may have issued meanwhile.
+    /// The CA has it: its certificate will count, should somebody go on with it.
     Placed,
     /// The CA is told to issue: from here on only its own word says that it did not.
     Finalized,
@@ -84,7 +108,7 @@ impl End {
             // Given up for lost by somebody who read the file while it was being sent, or before
             // what a crash had left on disk was found.
             (End::Sent | End::Failed(None), End::Placed) => End::Placed,
-            (End::Placed, End::Finalized) => End::Finalized,
+            (End::Placed | End::Failed(None), End::Finalized) => End::Finalized,
             (end, End::Sent | End::Placed | End::Finalized) => end,
             (_, word) => word,
         }
@@ -129,6 +153,8 @@ pub struct Past {
     /// By number, in the order in which they were noted.
     events: BTreeMap<u64, Event>,
     by_time: Times,
+    /// What may be gone on with.
+    placed: Times,
     accounts: Times,
     orders: Times,
     /// By registered domain.
@@ -159,7 +185,7 @@ impl Past {
 
     /// Notes an event under a number of its own.
     pub fn add(&mut self, id: u64, event: Event) {
-        self.index(id, &event.what, (event.at, event.counts()), true);
+        self.index(id, &event.what, event.place(), true);
         self.events.insert(id, event);
     }
 
@@ -189,9 +215,9 @@ impl Past {
         let Some(mut event) = self.events.remove(&id) else {
             return;
         };
-        let before = (event.at, event.counts());
+        let before = event.place();
         change(&mut event);
-        let after = (event.at, event.counts());
+        let after = event.place();
         if before != after {
             self.index(id, &event.what, before, false);
             self.index(id, &event.what, after, true);
@@ -239,8 +265,14 @@ impl Past {
         lifetime.is_some_and(|lifetime| now - event.at < lifetime)
     }
 
-    /// Drops what is older than `keep`, and answers the numbers of that.
+    /// Drops what is older than `keep`, and answers the numbers of that. An order that nobody goes
+    /// on with any more, and that nobody has had finalized, is no certificate and becomes none.
     pub fn forget(&mut self, now: OffsetDateTime, keep: Duration) -> Vec<u64> {
+        while let Some((at, id)) = self.placed.first().copied()
+            && now - at >= PENDING_LIFETIME
+        {
+            self.end(id, End::Failed(None));
+        }
         let mut dropped = Vec::new();
         while let Some((at, id)) = self.by_time.first().copied()
             && now - at >= keep
@@ -254,12 +286,17 @@ impl Past {
     /// As if it had never been.
     pub fn remove(&mut self, id: u64) -> Option<Event> {
         let event = self.events.remove(&id)?;
-        self.index(id, &event.what, (event.at, event.counts()), false);
+        self.index(id, &event.what, event.place(), false);
         Some(event)
     }
 
-    /// Puts an event where the limits look for it, or takes it out. `at`: when it was.
-    fn index(&mut self, id: u64, what: &What, (at, counts): (OffsetDateTime, Counts), add: bool) {
+    /// Puts an event where the limits look for it, or takes it out.
+    fn index(&mut self, id: u64, what: &What, place: Place, add: bool) {
+        let Place {
+            at,
+            is_placed,
+            counts,
+        } = place;
         let put = |times: &mut Times, at| {
             match add {
                 true => times.insert((at, id)),
@@ -274,6 +311,9 @@ impl Past {
             }
         };
         put(&mut self.by_time, at);
+        if is_placed {
+            put(&mut self.placed, at);
+        }
         if let What::Order { exempt: false, .. } = what {
             put(&mut self.orders, at);
         }
@@ -577,6 +617,24 @@ mod tests {
         assert!(!is_open(&past, NOW));
         past.remove(0);
         assert!(past.sets.is_empty() && past.certificates.is_empty());
+    }
+
+    /// A CA issues when it is told to, and not before.
+    #[test]
+    fn an_order_that_nobody_goes_on_with_is_a_certificate_only_if_it_was_finalized() {
+        let placed = [25, 24, 23, 1].map(|hours| event(hours, "a.test", End::Placed));
+        let finalized = event(30, "a.test", End::Finalized);
+        let mut past: Past = placed.into_iter().chain([finalized]).collect();
+        let counted = |past: &Past| past.sets["a.test"].len();
+        assert_eq!(counted(&past), 5);
+        past.forget(NOW, Duration::days(7));
+        assert_eq!((past.len(), counted(&past)), (5, 3));
+        // Somebody was just about to, by a clock that is a little late.
+        past.end(1, End::Finalized);
+        assert_eq!(counted(&past), 4);
+        past.forget(NOW + Duration::DAY, Duration::days(7));
+        assert_eq!(counted(&past), 2);
+        assert!(past.placed.is_empty());
     }
 
     #[test]

@@ -132,19 +132,14 @@ fn objection(
     })
 }
 
-/// The profile that is written for addresses; with none the CA's offer decides.
-fn for_addresses(authority: &CertificateAuthority) -> Option<&str> {
-    let own = authority.address_profile.as_ref();
-    own.or(authority.profile.as_ref()).map(String::as_str)
-}
-
 /// Where each CA would refuse an address.
 fn no_address(authorities: &[CertificateAuthority], address: &Name) -> Option<(String, String)> {
     let refuses = |authority: &CertificateAuthority| {
         let is_lets_encrypt = host(&authority.directory).ends_with(".letsencrypt.org");
-        is_lets_encrypt && for_addresses(authority).is_some_and(|it| FOR_NAMES_ALONE.contains(&it))
+        let profile = profile_for_addresses(authority);
+        is_lets_encrypt && profile.is_some_and(|it| FOR_NAMES_ALONE.contains(&it))
     };
-    let profile = for_addresses(authorities.first()?)?;
+    let profile = profile_for_addresses(authorities.first()?)?;
     authorities.iter().all(refuses).then(|| {
         (
             format!(
@@ -154,6 +149,12 @@ fn no_address(authorities: &[CertificateAuthority], address: &Name) -> Option<(S
             "set `address_profile` to \"shortlived\"".to_owned(),
         )
     })
+}
+
+/// What is configured for certificates with an address.
+fn profile_for_addresses(authority: &CertificateAuthority) -> Option<&str> {
+    let own = authority.address_profile.as_deref();
+    own.or(authority.profile.as_deref())
 }
 
 #[cfg(test)]
@@ -212,7 +213,11 @@ mod tests {
             assert_eq!(!told.is_empty(), refused, "{profile} {host}: {told}");
         }
         assert_eq!(objections_to("", "8.8.8.8", true), "");
-        let own = "profile = \"classic\"\naddress_profile = \"shortlived\"";
-        assert_eq!(objections_to(own, "8.8.8.8", true), "");
+        let both = |address: &str| {
+            let profiles = format!("profile = \"classic\"\naddress_profile = \"{address}\"");
+            objections_to(&profiles, "8.8.8.8", true)
+        };
+        assert_eq!(both("shortlived"), "");
+        assert!(both("tlsserver").contains("the profile \"tlsserver\""));
     }
 }

@@ -17,9 +17,10 @@ pub fn demands(
         ("profile", &config.profile),
         ("address_profile", &config.address_profile),
     ];
-    let mut checks: Vec<Check> = profiles
-        .into_iter()
-        .filter_map(|(key, wanted)| Some(profile_check(directory, key, wanted.as_deref()?)))
+    let wanted = profiles.into_iter();
+    let wanted = wanted.filter_map(|(key, wanted)| Some((key, wanted.as_deref()?)));
+    let mut checks: Vec<Check> = wanted
+        .map(|(key, wanted)| profile_check(directory, key, wanted))
         .collect();
     if has_account {
         return checks;
@@ -44,7 +45,6 @@ pub fn demands(
     checks
 }
 
-/// `key`: what the configuration calls it.
 fn profile_check(directory: &Directory, key: &str, wanted: &str) -> Check {
     let offered: Vec<&str> = directory.profiles.keys().map(String::as_str).collect();
     if offered.contains(&wanted) {
@@ -145,5 +145,10 @@ mod tests {
         let unknown = with("classical", meta);
         assert!(unknown.contains("but classic, shortlived"), "{unknown}");
         assert!(with("classic", "{}").contains("nor any other"));
+        let of_addresses = |config: &mut CertificateAuthority| {
+            config.address_profile = Some("days".to_owned());
+        };
+        let unknown = told(meta, of_addresses, true);
+        assert!(unknown.contains("set `address_profile`"), "{unknown}");
     }
 }

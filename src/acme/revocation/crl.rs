@@ -143,7 +143,10 @@ mod tests {
     }
 
     fn authority(name: &str, usages: &[KeyUsagePurpose]) -> Authority {
-        let key = KeyPair::generate().unwrap();
+        with_key(KeyPair::generate().unwrap(), name, usages)
+    }
+
+    fn with_key(key: KeyPair, name: &str, usages: &[KeyUsagePurpose]) -> Authority {
         let mut params = CertificateParams::default();
         params.distinguished_name.push(DnType::CommonName, name);
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
@@ -197,14 +200,26 @@ mod tests {
 
     #[test]
     fn what_is_on_the_list_is_found_with_its_reason() {
-        let ca = ca("The CA");
-        let finding = read_as(&ca, params(), &ca, NOW).unwrap();
-        let expected = [
-            ("01".to_owned(), Some("keyCompromise")),
-            ("02".to_owned(), Some("unspecified")),
-        ];
-        assert_eq!(finding.revoked, expected);
-        assert_eq!(finding.next_update, Some(NOW + Duration::days(7)));
+        let usages = [KeyUsagePurpose::KeyCertSign, KeyUsagePurpose::CrlSign];
+        for algorithm in [
+            &rcgen::PKCS_ECDSA_P256_SHA256,
+            &rcgen::PKCS_ECDSA_P384_SHA384,
+            &rcgen::PKCS_RSA_SHA256,
+            &rcgen::PKCS_ED25519,
+        ] {
+            let key = || KeyPair::generate_for(algorithm).unwrap();
+            let ca = with_key(key(), "The CA", &usages);
+            let finding = read_as(&ca, params(), &ca, NOW).unwrap();
+            let expected = [
+                ("01".to_owned(), Some("keyCompromise")),
+                ("02".to_owned(), Some("unspecified")),
+            ];
+            assert_eq!(finding.revoked, expected);
+            assert_eq!(finding.next_update, Some(NOW + Duration::days(7)));
+            let forger = with_key(key(), "The CA", &usages);
+            let forged = read_as(&ca, params(), &forger, NOW).unwrap_err();
+            assert_eq!(forged, RevocationError::Signature);
+        }
     }
 
     #[test]

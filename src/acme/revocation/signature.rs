@@ -25,15 +25,18 @@ pub(super) fn verify(
     message: &[u8],
 ) -> Result<(), RevocationError> {
     let digest = match algorithm {
-        "1.2.840.113549.1.1.11" | "1.2.840.10045.4.3.2" => MessageDigest::sha256(),
-        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => MessageDigest::sha384(),
-        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => MessageDigest::sha512(),
+        "1.2.840.113549.1.1.11" | "1.2.840.10045.4.3.2" => Some(MessageDigest::sha256()),
+        "1.2.840.113549.1.1.12" | "1.2.840.10045.4.3.3" => Some(MessageDigest::sha384()),
+        "1.2.840.113549.1.1.13" | "1.2.840.10045.4.3.4" => Some(MessageDigest::sha512()),
+        // Ed25519 (RFC 8410) has its own.
+        "1.3.101.112" => None,
         other => return Err(RevocationError::Algorithm(other.to_owned())),
     };
-    let verified = Verifier::new(digest, key).and_then(|mut verifier| {
-        verifier.update(message)?;
-        verifier.verify(signature)
-    });
+    let verifier = match digest {
+        Some(digest) => Verifier::new(digest, key),
+        None => Verifier::new_without_digest(key),
+    };
+    let verified = verifier.and_then(|mut it| it.verify_oneshot(signature, message));
     match verified {
         Ok(true) => Ok(()),
         Ok(false) | Err(_) => Err(RevocationError::Signature),
