@@ -114,10 +114,11 @@ fn a_thousand_crashes_while_nothing_can_be_validated() {
 
 #[test]
 fn a_thousand_crashes_while_all_is_well() {
-    let (sent, names) = a_thousand_crashes(|_| Vec::new(), Duration::days(2));
-    // Killed in the middle of some orders, at last after a day, and never of one that is done.
+    let (sent, names) = a_thousand_crashes(|_| Vec::new(), Duration::days(4));
+    // Killed in the middle of some orders, at last after a day, and never of one that is done; one
+    // of fifty fails at the CA, and is tried again a day later.
     assert_eq!(sent.issued, u64::from(names), "{sent:?}");
-    assert!(sent.orders_for_one <= 5, "{sent:?}");
+    assert!(sent.orders_for_one <= 6, "{sent:?}");
     // Killed in the middle of some questions, which are asked again after 1, 2, 4 ... minutes.
     assert!(sent.questions <= 12 * names, "{sent:?}");
     assert!(sent.sessions <= 6 * names, "{sent:?}");
