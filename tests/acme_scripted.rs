@@ -237,6 +237,30 @@ async fn an_order_that_the_authority_will_not_finalize_is_no_certificate() {
     assert!(orders[0].failed && !orders[0].issued, "{orders:?}");
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn an_interrupted_order_that_the_ca_has_no_more_is_placed_anew() {
+    let place = Place::new();
+    let ca = ScriptedCa::start(&place).await;
+    let site = site(NAME, "acme", &["respond:hello"]);
+    let text = format!("{}{site}", ca.acme_table());
+    let perennial = Perennial::with_config(place, &text);
+    let mut perennial = perennial.env("PERENNIAL_TEST_ABORT_AFTER", "order-url");
+    perennial.start();
+    perennial.wait_exit(SOON).await;
+    perennial.forget_env();
+    ca.script(|script| script.break_one(Kind::Order, Fault::Missing));
+    perennial.start_and_wait().await;
+    // Who asks for it does not wait as the program does after a crash.
+    perennial.renew(NAME).await;
+    wait_until(SOON, "another order", async || {
+        (ca.count(Kind::NewOrder) == 2).then_some(())
+    })
+    .await;
+    ca.script(|script| script.behave());
+    perennial.renew(NAME).await;
+    wait_for_certificate(&perennial, &ca).await;
+}
+
 /// The next start finds it on disk: it is the one order for which there is a place.
 #[tokio::test(flavor = "multi_thread")]
 async fn an_order_whose_url_a_crash_kept_from_the_history_needs_no_other_place() {

@@ -245,6 +245,8 @@ impl Run {
                 alive.then_some(order)
             }
             Err(error) => match self.explain(error) {
+                // Some CAs say of what they do not have no more than 404.
+                error if error.gone => None,
                 error if error.unreachable || error.is("accountDoesNotExist") => {
                     return Err(error);
                 }

@@ -131,6 +131,8 @@ pub enum Fault {
     Unavailable {
         retry_after: Option<String>,
     },
+    /// 404, and not a word more.
+    Missing,
     Refuse(Problem),
 }
 
@@ -158,6 +160,7 @@ impl Fault {
                 let response = (StatusCode::SERVICE_UNAVAILABLE, kind, page);
                 later(response.into_response(), retry_after)
             }
+            Fault::Missing => StatusCode::NOT_FOUND.into_response(),
             Fault::Refuse(problem) => problem.into_response(),
         }
     }
