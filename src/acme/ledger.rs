@@ -313,11 +313,13 @@ impl Ledger {
         slug: &str,
         now: OffsetDateTime,
     ) -> Result<Ledger, StoreError> {
-        let path = state
-            .ledger_dir()
-            .join("authorities")
-            .join(format!("{slug}.json"));
+        let path = Ledger::path_of_authority(state, slug);
         Ledger::open(path, Kind::Session, now)
+    }
+
+    fn path_of_authority(state: &StateDir, slug: &str) -> PathBuf {
+        let file = format!("{slug}.json");
+        state.ledger_dir().join("authorities").join(file)
     }
 
     /// The ledger of a subject as it is on disk, for commands beside a running server: nothing is
@@ -329,8 +331,7 @@ impl Ledger {
 
     /// As [`peek`](Self::peek), of a CA.
     pub fn peek_authority(state: &StateDir, slug: &str) -> Option<Ledger> {
-        let file = format!("{slug}.json");
-        Ledger::read_only(state.ledger_dir().join("authorities").join(file))
+        Ledger::read_only(Ledger::path_of_authority(state, slug))
     }
 
     fn read_only(path: PathBuf) -> Option<Ledger> {

@@ -233,8 +233,8 @@ impl Worker {
                 if waited {
                     tracing::info!("this process orders certificates now");
                     self.forget_records().await;
+                    self.put_in_place().await;
                 }
-                self.put_in_place().await;
                 let ids: Vec<u64> = self.desk.entries().map(|(id, _)| id).collect();
                 self.load(&ids).await;
                 self.remove_left_over_records().await;

@@ -281,15 +281,19 @@ fn lines_of_earlier_versions_have_a_date_and_no_uptime() {
     assert!(matches!(&past[0].what, What::Order { end, .. } if *end == End::Placed));
 }
 
-#[test]
-fn orders_that_ask_together_take_one_place_only_once() {
-    let limits = crate::config::Limits {
+fn one_order_an_hour() -> Limits {
+    Limits {
         new_orders: Some(crate::config::Limit {
             count: 1,
             per: std::time::Duration::from_secs(3600),
         }),
-        ..Default::default()
-    };
+        ..Limits::default()
+    }
+}
+
+#[test]
+fn orders_that_ask_together_take_one_place_only_once() {
+    let limits = one_order_an_hour();
     for _ in 0..100 {
         let history = Arc::new(History::in_memory());
         let names = ["a.test".parse().unwrap()];
@@ -445,13 +449,7 @@ fn an_order_that_the_ca_was_told_to_issue_for_is_still_one_to_go_on_with_after_a
 /// It is noted before it leaves, and may be under way for a while: by the CA's date it is younger.
 #[test]
 fn an_order_counts_from_the_cas_answer_on() {
-    let limits = crate::config::Limits {
-        new_orders: Some(crate::config::Limit {
-            count: 1,
-            per: std::time::Duration::from_secs(3600),
-        }),
-        ..Default::default()
-    };
+    let limits = one_order_an_hour();
     let until = |history: &History, now| {
         history.forget(now, WEEK);
         let names = ["b.test".parse().unwrap()];
